@@ -1,0 +1,78 @@
+// One instruction example, whatever its file's schema was: everything becomes messages first.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+
+namespace graft::data {
+
+enum class Schema {
+  kAlpaca,            // {"instruction", "input"?, "output"}
+  kPromptCompletion,  // {"prompt", "completion"|"response"}
+  kMessages,          // {"messages": [{"role", "content"}, …]}
+  kShareGpt,          // {"conversations": [{"from", "value"}, …]}
+  kText,              // {"text"}: no turns, everything is trained on
+};
+std::string_view schema_name(Schema schema);
+
+struct Message {
+  std::string role;     // "system", "user", "assistant", "tool"; "text" for Schema::kText
+  std::string content;
+  Json extra;           // other members of the message (tool_calls, train, weight, …) or null
+};
+
+struct Record {
+  Schema schema = Schema::kMessages;
+  std::string id;       // the record's own "id" as text, or ""
+  std::string source;   // the record's own "source", or ""
+  std::vector<Message> messages;
+  Json tools;           // "tools" of the record, or null
+
+  // All user/system text before the last assistant turn, joined by newlines; and the last assistant
+  // turn. For kText the prompt is empty and the answer is the text.
+  std::string prompt() const;
+  std::string_view answer() const;
+};
+
+// Turns one JSON object into a record. An alpaca `input` follows the instruction after a blank line.
+// Errors: kData naming the missing or mistyped member, and the known schemas when none fits.
+Record parse_record(const Json& object, std::string_view name);
+
+// One item of an input file, exactly as it stands there.
+struct RawItem {
+  int file = 0;             // index into the list of files
+  int64_t index = 0;        // 0-based item number in its file
+  int64_t line = 0;         // 1-based line of its first byte
+  int64_t begin = 0;        // byte range of the item in its file (without the line end)
+  int64_t end = 0;
+  std::string_view raw;     // those bytes; valid while the source lives
+};
+
+// The items of JSONL files and JSON arrays (told apart by content), mapped, in order. Blank lines
+// are not items. One item may hold at most 64 MiB. A JSON array that is damaged gives its items up
+// to the damage and then one item with the rest. Errors: kIo, kData (empty file).
+class RecordSource {
+ public:
+  explicit RecordSource(std::vector<std::string> files);
+  ~RecordSource();
+  RecordSource(const RecordSource&) = delete;
+  RecordSource& operator=(const RecordSource&) = delete;
+  const std::vector<std::string>& files() const;
+  bool is_array(int file) const;
+  bool next(RawItem& item);
+  // Bytes of a whole input file (restore needs what lies between the items).
+  std::string_view file_bytes(int file) const;
+
+ private:
+  struct State;
+  State* state_;
+};
+
+// parse_json + parse_record of one item, with file and line in the error.
+Record read_record(const RecordSource& source, const RawItem& item);
+
+}  // namespace graft::data
