@@ -1,7 +1,7 @@
 // What every function of kernels/ returns, and the devices that it may run on.
 //
-// The folder is a C API over raw pointers: no exceptions, no global state but a thread's last error
-// text and oneDNN's cache of compiled products. Arrays are row-major, contiguous float32 unless a
+// The folder is a C API over raw pointers: no exceptions, no state but a thread's last error text
+// and its scratch memory. Arrays are row-major, contiguous float32 unless a
 // header says otherwise, counts are int64_t, and a count of zero is a valid empty call. Results are
 // the same to the bit for any number of threads: rows are independent, and a sum over rows is
 // taken in tiles of fixed size added in index order.
@@ -20,7 +20,7 @@ typedef enum graft_status {
   GRAFT_BAD_ARGUMENT,  // a null pointer, an id out of range, an enum value that does not exist
   GRAFT_NOT_FINITE,    // NaN or infinity where the operation is defined for finite values only
   GRAFT_NO_DEVICE,     // GRAFT_CUDA without a driver, without a GPU or without libgraft_cuda.so
-  GRAFT_DEVICE_ERROR   // the device or the GEMM library refused; graft_last_error() has its words
+  GRAFT_DEVICE_ERROR   // the device refused; graft_last_error() has its words
 } graft_status;
 
 // Where a function runs and where its pointers point. GRAFT_EMU runs the CUDA sources on the host,
