@@ -47,6 +47,8 @@ struct Encoding {
   // whole text except white space that an added token's lstrip/rstrip swallows (it belongs to that
   // token). Tokens that no text stands behind (BOS, EOS, the dummy prefix) have an empty range.
   std::vector<ByteRange> spans;
+  int64_t front = 0;  // tokens that EncodeOptions::special put in front of the text (BOS)
+  int64_t back = 0;   // and behind it (EOS)
 };
 
 // Hugging Face's view of the same offsets: widened to whole characters, the dummy prefix lies on
@@ -61,7 +63,7 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // Thread-safe. `text` must be UTF-8. Errors: kData (not UTF-8, over 1 GiB).
+  // Thread-safe. `text` must be UTF-8. Errors: kData (not UTF-8, over 256 MiB).
   Encoding encode(std::string_view text, const EncodeOptions& options = {}) const;
   // The ids alone; faster.
   std::vector<int32_t> encode_ids(std::string_view text, const EncodeOptions& options = {}) const;
@@ -83,7 +85,8 @@ class Tokenizer {
   bool is_special(int32_t id) const;  // an added token with the special flag, or a control piece
   // "bpe" or "sentencepiece".
   std::string_view kind() const;
-  // SHA-256 (hex) over the names and bytes of the files that were read.
+  // SHA-256 (hex) over the bytes of the vocabulary file and the settings that tokenizer_config.json
+  // and its like gave; other members of those files do not change it.
   const std::string& digest() const;
 
  private:
@@ -104,10 +107,14 @@ class StreamDecoder {
   std::string finish();
 
  private:
+  std::string flush_pending();
+  std::string take_complete();
+  std::string strip(std::string text);
   const Tokenizer& tokenizer_;
   Tokenizer::SkipSpecial skip_;
-  std::string pending_;
+  std::string pending_;  // bytes of an incomplete character
   bool at_start_ = true;
+  int64_t strip_left_ = 0;
 };
 
 // `path`: a model directory, a tokenizer.json or a tokenizer.model. tokenizer_config.json is read
