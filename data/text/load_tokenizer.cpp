@@ -115,9 +115,12 @@ std::string digest_of(const std::string& bytes, const Tokenizer::Parts& parts) {
     for (const int32_t id : ids) items.push_back(id);
     return items;
   };
-  settings.set("front", list(parts.front)).set("back", list(parts.back));
-  settings.set("bos", number(parts.bos)).set("eos", number(parts.eos));
-  settings.set("unk", number(parts.unk)).set("pad", number(parts.pad));
+  settings.set("front", list(parts.front));
+  settings.set("back", list(parts.back));
+  settings.set("bos", number(parts.bos));
+  settings.set("eos", number(parts.eos));
+  settings.set("unk", number(parts.unk));
+  settings.set("pad", number(parts.pad));
   Json added = Json::array();
   for (const AddedToken& token : parts.added) {
     added.push_back(Json::array({token.id,
