@@ -23,8 +23,8 @@ class Args {
  public:
   bool has(std::string_view option) const;  // given on the command line, or has a fallback
   bool flag(std::string_view option) const { return has(option); }
-  std::string text(std::string_view option) const;            // "" when absent
-  std::string need(std::string_view option) const;            // Errors: kUsage
+  std::string text(std::string_view option) const;                           // "" when absent
+  std::string need(std::string_view option) const;                           // Errors: kUsage
   int64_t integer(std::string_view option, int64_t min, int64_t max) const;  // Errors: kUsage
   double number(std::string_view option, double min, double max) const;      // Errors: kUsage
   const std::vector<std::string>& positionals() const { return positionals_; }
@@ -40,9 +40,9 @@ struct Command {
   std::string_view name;         // "clean"; several words are allowed
   std::string_view positionals;  // "FILE…", "CONFIG.yaml [key.path=value …]", or ""
   int min_positionals;
-  int max_positionals;           // -1 = any number
-  std::string_view summary;      // one line
-  std::vector<Option> options;   // --json and --help are added to every command
+  int max_positionals;          // -1 = any number
+  std::string_view summary;     // one line
+  std::vector<Option> options;  // --json and --help are added to every command
   std::vector<std::string_view> examples;
   std::function<int(const Args&)> run;  // returns the process exit code
 };
@@ -50,7 +50,10 @@ struct Command {
 // A program with a table of commands: parses argv, prints help (to stdout) or runs the command.
 // `prefix` is what the user types, for example "graft data". With argv "--complete" it prints
 // every command and option, one a line, for the shell completion.
-int run_program(std::string_view prefix, std::string_view summary,
-                std::span<const Command> commands, int argc, char** argv);
+int run_program(std::string_view prefix,
+                std::string_view summary,
+                std::span<const Command> commands,
+                int argc,
+                char** argv);
 
 }  // namespace graft

@@ -18,16 +18,16 @@ namespace graft {
 // Process exit codes; other programs rely on them.
 enum class ExitCode : int {
   kOk = 0,
-  kFindings = 1,   // findings, or a comparison that failed
-  kUsage = 2,      // command line or config
-  kData = 3,       // input data, or a guard rail
-  kDevice = 4,     // device error or out of memory
-  kNumeric = 5,    // NaN, Inf or divergence
-  kBug = 70,       // a bug of graft, or a hang
-  kPeer = 71,      // a peer process failed
-  kIo = 74,        // reading or writing failed
-  kRequeue = 75,   // state is saved; run the same command again
-  kPerson = 76,    // a person has to decide
+  kFindings = 1,  // findings, or a comparison that failed
+  kUsage = 2,     // command line or config
+  kData = 3,      // input data, or a guard rail
+  kDevice = 4,    // device error or out of memory
+  kNumeric = 5,   // NaN, Inf or divergence
+  kBug = 70,      // a bug of graft, or a hang
+  kPeer = 71,     // a peer process failed
+  kIo = 74,       // reading or writing failed
+  kRequeue = 75,  // state is saved; run the same command again
+  kPerson = 76,   // a person has to decide
 };
 
 struct ErrorText {
@@ -51,7 +51,10 @@ class Error : public std::exception {
 };
 
 // Throws Error{code, {what, where, fix}}.
-[[noreturn]] void fail(ExitCode code, std::string what, std::string where = "", std::string fix = "");
+[[noreturn]] void fail(ExitCode code,
+                       std::string what,
+                       std::string where = "",
+                       std::string fix = "");
 
 // The same for a failed system call: appends strerror(errno); exit code kIo.
 [[noreturn]] void fail_io(std::string what, std::string where, std::string fix = "");

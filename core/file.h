@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,15 +18,16 @@ namespace graft {
 std::string read_file(const std::string& path, int64_t max_bytes = int64_t{1} << 40);
 bool file_exists(const std::string& path);
 bool directory_exists(const std::string& path);
-int64_t file_size(const std::string& path);             // Errors: kIo
-void make_directories(const std::string& path);         // Errors: kIo
+int64_t file_size(const std::string& path);                        // Errors: kIo
+void make_directories(const std::string& path);                    // Errors: kIo
 std::vector<std::string> list_directory(const std::string& path);  // sorted names. Errors: kIo
 std::string join_path(std::string_view directory, std::string_view name);
 std::string base_name(std::string_view path);
-std::string directory_name(std::string_view path);      // "." when there is none
-void remove_file(const std::string& path);              // absent is fine. Errors: kIo
-void remove_tree(const std::string& path);              // absent is fine. Errors: kIo
-void rename_path(const std::string& from, const std::string& to);  // and syncs the parent. Errors: kIo
+std::string directory_name(std::string_view path);  // "." when there is none
+void remove_file(const std::string& path);          // absent is fine. Errors: kIo
+void remove_tree(const std::string& path);          // absent is fine. Errors: kIo
+void rename_path(const std::string& from,
+                 const std::string& to);  // and syncs the parent. Errors: kIo
 void sync_directory(const std::string& path);
 
 // A read-only mapping of a whole file. An empty file gives an empty span.
@@ -64,7 +66,7 @@ class AtomicFile {
 
  private:
   struct State;
-  State* state_;
+  std::unique_ptr<State> state_;
 };
 
 // One call for small files. Returns the SHA-256 of the content.

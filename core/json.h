@@ -28,18 +28,19 @@ class Json {
   // Deeper input is refused: 256 levels hold every real file and bound the recursion.
   static constexpr int kMaxDepth = 256;
 
-  Json() = default;                                         // null
-  Json(std::nullptr_t) {}                                   // NOLINT(google-explicit-constructor)
-  Json(bool value) : value_(value) {}                       // NOLINT(google-explicit-constructor)
-  Json(int value) : value_(int64_t{value}) {}               // NOLINT(google-explicit-constructor)
-  Json(int64_t value) : value_(value) {}                    // NOLINT(google-explicit-constructor)
-  Json(uint64_t value);                                     // NOLINT(google-explicit-constructor)
-  Json(double value) : value_(value) {}                     // NOLINT(google-explicit-constructor)
-  Json(std::string value) : value_(std::move(value)) {}     // NOLINT(google-explicit-constructor)
-  Json(std::string_view value) : value_(std::string(value)) {}  // NOLINT(google-explicit-constructor)
-  Json(const char* value) : value_(std::string(value)) {}   // NOLINT(google-explicit-constructor)
-  Json(Array value) : value_(std::move(value)) {}           // NOLINT(google-explicit-constructor)
-  Json(Object value) : value_(std::move(value)) {}          // NOLINT(google-explicit-constructor)
+  Json() = default;                                      // null
+  Json(std::nullptr_t) {}                                // NOLINT(google-explicit-constructor)
+  Json(bool value) : value_(value) {}                    // NOLINT(google-explicit-constructor)
+  Json(int value) : value_(int64_t{value}) {}            // NOLINT(google-explicit-constructor)
+  Json(int64_t value) : value_(value) {}                 // NOLINT(google-explicit-constructor)
+  Json(uint64_t value);                                  // NOLINT(google-explicit-constructor)
+  Json(double value) : value_(value) {}                  // NOLINT(google-explicit-constructor)
+  Json(std::string value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Json(std::string_view value)
+      : value_(std::string(value)) {}                      // NOLINT(google-explicit-constructor)
+  Json(const char* value) : value_(std::string(value)) {}  // NOLINT(google-explicit-constructor)
+  Json(Array value) : value_(std::move(value)) {}          // NOLINT(google-explicit-constructor)
+  Json(Object value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
   static Json object(std::initializer_list<Member> members = {}) { return Json(Object(members)); }
   static Json array(std::initializer_list<Json> items = {}) { return Json(Array(items)); }
 
@@ -91,14 +92,14 @@ Json parse_json(std::string_view text, std::string_view name);
 Json read_json_file(const std::string& path);
 
 struct JsonStyle {
-  int indent = -1;         // spaces a level; -1 = one line
-  bool spaces = false;     // one-line form with ", " and ": " (Python's json.dumps)
+  int indent = -1;      // spaces a level; -1 = one line
+  bool spaces = false;  // one-line form with ", " and ": " (Python's json.dumps)
   bool sort_keys = false;
-  bool ascii = false;      // escape everything above 0x7e as \uXXXX
+  bool ascii = false;  // escape everything above 0x7e as \uXXXX
 };
 
-// Writes a value. Floats are the shortest text that reads back to the same double and always hold
-// '.', 'e' or "null" (for non-finite values).
+// Writes a value. Floats are written as Python writes them: the shortest text that reads back to
+// the same double, always with '.' or 'e'; non-finite values become null.
 std::string dump_json(const Json& value, JsonStyle style = {});
 
 // Appends `text` as a JSON string with quotes; text must be UTF-8.

@@ -39,9 +39,9 @@ bool stdout_is_terminal();
 // `text` in an ANSI style ("1" bold, "2" dim, "31" red, "32" green …) when `on`; unchanged else.
 std::string styled(std::string_view text, std::string_view code, bool on);
 
-std::string format_count(int64_t value);        // 1,234,567
-std::string format_bytes(int64_t bytes);        // 3.4 MB (powers of 1000)
-std::string format_seconds(double seconds);     // 4.2 s, 3 min 05 s, 2 h 10 min
+std::string format_count(int64_t value);     // 1,234,567
+std::string format_bytes(int64_t bytes);     // 3.4 MB (powers of 1000)
+std::string format_seconds(double seconds);  // 4.2 s, 3 min 05 s, 2 h 10 min
 std::string format_fixed(double value, int digits);
 
 // Rows as aligned columns for a terminal; columns marked '>' in `align` are right-aligned.

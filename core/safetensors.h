@@ -16,7 +16,21 @@
 
 namespace graft {
 
-enum class DType { kBool, kU8, kI8, kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kI64, kU64, kF64 };
+enum class DType {
+  kBool,
+  kU8,
+  kI8,
+  kI16,
+  kU16,
+  kF16,
+  kBF16,
+  kI32,
+  kU32,
+  kF32,
+  kF64,
+  kI64,
+  kU64
+};  // in the reference writer's order
 
 int64_t dtype_bytes(DType dtype);
 std::string_view dtype_name(DType dtype);  // "F32", "BF16", ...
@@ -33,8 +47,8 @@ struct TensorInfo {
 std::string shape_text(std::span<const int64_t> shape);  // "[64, 128]"
 
 // One file. Refused (kData, naming file and tensor): header over 100,000,000 bytes or past the end,
-// bad UTF-8 or JSON, duplicate names, unknown dtype, negative or overflowing shape, offsets that are
-// not contiguous from 0, wrong byte counts, trailing bytes.
+// bad UTF-8 or JSON, duplicate names, unknown dtype, negative or overflowing shape, offsets that
+// are not contiguous from 0, wrong byte counts, trailing bytes.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::string& path);
@@ -63,7 +77,7 @@ class SafetensorsDirectory {
     std::span<const std::byte> bytes() const { return file->bytes(*info); }
   };
   std::optional<Entry> find(std::string_view name) const;
-  Entry at(std::string_view name) const;  // Errors: kData with the nearest known name
+  Entry at(std::string_view name) const;   // Errors: kData with the nearest known name
   std::vector<std::string> names() const;  // sorted
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
   const std::string& directory() const { return directory_; }
@@ -86,7 +100,8 @@ struct TensorSpec {
 
 class SafetensorsWriter {
  public:
-  SafetensorsWriter(std::string path, std::vector<TensorSpec> specs,
+  SafetensorsWriter(std::string path,
+                    std::vector<TensorSpec> specs,
                     std::map<std::string, std::string> metadata = {});
   const std::vector<TensorSpec>& order() const { return specs_; }
   // Next tensor of order(), whole or in pieces; the sizes must add up exactly.
@@ -106,14 +121,15 @@ struct TensorBytes {
   TensorSpec spec;
   std::span<const std::byte> bytes;
 };
-std::string write_safetensors(const std::string& path, std::vector<TensorBytes> tensors,
+std::string write_safetensors(const std::string& path,
+                              std::vector<TensorBytes> tensors,
                               std::map<std::string, std::string> metadata = {});
 
 // `count` elements of F32, BF16, F16 or F64 bytes as float32. Errors: kData for other dtypes.
 void convert_to_f32(DType dtype, std::span<const std::byte> bytes, float* out, int64_t count);
 uint16_t f32_to_bf16(float value);  // round to nearest even
 float bf16_to_f32(uint16_t bits);
-uint16_t f32_to_f16(float value);   // round to nearest even, overflow to infinity
+uint16_t f32_to_f16(float value);  // round to nearest even, overflow to infinity
 float f16_to_f32(uint16_t bits);
 
 }  // namespace graft

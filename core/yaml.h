@@ -16,7 +16,8 @@ namespace graft {
 Json parse_yaml(std::string_view text, std::string_view name);
 Json read_yaml_file(const std::string& path);
 
-// Parses the right side of a command-line override `key.path=value` as one YAML scalar or flow value.
+// Parses the right side of a command-line override `key.path=value` as one YAML scalar or flow
+// value.
 Json parse_yaml_value(std::string_view text, std::string_view name);
 
 // Typed reading of one mapping of a config. Each getter records its key; `finish` refuses every
@@ -24,8 +25,14 @@ Json parse_yaml_value(std::string_view text, std::string_view name);
 //   ConfigReader root(tree, "run.yaml", "");
 //   config.rank = root.section("lora").get_int("r", 8, {1, 512});
 //   root.finish();
-struct IntRange { int64_t min; int64_t max; };
-struct FloatRange { double min; double max; };
+struct IntRange {
+  int64_t min;
+  int64_t max;
+};
+struct FloatRange {
+  double min;
+  double max;
+};
 
 class ConfigReader {
  public:
@@ -36,7 +43,8 @@ class ConfigReader {
   std::string get_string(std::string_view key, std::string_view fallback);
   std::string need_string(std::string_view key, std::string_view fix);
   // One of `allowed`.
-  std::string get_choice(std::string_view key, std::string_view fallback,
+  std::string get_choice(std::string_view key,
+                         std::string_view fallback,
                          std::span<const std::string_view> allowed);
   int64_t get_int(std::string_view key, int64_t fallback, IntRange range);
   double get_float(std::string_view key, double fallback, FloatRange range);
@@ -44,7 +52,8 @@ class ConfigReader {
   std::vector<std::string> get_strings(std::string_view key, std::vector<std::string> fallback);
   // The raw value, or nullptr.
   const Json* get(std::string_view key);
-  // The reader of a nested mapping; of an empty one when absent. Each section needs its own finish().
+  // The reader of a nested mapping; of an empty one when absent. Each section needs its own
+  // finish().
   ConfigReader section(std::string_view key);
   void finish() const;
 

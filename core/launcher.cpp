@@ -1,0 +1,130 @@
+// graft: finds the program that holds a command and becomes it.
+//
+// One program per side, because a program that links LibTorch needs 0.25-0.5 s to start and the
+// dataset side must start in milliseconds.
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <unistd.h>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/progress.h"
+
+namespace {
+
+struct Route {
+  std::string_view verb;
+  std::string_view program;
+  bool is_group;  // the verb is not passed on: `graft data clean` runs `graft-data clean`
+  std::string_view summary;
+};
+
+constexpr Route kRoutes[] = {
+    {"data", "graft-data", true, "curate, deduplicate and tokenize instruction data"},
+    {"train", "graft-train", false, "train an adapter or a whole model from a config file"},
+    {"eval", "graft-train", false, "loss, accuracy and exact match of a model or adapter"},
+    {"logits", "graft-train", false, "logits for given token ids"},
+    {"generate", "graft-train", false, "text from a model or adapter"},
+    {"quantize", "graft-adapter", false, "a 4-bit checkpoint that bitsandbytes loads"},
+    {"adapter", "graft-adapter", true, "inspect and merge adapters"},
+};
+
+constexpr std::string_view kBashCompletion =
+    R"bash(# bash completion of graft: eval "$(graft completion)"
+_graft() {
+  local words
+  words=$(graft --complete "${COMP_WORDS[@]:1:COMP_CWORD-1}" 2>/dev/null)
+  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+  [ ${#COMPREPLY[@]} -gt 0 ] || COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o filenames -F _graft graft
+)bash";
+
+std::string own_directory() {
+  std::string path(4096, '\0');
+  const ssize_t size = ::readlink("/proc/self/exe", path.data(), path.size());
+  if (size < 0) {
+    graft::fail_io("cannot find the program's own place", "/proc/self/exe");
+  }
+  path.resize(static_cast<size_t>(size));
+  return graft::directory_name(path);
+}
+
+void print_help() {
+  std::vector<std::vector<std::string>> rows;
+  for (const Route& route : kRoutes) {
+    rows.push_back({"  graft " + std::string(route.verb) + (route.is_group ? " COMMAND" : ""),
+                    std::string(route.summary)});
+  }
+  rows.push_back({"  graft completion", "print the bash completion: eval \"$(graft completion)\""});
+  std::printf("graft %s: exact, explained LoRA and QLoRA fine-tuning\n\ncommands:\n%s\n%s",
+              GRAFT_VERSION, graft::format_table("<<", rows).c_str(),
+              "`graft COMMAND --help` explains a command. Every command takes --json.\n");
+}
+
+[[noreturn]] void become(const Route& route, int argc, char** argv, bool complete) {
+  const std::string program = graft::join_path(own_directory(), route.program);
+  std::vector<std::string> words = {program};
+  if (complete) {
+    words.emplace_back("--complete");
+  }
+  for (int i = route.is_group ? 2 : 1; i < argc; ++i) {
+    words.emplace_back(argv[i]);
+  }
+  std::vector<char*> pointers;
+  for (std::string& word : words) {
+    pointers.push_back(word.data());
+  }
+  pointers.push_back(nullptr);
+  ::execv(program.c_str(), pointers.data());
+  graft::fail(graft::ExitCode::kUsage,
+              "\"graft " + std::string(route.verb) + "\" needs the program " +
+                  std::string(route.program) + ", which is not here",
+              program, "build it with `make`, or install the whole of graft");
+}
+
+int run(int argc, char** argv) {
+  const bool complete = argc > 1 && std::string_view(argv[1]) == "--complete";
+  if (complete) {
+    --argc;
+    ++argv;
+  }
+  const std::string_view verb = argc > 1 ? argv[1] : "--help";
+  std::vector<std::string_view> verbs;
+  for (const Route& route : kRoutes) {
+    if (route.verb == verb) {
+      become(route, argc, argv, complete);
+    }
+    verbs.push_back(route.verb);
+  }
+  verbs.emplace_back("completion");
+  if (complete) {
+    for (const std::string_view one : verbs) {
+      std::printf("%s\n", std::string(one).c_str());
+    }
+    return 0;
+  }
+  if (verb == "--help" || verb == "-h" || verb == "help") {
+    print_help();
+    return 0;
+  }
+  if (verb == "--version") {
+    std::printf("graft %s\n", GRAFT_VERSION);
+    return 0;
+  }
+  if (verb == "completion") {
+    std::fputs(std::string(kBashCompletion).c_str(), stdout);
+    return 0;
+  }
+  graft::fail(graft::ExitCode::kUsage, graft::unknown_name("command", verb, verbs), "command line",
+              "see `graft --help`");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return graft::run_main([&] { return run(argc, argv); });
+}
