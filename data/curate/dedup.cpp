@@ -130,7 +130,7 @@ bool sizes_allow(size_t a, size_t b, double threshold) {
 }
 
 bool skipped_by_view(const Fingerprint& record, View view) {
-  return view == View::kAnswer && record.answer_words < kShingleWords;
+  return record.empty || (view == View::kAnswer && record.answer_words < kShingleWords);
 }
 
 std::vector<Sketch> make_sketches(std::span<const Fingerprint> records,
@@ -416,7 +416,9 @@ Fingerprint fingerprint(const Record& record, View view) {
   std::sort(print.prompt_numbers.begin(), print.prompt_numbers.end());
   std::sort(print.answer_numbers.begin(), print.answer_numbers.end());
   print.shingles = shingles(words);
-  print.folded = hash128(folded_view(record, view));
+  const std::string folded = folded_view(record, view);
+  print.empty = folded.empty();
+  print.folded = hash128(folded);
   if (view != View::kPrompt && last < record.messages.size()) {
     const std::string& answer = record.messages[last].content;
     print.folded_answer = hash128(fold_text(answer));
@@ -452,15 +454,19 @@ std::vector<Overlap> find_overlaps(std::span<const Fingerprint> records,
       now = {static_cast<int64_t>(record), static_cast<int64_t>(other), similarity, exact};
     }
   };
+  std::vector<char> is_exact(records.size(), 0);
   std::vector<std::pair<Hash128, size_t>> known;
   for (size_t i = 0; i < split; ++i) {
-    known.emplace_back(against[i].folded, i);
+    if (!against[i].empty) {
+      known.emplace_back(against[i].folded, i);
+    }
   }
   std::sort(known.begin(), known.end());
   for (size_t r = 0; r < records.size(); ++r) {
     const auto hit =
         std::lower_bound(known.begin(), known.end(), std::make_pair(records[r].folded, size_t{0}));
-    if (hit != known.end() && hit->first == records[r].folded) {
+    if (!records[r].empty && hit != known.end() && hit->first == records[r].folded) {
+      is_exact[r] = 1;
       offer(r, hit->second, 1.0, true);
     }
   }
@@ -471,7 +477,7 @@ std::vector<Overlap> find_overlaps(std::span<const Fingerprint> records,
   }
   visit_candidates(
       {sketches, sizes, options.threshold, options.threads},
-      [&](uint32_t a, uint32_t b) { return a >= split || b < split || best[b - split].exact; },
+      [&](uint32_t a, uint32_t b) { return a >= split || b < split || is_exact[b - split] != 0; },
       [&](uint32_t a, uint32_t b) {
         if (!sizes_allow(sizes[a], sizes[b], options.threshold) ||
             (options.number_guard && !guard_allows(all[a], all[b]))) {
