@@ -35,7 +35,7 @@ struct Fingerprint {
   std::vector<uint64_t> answer_numbers;
   uint32_t answer_words = 0;
   bool complete = false;  // the answer ends in a terminal mark
-  bool empty = true;  // nothing in this view: never a duplicate
+  bool empty = true;      // nothing in this view: never a duplicate
 };
 
 // The folded text by which two records are exact duplicates in a view: the roles and contents of
