@@ -17,7 +17,7 @@ RenderInput input_of(const Json& row) {
   if (const Json* tools = row.find("tools")) input.tools = *tools;
   input.add_generation_prompt = row.at("add_generation_prompt").as_bool();
   input.vars = row.at("vars");
-  input.now = "2024-07-26";
+  input.now = "2026-11-22";
   return input;
 }
 
