@@ -97,8 +97,10 @@ std::optional<Finding> check_marker_output(const Subject& subject, double) {
       R"((?:output|answer|response) (?:missing|pending|not available|unavailable|goes here)|)"
       R"((?:no|not) (?:data|content|available)|missing|empty|unavailable|pending)\s*[>\])}"'*.!:]*$)");
   // These may be true answers, above all in code, so the prompt must not speak of them.
-  static const re2::RE2 kDoubtful(R"((?i)^["'<\[(]*(?:none|null|nan|nil|undefined|NA|#N/A)[>\])"']*\.?$)");
-  static const re2::RE2 kTrueLabels(R"((?i)^(?:missing|empty|pending|unavailable|not available|-+)\W*$)");
+  static const re2::RE2 kDoubtful(
+      R"((?i)^["'<\[(]*(?:none|null|nan|nil|undefined|NA|#N/A)[>\]"')]*\.?$)");
+  static const re2::RE2 kTrueLabels(
+      R"((?i)^(?:missing|empty|pending|unavailable|not available|-+)\W*$)");
   if (matches(kDoubtful, answer)) {
     static const re2::RE2 kExpected(
         R"((?i)\b(?:none|null|nan|nil|undefined|na)\b|how many|which of|is there|are there|what)");
@@ -131,7 +133,7 @@ std::optional<Finding> check_noinput_marker(const Subject& subject, double) {
   const std::string_view input = trim(subject.input());
   static const re2::RE2 kMarker(
       R"((?i)^[<\[("]?\s*(?:no ?[-_]?input(?: (?:required|needed|necessary|provided|given|specified))?|n\s*/\s*a|)"
-      R"(none|nan|null|not applicable|no input is (?:required|needed|given))\s*[>\])"]?\.?$)");
+      R"(none|nan|null|not applicable|no input is (?:required|needed|given))\s*[>\]")]?\.?$)");
   if (input.empty() || input.size() > 40 || !matches(kMarker, input)) {
     return std::nullopt;
   }

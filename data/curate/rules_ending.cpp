@@ -89,7 +89,7 @@ bool is_unfinished_prose(std::string_view text) {
   if (matches(kListItem, line)) {
     return false;
   }
-  static const re2::RE2 kSentenceEnd(R"([a-z0-9)"'][.!?]["')]?\s+["'(]?[A-Z])");
+  static const re2::RE2 kSentenceEnd(R"([a-z0-9"')][.!?]["')]?\s+["'(]?[A-Z])");
   if (newline == std::string_view::npos) {
     return matches(kSentenceEnd, line);
   }
