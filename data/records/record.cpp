@@ -1,0 +1,330 @@
+#include "data/records/record.h"
+
+#include <array>
+#include <utility>
+
+#include "core/error.h"
+
+namespace graft::data {
+namespace {
+
+struct SchemaRow {
+  Schema schema;
+  std::string_view name;
+  std::string_view shape;  // shown when no schema fits
+};
+
+constexpr std::array<SchemaRow, 5> kSchemas = {{
+    {Schema::kAlpaca, "alpaca", R"({"instruction", "input"?, "output"})"},
+    {Schema::kPromptCompletion, "prompt-completion", R"({"prompt", "completion"})"},
+    {Schema::kMessages, "messages", R"({"messages": [{"role", "content"}]})"},
+    {Schema::kShareGpt, "sharegpt", R"({"conversations": [{"from", "value"}]})"},
+    {Schema::kText, "text", R"({"text"})"},
+}};
+
+struct RoleAlias {
+  std::string_view name;
+  std::string_view role;
+};
+
+// The names that ShareGPT-like files use. function_call is a turn of the model.
+constexpr std::array<RoleAlias, 16> kRoleAliases = {{
+    {"human", "user"},
+    {"user", "user"},
+    {"gpt", "assistant"},
+    {"assistant", "assistant"},
+    {"model", "assistant"},
+    {"chatgpt", "assistant"},
+    {"bot", "assistant"},
+    {"bing", "assistant"},
+    {"bard", "assistant"},
+    {"function_call", "assistant"},
+    {"system", "system"},
+    {"tool", "tool"},
+    {"function", "tool"},
+    {"observation", "tool"},
+    {"tool_response", "tool"},
+    {"function_response", "tool"},
+}};
+
+std::string place(std::string_view name, const Json& value, std::string_view member) {
+  std::string where(name);
+  if (value.mark().line > 0) {
+    where += ":" + std::to_string(value.mark().line) + ":" + std::to_string(value.mark().column);
+  }
+  return member.empty() ? where : where + ": " + std::string(member);
+}
+
+const std::string& string_member(const Json& object, std::string_view key, std::string_view name) {
+  const Json* value = object.find(key);
+  if (value == nullptr) {
+    fail(ExitCode::kData, "the record has no \"" + std::string(key) + "\"", place(name, object, ""),
+         "add \"" + std::string(key) + "\" as a string");
+  }
+  if (!value->is_string()) {
+    fail(ExitCode::kData,
+         "\"" + std::string(key) + "\" must be a string, got " + std::string(value->type_name()),
+         place(name, *value, key), "write it as a JSON string");
+  }
+  return value->as_string();
+}
+
+// A member that may be absent or null.
+std::string optional_string(const Json& object, std::string_view key, std::string_view name) {
+  const Json* value = object.find(key);
+  if (value == nullptr || value->is_null()) {
+    return "";
+  }
+  return string_member(object, key, name);
+}
+
+// Content is a string, null beside tool calls, or a list of text parts (joined as they stand).
+std::string content_text(const Json& content, std::string_view name) {
+  if (content.is_string()) {
+    return content.as_string();
+  }
+  if (content.is_null()) {
+    return "";
+  }
+  if (!content.is_array()) {
+    fail(ExitCode::kData,
+         "message content must be a string or a list of parts, got " +
+             std::string(content.type_name()),
+         place(name, content, "content"), "write the content as a JSON string");
+  }
+  std::string text;
+  for (const Json& part : content.as_array()) {
+    if (part.is_string()) {
+      text += part.as_string();
+      continue;
+    }
+    const Json* part_text = part.find("text");
+    if (part_text == nullptr || !part_text->is_string()) {
+      const Json* type = part.find("type");
+      const std::string kind = type != nullptr && type->is_string() ? type->as_string() : "unknown";
+      fail(ExitCode::kData, "a content part of type \"" + kind + "\" is not text",
+           place(name, part, "content"), "remove the record: graft trains on text");
+    }
+    text += part_text->as_string();
+  }
+  return text;
+}
+
+std::string canonical_role(const std::string& role,
+                           bool strict,
+                           const Json& at,
+                           std::string_view name) {
+  for (const RoleAlias& alias : kRoleAliases) {
+    if (alias.name == role) {
+      return std::string(alias.role);
+    }
+  }
+  if (!strict) {
+    return role;  // chat templates may know roles of their own
+  }
+  std::array<std::string_view, kRoleAliases.size()> known;
+  for (size_t i = 0; i < known.size(); ++i) {
+    known[i] = kRoleAliases[i].name;
+  }
+  fail(ExitCode::kData, unknown_name("speaker", role, known), place(name, at, "from"),
+       "rename the speaker to human, gpt, system or tool");
+}
+
+Message parse_message(const Json& turn, Schema schema, std::string_view name) {
+  if (!turn.is_object()) {
+    fail(ExitCode::kData, "a message must be an object, got " + std::string(turn.type_name()),
+         place(name, turn, ""), R"(write {"role": "user", "content": "..."})");
+  }
+  const bool from_value = turn.find("role") == nullptr && turn.find("from") != nullptr;
+  const std::string_view role_key = from_value ? "from" : "role";
+  const std::string_view content_key =
+      turn.find("content") == nullptr && turn.find("value") != nullptr ? "value" : "content";
+  Message message;
+  message.role =
+      canonical_role(string_member(turn, role_key, name), schema == Schema::kShareGpt, turn, name);
+  const Json* content = turn.find(content_key);
+  if (content == nullptr && turn.find("tool_calls") == nullptr) {
+    fail(ExitCode::kData, "a message has no \"" + std::string(content_key) + "\"",
+         place(name, turn, ""), "add it as a string");
+  }
+  if (content != nullptr) {
+    message.content = content_text(*content, name);
+  }
+  for (const auto& [key, value] : turn.as_object()) {
+    if (key != role_key && key != content_key) {
+      message.extra.set(key, value);
+    }
+  }
+  return message;
+}
+
+void append_messages(const Json& turns,
+                     Record& record,
+                     std::string_view member,
+                     std::string_view name) {
+  if (!turns.is_array() || turns.size() == 0) {
+    fail(ExitCode::kData,
+         "\"" + std::string(member) + "\" must be a list of at least one message, got " +
+             (turns.is_array() ? std::string("an empty list") : std::string(turns.type_name())),
+         place(name, turns, member), "list the turns as objects");
+  }
+  for (const Json& turn : turns.as_array()) {
+    record.messages.push_back(parse_message(turn, record.schema, name));
+  }
+}
+
+void append_system(const Json& object, Record& record, std::string_view name) {
+  std::string text = optional_string(object, "system", name);
+  if (!text.empty()) {
+    record.messages.push_back({"system", std::move(text), {}});
+  }
+}
+
+void parse_alpaca(const Json& object, Record& record, std::string_view name) {
+  append_system(object, record, name);
+  std::string prompt = string_member(object, "instruction", name);
+  // Dolly names the two fields "context" and "response".
+  const std::string input =
+      optional_string(object, object.find("input") != nullptr ? "input" : "context", name);
+  if (!input.empty()) {
+    prompt += "\n\n";
+    prompt += input;
+  }
+  const bool response = object.find("output") == nullptr && object.find("response") != nullptr;
+  record.messages.push_back({"user", std::move(prompt), {}});
+  record.messages.push_back(
+      {"assistant", string_member(object, response ? "response" : "output", name), {}});
+}
+
+void parse_prompt_completion(const Json& object, Record& record, std::string_view name) {
+  append_system(object, record, name);
+  const std::string_view answer_key =
+      object.find("completion") == nullptr && object.find("response") != nullptr ? "response"
+                                                                                 : "completion";
+  for (const std::string_view key : {std::string_view("prompt"), answer_key}) {
+    const Json* value = object.find(key);
+    if (value != nullptr && value->is_array()) {
+      append_messages(*value, record, key, name);
+    } else {
+      record.messages.push_back(
+          {key == "prompt" ? "user" : "assistant", string_member(object, key, name), {}});
+    }
+  }
+}
+
+Schema detect(const Json& object, std::string_view name) {
+  if (object.find("messages") != nullptr) {
+    return Schema::kMessages;
+  }
+  if (object.find("conversations") != nullptr) {
+    return Schema::kShareGpt;
+  }
+  if (object.find("instruction") != nullptr) {
+    return Schema::kAlpaca;
+  }
+  if (object.find("prompt") != nullptr) {
+    return Schema::kPromptCompletion;
+  }
+  if (object.find("text") != nullptr) {
+    return Schema::kText;
+  }
+  std::string known;
+  for (const SchemaRow& row : kSchemas) {
+    known += (known.empty() ? "" : ", ") + std::string(row.name) + " " + std::string(row.shape);
+  }
+  std::string keys;
+  for (const auto& [key, value] : object.as_object()) {
+    if (keys.size() > 200) {
+      keys += ", ...";
+      break;
+    }
+    keys += (keys.empty() ? "" : ", ") + key;
+  }
+  fail(ExitCode::kData, "the record fits no known schema; its members: " + keys,
+       place(name, object, ""), "use one of " + known);
+}
+
+bool is_context(const Message& message) {
+  return message.role == "user" || message.role == "system" || message.role == "developer";
+}
+
+}  // namespace
+
+std::string_view schema_name(Schema schema) {
+  for (const SchemaRow& row : kSchemas) {
+    if (row.schema == schema) {
+      return row.name;
+    }
+  }
+  fail(ExitCode::kBug, "schema without a name");
+}
+
+std::string Record::prompt() const {
+  size_t last = messages.size();
+  for (size_t i = messages.size(); i-- > 0;) {
+    if (messages[i].role == "assistant") {
+      last = i;
+      break;
+    }
+  }
+  std::string text;
+  bool first = true;
+  for (size_t i = 0; i < last; ++i) {
+    if (is_context(messages[i])) {
+      text += first ? "" : "\n";
+      text += messages[i].content;
+      first = false;
+    }
+  }
+  return text;
+}
+
+std::string_view Record::answer() const {
+  for (size_t i = messages.size(); i-- > 0;) {
+    if (messages[i].role == "assistant" || messages[i].role == "text") {
+      return messages[i].content;
+    }
+  }
+  return "";
+}
+
+Record parse_record(const Json& object, std::string_view name) {
+  if (!object.is_object()) {
+    fail(ExitCode::kData, "a record must be a JSON object, got " + std::string(object.type_name()),
+         place(name, object, ""), "write one object per record");
+  }
+  Record record;
+  record.schema = detect(object, name);
+  if (const Json* id = object.find("id"); id != nullptr) {
+    record.id = id->is_string() ? id->as_string()
+                : id->is_int()  ? std::to_string(id->as_int())
+                                : "";
+  }
+  if (const Json* source = object.find("source"); source != nullptr && source->is_string()) {
+    record.source = source->as_string();
+  }
+  if (const Json* tools = object.find("tools"); tools != nullptr) {
+    record.tools = *tools;
+  }
+  switch (record.schema) {
+    case Schema::kAlpaca:
+      parse_alpaca(object, record, name);
+      break;
+    case Schema::kPromptCompletion:
+      parse_prompt_completion(object, record, name);
+      break;
+    case Schema::kMessages:
+      append_messages(object.at("messages"), record, "messages", name);
+      break;
+    case Schema::kShareGpt:
+      append_system(object, record, name);
+      append_messages(object.at("conversations"), record, "conversations", name);
+      break;
+    case Schema::kText:
+      record.messages.push_back({"text", string_member(object, "text", name), {}});
+      break;
+  }
+  return record;
+}
+
+}  // namespace graft::data
