@@ -196,6 +196,31 @@ bool has_affix(const Value& self, const Arguments& arguments, bool at_end) {
   return matches(affix);
 }
 
+// str.format with plain "{}" fields only.
+Value format(Budget& budget, const Value& self, const Arguments& arguments) {
+  arguments.allow(64);
+  const Text& pattern = *self.text();
+  Text result;
+  size_t next = 0;
+  for (size_t at = 0; at < pattern.size();) {
+    const std::string two = pattern.bytes().substr(at, 2);
+    if (two == "{}") {
+      if (next == arguments.positional.size()) bad("format has fewer arguments than fields");
+      result.append(to_text(arguments.positional[next++]));
+    } else if (two == "{{" || two == "}}") {
+      result.append(pattern, at, at + 1);
+    } else if (two[0] == '{' || two[0] == '}') {
+      bad("format fields other than {} are not supported");
+    } else {
+      result.append(pattern, at, at + 1);
+      ++at;
+      continue;
+    }
+    at += 2;
+  }
+  return budget.string(std::move(result));
+}
+
 // ---- methods
 
 using Method = Value (*)(Budget&, const Value& self, const Arguments&);
@@ -258,6 +283,7 @@ constexpr std::array kStringMethods = {
                 for (const Value& item : items) need_text(item, "join");
                 return join(b, items, *s.text());
               }},
+    MethodRow{"format", format},
     MethodRow{"find", [](Budget&, const Value& s, const Arguments& a) {
                 a.allow(1);
                 if (a.positional.empty()) bad("find needs a string");
@@ -283,8 +309,8 @@ constexpr std::array kStringMethods = {
 };
 
 // Python's other string methods: known to be missing, so that they are refused and not undefined.
-constexpr std::array<std::string_view, 33> kOtherStringMethods = {
-    "casefold",  "center",     "encode",     "expandtabs",   "format",       "format_map",
+constexpr std::array<std::string_view, 32> kOtherStringMethods = {
+    "casefold",  "center",     "encode",     "expandtabs",   "format_map",
     "index",     "isalnum",    "isalpha",    "isascii",      "isdecimal",    "isdigit",
     "isidentifier", "islower", "isnumeric",  "isprintable",  "isspace",      "istitle",
     "isupper",   "ljust",      "maketrans",  "partition",    "removeprefix", "removesuffix",
