@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <unordered_map>
 
@@ -173,8 +174,10 @@ class Deduplicator {
 
   DedupResult run() {
     remove_exact();
-    link_near();
-    remove_near();
+    if (options_.near) {
+      link_near();
+      remove_near();
+    }
     for (size_t i = 0; i < records_.size(); ++i) {
       result_.cluster[i] = links_.find(static_cast<uint32_t>(i));
     }

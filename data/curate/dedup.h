@@ -50,6 +50,7 @@ struct DedupOptions {
   // prompts differ, when each answer holds a number that the other lacks, or when both answers
   // have at most kShortAnswerWords words and differ.
   bool number_guard = true;
+  bool near = true;   // false: exact duplicates only
   uint64_t seed = 0;  // of the MinHash permutations; verified results hardly depend on it
   int threads = 1;
 };

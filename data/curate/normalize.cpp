@@ -240,6 +240,21 @@ std::string fold_text(std::string_view text) {
   return out;
 }
 
+bool is_utf8(std::string_view text) {
+  const auto* at = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
+  auto left = static_cast<utf8proc_ssize_t>(text.size());
+  while (left > 0) {
+    utf8proc_int32_t c = 0;
+    const utf8proc_ssize_t used = utf8proc_iterate(at, left, &c);
+    if (used <= 0) {
+      return false;
+    }
+    at += used;
+    left -= used;
+  }
+  return true;
+}
+
 Hash128 hash128(std::string_view bytes) {
   const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
   return {hash.low64, hash.high64};

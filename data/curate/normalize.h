@@ -21,6 +21,9 @@ int64_t count_words(std::string_view text);
 // NFC, lower case, white space runs as one blank and none at the ends; punctuation is kept.
 std::string fold_text(std::string_view text);
 
+// Whether the bytes are valid UTF-8.
+bool is_utf8(std::string_view text);
+
 struct Hash128 {
   uint64_t low = 0;
   uint64_t high = 0;

@@ -52,7 +52,7 @@ constexpr std::array kRules = {
     Rule{"truncated",
          "the answer is cut: open fence, bracket or quote, dangling comma or word, or prose "
          "without an end mark (value: bytes of the answer, threshold for prose only)",
-         kQ, 120, 1, check_truncated},
+         kQ, 40, 1, check_truncated},
     Rule{"repetition", "the answer runs in a loop (value: share of its words inside the loop)", kQ,
          0.3, 1, check_repetition},
     // rules_text.cpp
@@ -70,12 +70,13 @@ constexpr std::array kRules = {
          "HTML tags or entities in an answer that is not about markup (value: how many)", kQ, 1, 1,
          check_html_residue},
     // rules_pii.cpp
-    Rule{"email", "an e-mail address outside the domains reserved for examples (value: 1)", kQ, 1,
-         1, check_email},
-    Rule{
-        "phone",
-        "a dialable telephone number; not years, prices, order numbers or 555-01xx (value: digits)",
-        kQ, 7, 1, check_phone},
+    Rule{"email",
+         "an e-mail address, also written with (at); placeholders such as you@ excepted (value: 1)",
+         kQ, 1, 1, check_email},
+    Rule{"phone",
+         "a dialable telephone number; not years, prices, order numbers or toll-free lines (value: "
+         "digits)",
+         kQ, 7, 1, check_phone},
     Rule{"secret", "a private key, token, API key or password (value: bytes)", kQ, 8, 1,
          check_secret},
     Rule{"account_number",

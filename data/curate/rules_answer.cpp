@@ -97,8 +97,10 @@ std::optional<Finding> check_marker_output(const Subject& subject, double) {
       R"((?:output|answer|response) (?:missing|pending|not available|unavailable|goes here)|)"
       R"((?:no|not) (?:data|content|available)|missing|empty|unavailable|pending)\s*[>\])}"'*.!:]*$)");
   // These may be true answers, above all in code, so the prompt must not speak of them.
-  static const re2::RE2 kDoubtful(R"((?i)^["'<\[(]*(?:none|null|nan|nil|undefined|NA|#N/A)[>\])"']*\.?$)");
-  static const re2::RE2 kTrueLabels(R"((?i)^(?:missing|empty|pending|unavailable|not available|-+)\W*$)");
+  static const re2::RE2 kDoubtful(
+      R"((?i)^["'<\[(]*(?:none|null|nan|nil|undefined|NA|#N/A)[>\]"')]*\.?$)");
+  static const re2::RE2 kTrueLabels(
+      R"((?i)^(?:missing|empty|pending|unavailable|not available|-+)\W*$)");
   if (matches(kDoubtful, answer)) {
     static const re2::RE2 kExpected(
         R"((?i)\b(?:none|null|nan|nil|undefined|na)\b|how many|which of|is there|are there|what)");
@@ -131,7 +133,7 @@ std::optional<Finding> check_noinput_marker(const Subject& subject, double) {
   const std::string_view input = trim(subject.input());
   static const re2::RE2 kMarker(
       R"((?i)^[<\[("]?\s*(?:no ?[-_]?input(?: (?:required|needed|necessary|provided|given|specified))?|n\s*/\s*a|)"
-      R"(none|nan|null|not applicable|no input is (?:required|needed|given))\s*[>\])"]?\.?$)");
+      R"(none|nan|null|not applicable|no input is (?:required|needed|given))\s*[>\]")]?\.?$)");
   if (input.empty() || input.size() > 40 || !matches(kMarker, input)) {
     return std::nullopt;
   }
@@ -150,7 +152,10 @@ std::optional<Finding> check_refusal(const Subject& subject, double) {
       R"(\bas an ai(?: assistant| system| chatbot)?, i (?:do not|don(?:'|’)t|cannot|can(?:'|’)t|am (?:not|unable)|have no|lack)\b|)"
       R"(\bi(?:'|’)?(?: a)?m an ai(?: assistant)?(?:,| and) (?:so )?i? ?(?:do not|don(?:'|’)t|cannot|can(?:'|’)t|have no)\b|)"
       R"(\bmy (?:knowledge cutoff|training data (?:only )?(?:goes|extends|ends))\b|\b(?:against|violates?) (?:openai|my (?:guidelines|programming|content policy)))");
-  if (const Match hit = find_match(kSelf, answer)) {
+  static const re2::RE2 kPlaysOne(
+      R"((?is)\b(?:pretend|imagine|act|role|play|perspective|point of view|story|dialogue|you are)\b.*\b(?:ai|a\.i\.|artificial intelligence|language model|chatbot|robot)\b)");
+  const std::string_view instruction = subject.instruction();
+  if (const Match hit = find_match(kSelf, answer); hit && !matches(kPlaysOne, instruction)) {
     return in_answer(subject, 1, hit.begin, hit.end);
   }
   // Phrases of a refusal count where an answer begins, and only when little else is said.
@@ -234,23 +239,40 @@ std::optional<Finding> check_missing_input(const Subject& subject, double) {
     return std::nullopt;
   }
   const std::string_view prompt = trim(subject.instruction());
-  // The sentence that points must be the last one, and hold nothing that could be the text itself:
-  // no quote, colon, bracket, dash, digit or line break behind the noun.
+  // The sentence that points must be the last one and hold nothing that could be the text itself:
+  // no quote, colon, bracket, digit or line break, and behind the noun only what is to be done.
+  static const std::string kNoun =
+      "(?:sentences?|paragraphs?|texts?|passages?|articles?|e-?mails?|letter|code|snippet|table|"
+      "dataset|data|poem|haiku|essay|document|conversation|dialogue|review|tweet|image|picture|"
+      "photo|graph|chart|statements?|phrase|excerpt|transcript|quote|story|equation|expression|"
+      "logo|cartoon|artwork|art piece|painting|input|material|information|recipe|speech|lyrics|"
+      "message|question|problem|puzzle|sequence|words|numbers|items|list)\\b";
+  static const std::string kTask =
+      "(?: (?:in|into|by|using|from|with|to|for|and|as|so|without|is|are|if|according|based|on|or|"
+      "below|above)\\b[a-z ,'-]{0,90})?[.?!]?$";
   static const re2::RE2 kPoints(
-      R"((?i)\b(?:(?:the |these |this |each of the )?following|(?:the |this )?given|(?:the )?(?:text|sentence|passage|paragraph|article|code|list|table|data|email|poem|conversation|review|document|image|snippet) below|below|(?:the )?above) )"
-      R"((?:[a-z]+ ){0,2}(?:sentences?|paragraphs?|texts?|passages?|articles?|e-?mails?|letter|code|snippet|table|dataset|poems?|essay|document|conversation|dialogue|review|tweet|image|picture|photo|graph|chart|statement|phrase|excerpt|transcript|quote|story|equation|expression)\b[a-z ,']{0,90}[.?!:]?$|)"
-      R"((?i)\b(?:sentences?|paragraphs?|texts?|passages?|articles?|e-?mails?|code|snippet|table|dataset|poem|document|conversation|dialogue|review|tweet|image|statement|excerpt|transcript|list|words|items|numbers) (?:given |provided |shown |listed )?(?:below|above)[.?!:]?$)");
-  const Match hit = find_match(kPoints, prompt);
+      "(?i)\\b(?:the |these |this )?following (?:[a-z-]+ ){0,3}?" + kNoun + kTask +
+      "|\\b(?:the|this) (?:[a-z-]+ ){0,2}?" + kNoun +
+      " (?:given |provided |shown |listed )?below[.?!]?$" +
+      "|^(?:given|based on|using|considering|from) the following (?:[a-z-]+ ){0,2}?" + kNoun +
+      ", [a-z ,'-]{5,120}[.?!]?$");
+  static const re2::RE2 kGiven("(?i)\\b(?:the|this) given (?:[a-z-]+ ){0,2}?" + kNoun + kTask);
+  Match hit = find_match(kPoints, prompt);
+  if (!hit && !subject.prompt_is_about_code()) {
+    // "a function that reverses the given string" asks for something general.
+    static const re2::RE2 kGeneral(
+        R"((?i)^(?:please )?(?:write|create|generate|compose|construct|draft|design|make|produce|develop|invent|build|how|what|explain)\b)");
+    hit = matches(kGeneral, prompt) ? Match{} : find_match(kGiven, prompt);
+  }
   if (!hit) {
     return std::nullopt;
   }
-  // An example given in the sentence itself, or a list in words.
-  const std::string_view tail = prompt.substr(hit.begin, hit.end - hit.begin);
+  // The text in the sentence itself, or named well enough to be known.
   static const re2::RE2 kInline(
-      R"((?i),.*,|\bsuch as\b|\bhas\b|\bthat (?:says|reads|start|begin|describ|explain|use|contain|include)|\bcalled\b|\btitled\b|\bby [A-Z]|\bfrom [A-Z]|\bdescribing\b)");
-  static const re2::RE2 kCreates(
-      R"((?i)^(?:please )?(?:write|create|generate|compose|come up with|construct|draft|design|make|produce|develop|invent|suggest|give me|provide|imagine|add|complete|finish|continue)\b)");
-  if (matches(kInline, tail) || matches(kCreates, prompt)) {
+      R"((?i)\bsuch as\b|\bcalled\b|\btitled\b|\bnamed\b|\blike\b|\bby [a-z]+ [a-z]+$)");
+  static const re2::RE2 kKnown(R"(\b(?:by|from|of|in) [A-Z][a-z])");
+  const std::string_view tail = prompt.substr(hit.begin, hit.end - hit.begin);
+  if (matches(kInline, tail) || matches(kKnown, tail)) {
     return std::nullopt;
   }
   const int message = record.messages.front().role == "system" ? 1 : 0;
@@ -296,7 +318,13 @@ bool stands_alone(std::string_view text, size_t begin, size_t end) {
       (kJoins.find(before) != std::string_view::npos ||
        static_cast<unsigned char>(before) >= 0x80 || (before >= '0' && before <= '9'));
   const char touching = begin > 0 ? text[begin - 1] : '\0';
-  const bool glued = is_letter(touching) || touching == '.' || touching == ',';
+  // "(1/2) x 2 x 2", "60 students x 2/3", "14, 400 / 80"
+  const size_t before_at = text.find_last_not_of(" $", begin == 0 ? 0 : begin - 1);
+  const char earlier =
+      begin > 1 && before_at != std::string_view::npos && before_at > 0 ? text[before_at - 1] : ' ';
+  const bool factor =
+      (before == 'x' && !is_letter(earlier)) || (before == ',' && earlier >= '0' && earlier <= '9');
+  const bool glued = factor || is_letter(touching) || touching == '.' || touching == ',';
   constexpr std::string_view kContinues = "+-*/^%=<>([{\\:";
   const bool joined_after = after != '\0' && (kContinues.find(after) != std::string_view::npos ||
                                               static_cast<unsigned char>(after) >= 0x80 ||
@@ -307,54 +335,116 @@ bool stands_alone(std::string_view text, size_t begin, size_t end) {
 
 }  // namespace
 
+namespace {
+
+struct Equation {
+  std::vector<double> operands;
+  std::string operators;  // one of + - * / between two operands
+  double claimed = 0;
+  int decimals = 0;  // of the claimed value
+};
+
+// Reads "$3 x 1/2 = 1.50"; false for clock times and other numbers with leading zeros.
+bool read_equation(std::string_view text, Equation& out) {
+  bool after_equals = false;
+  for (size_t at = 0; at < text.size();) {
+    const char c = text[at];
+    if (c >= '0' && c <= '9') {
+      const size_t end = std::min(text.find_first_not_of("0123456789,.", at), text.size());
+      std::string_view number = text.substr(at, end - at);
+      while (number.back() == ',' || number.back() == '.') {
+        number.remove_suffix(1);
+      }
+      if (number.size() > 1 && number[0] == '0' && number[1] != '.') {
+        return false;
+      }
+      int decimals = 0;
+      const double value = read_number(number, decimals);
+      if (after_equals) {
+        out.claimed = value;
+        out.decimals = decimals;
+      } else {
+        out.operands.push_back(value);
+      }
+      at = end;
+      continue;
+    }
+    const bool times = c == 'x' || c == '*' || text.substr(at, 2) == "×";
+    const bool over = c == '/' || text.substr(at, 2) == "÷";
+    if (c == '=') {
+      after_equals = true;
+    } else if (times || over || c == '+' || c == '-') {
+      out.operators += times ? '*' : over ? '/' : c;
+    }
+    ++at;
+  }
+  // 25 / 1/3 may mean 25 / (1/3).
+  return after_equals && out.operators.find("//") == std::string::npos &&
+         out.operators.size() + 1 == out.operands.size();
+}
+
+// Products and quotients first, each from left to right. NaN on division by zero.
+double evaluate(const Equation& equation) {
+  double sum = 0;
+  double term = equation.operands[0];
+  double sign = 1;
+  for (size_t i = 0; i < equation.operators.size(); ++i) {
+    const double next = equation.operands[i + 1];
+    switch (equation.operators[i]) {
+      case '*':
+        term *= next;
+        break;
+      case '/':
+        term = next == 0 ? std::nan("") : term / next;
+        break;
+      default:
+        sum += sign * term;
+        sign = equation.operators[i] == '+' ? 1 : -1;
+        term = next;
+    }
+  }
+  return sum + sign * term;
+}
+
+// Whether rounding, dollars for cents, shares for percent or counting in thousands explains it.
+bool is_explained(const Equation& equation, double actual) {
+  const double unit = std::pow(10.0, -equation.decimals);
+  const double slack = unit * (actual == std::floor(actual) ? 0.5 : 1.0);
+  for (const double scale : {1.0, 100.0, 0.01, 1000.0}) {
+    if (std::abs(actual * scale - equation.claimed) <= slack) {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
 std::optional<Finding> check_wrong_arithmetic(const Subject& subject, double threshold) {
   if (!subject.has('=') || subject.answer_is_code()) {
     return std::nullopt;
   }
   const std::string_view answer = subject.answer();
   static const re2::RE2 kEquation(
-      R"((\$?\d[\d,]*(?:\.\d+)?) ?([-+*/x]|×|÷) ?(\$?\d[\d,]*(?:\.\d+)?) ?= ?(\$?\d[\d,]*(?:\.\d+)?))");
-  static const re2::RE2 kOther(R"((?i)\bmod\b|binary|hexadecimal|base \d|octal|boolean|remainder)");
-  const re2::StringPiece whole(answer.data(), answer.size());
-  re2::StringPiece part[5];
-  for (size_t from = 0; from < answer.size() && kEquation.Match(whole, from, answer.size(),
-                                                                re2::RE2::UNANCHORED, part, 5);) {
-    const auto begin = static_cast<size_t>(part[0].data() - answer.data());
-    const size_t end = begin + part[0].size();
-    from = end;
-    // A comma or point behind the last number belongs to the sentence.
-    if (!stands_alone(answer, begin, end)) {
+      R"(\$?\d[\d,]*(?:\.\d+)?(?: ?(?:[-+*/x]|×|÷) ?\$?\d[\d,]*(?:\.\d+)?){1,8} ?= ?\$?\d[\d,]*(?:\.\d+)?)");
+  static const re2::RE2 kOther(
+      R"((?i)\bmod\b|modul|binary|hexadecimal|base \d|octal|boolean|remainder|clock|incorrect|wrong|puzzle)");
+  static const re2::RE2 kMixed(R"((?:\band|\d) $)");
+  for (Match hit = find_match(kEquation, answer); hit;
+       hit = find_match(kEquation, answer, hit.end)) {
+    Equation equation;
+    const std::string_view before =
+        answer.substr(hit.begin - std::min<size_t>(hit.begin, 5), std::min<size_t>(hit.begin, 5));
+    if (!stands_alone(answer, hit.begin, hit.end) || matches(kMixed, before) ||
+        !read_equation(answer.substr(hit.begin, hit.end - hit.begin), equation)) {
       continue;
     }
-    const auto number = [](re2::StringPiece piece, int& decimals) {
-      std::string_view text(piece.data(), piece.size());
-      text.remove_prefix(!text.empty() && text.front() == '$' ? 1 : 0);
-      while (!text.empty() && text.back() == ',') {
-        text.remove_suffix(1);
-      }
-      return read_number(text, decimals);
-    };
-    int ignored = 0;
-    int decimals = 0;
-    const double a = number(part[1], ignored);
-    const double b = number(part[3], ignored);
-    const double claimed = number(part[4], decimals);
-    const std::string_view op(part[2].data(), part[2].size());
-    if ((op == "/" || op == "÷") && b == 0) {
-      continue;
-    }
-    const double actual = op == "+"                ? a + b
-                          : op == "-"              ? a - b
-                          : op == "/" || op == "÷" ? a / b
-                                                   : a * b;
-    // One unit of the last written digit covers rounding either way.
-    const double slack = std::pow(10.0, -decimals) * (actual == std::floor(actual) ? 0.5 : 1.0);
-    const double error = std::abs(actual - claimed);
-    const double relative = error / std::max(1.0, std::abs(actual));
-    // "3 - 5 = 2" in prose is often a difference, and 24-hour clocks wrap.
-    if (error > slack && relative >= threshold && actual >= 0 &&
-        !matches(kOther, subject.prompt()) && !matches(kOther, answer)) {
-      return in_answer(subject, relative, begin, end);
+    const double actual = evaluate(equation);
+    const double relative = std::abs(actual - equation.claimed) / std::max(1.0, std::abs(actual));
+    // "3 - 5 = 2" in prose is a difference.
+    const bool wrong = actual >= 0 && relative >= threshold && !is_explained(equation, actual);
+    if (wrong && !matches(kOther, subject.prompt()) && !matches(kOther, answer)) {
+      return in_answer(subject, relative, hit.begin, hit.end);
     }
   }
   return std::nullopt;

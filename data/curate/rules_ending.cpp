@@ -68,13 +68,20 @@ bool ends_in_open_word(std::string_view text, size_t word_count) {
   const std::string_view word = text.substr(begin);
   constexpr std::array<std::string_view, 12> kNever = {
       "and", "or", "but", "the", "an", "of", "their", "your", "because", "than", "its", "whose"};
-  constexpr std::array<std::string_view, 19> kSeldom = {
-      "a",   "to", "with", "by",    "from", "for",  "is",  "are", "was", "were",
-      "has", "as", "at",   "which", "that", "into", "our", "my",  "in"};
+  constexpr std::array<std::string_view, 8> kSeldom = {"a",    "is",  "are",   "was",
+                                                       "were", "has", "which", "into"};
   if (std::find(kNever.begin(), kNever.end(), word) != kNever.end()) {
-    return word_count >= 5;
+    return word_count >= 4;
   }
   return word_count >= 12 && std::find(kSeldom.begin(), kSeldom.end(), word) != kSeldom.end();
+}
+
+// What may stand behind the last end mark without one of its own: a greeting and a name, hash tags,
+// a link, the result of a calculation.
+bool is_closing(std::string_view fragment) {
+  static const re2::RE2 kClosing(
+      R"((?i)\b(?:sincerely|regards|yours|love|cheers|truly|respectfully|faithfully|thanks|thank you|wishes|respect|hope|luck|signed|ps|source|author)\b|#\w|https?:|www\.|[=@:]|[-–—~] ?[A-Z][\w.]*(?: [A-Z][\w.]*)*$)");
+  return matches(kClosing, fragment);
 }
 
 // Prose whose last line runs on without an end mark, after at least one finished sentence.
@@ -86,15 +93,23 @@ bool is_unfinished_prose(std::string_view text) {
   const std::string_view line = newline == std::string_view::npos ? text : text.substr(newline + 1);
   static const re2::RE2 kListItem(
       R"(^\s*(?:[-*•#|>+]|\(?\d{1,3}[.):]|\(?[A-Za-z][.):]\s|[A-Za-z ]{1,40}:))");
-  if (matches(kListItem, line)) {
+  // Several lines: a poem, a letter or a list may end without a mark; a long line of prose may not.
+  if (matches(kListItem, line) || (newline != std::string_view::npos && line.size() < 80)) {
     return false;
   }
-  static const re2::RE2 kSentenceEnd(R"([a-z0-9)"'][.!?]["')]?\s+["'(]?[A-Z])");
-  if (newline == std::string_view::npos) {
-    return matches(kSentenceEnd, line);
+  static const re2::RE2 kSentenceEnd(R"([a-z0-9"')][.!?]["')]?\s+["'(]?[A-Z0-9])");
+  static const re2::RE2 kTitle(
+      R"(\b(?:Dr|Mr|Mrs|Ms|St|Prof|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|[A-Z])\.\s+$)");
+  size_t last = std::string_view::npos;
+  for (Match hit = find_match(kSentenceEnd, line); hit;
+       hit = find_match(kSentenceEnd, line, hit.end - 1)) {
+    last = matches(kTitle, line.substr(0, hit.end - 1)) ? last : hit.end - 1;
   }
-  // Several lines: a poem, a letter or a list may end without a mark; a long line of prose may not.
-  return line.size() >= 80 && matches(kSentenceEnd, line);
+  if (last == std::string_view::npos) {
+    return false;
+  }
+  const std::string_view fragment = line.substr(last);
+  return std::count(fragment.begin(), fragment.end(), ' ') >= 1 && !is_closing(fragment);
 }
 
 }  // namespace

@@ -54,27 +54,11 @@ std::optional<Finding> find_in_messages(const Subject& subject,
   return std::nullopt;
 }
 
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
-// RFC 2606 and 6761 reserve these for documents; the last are what people write instead.
-bool is_example_domain(std::string_view domain) {
-  constexpr std::array<std::string_view, 6> kReserved = {".example",   ".test",  ".invalid",
-                                                         ".localhost", ".local", ".onion"};
-  constexpr std::array<std::string_view, 15> kPlaceholders = {
-      "example.com",    "example.org",  "example.net",     "example.edu", "domain.com",
-      "yourdomain.com", "mydomain.com", "yourcompany.com", "company.com", "email.com",
-      "website.com",    "test.com",     "abc.com",         "xyz.com",     "address.com"};
-  for (const std::string_view end : kReserved) {
-    if (ends_with(domain, end)) {
-      return true;
-    }
-  }
-  return std::any_of(kPlaceholders.begin(), kPlaceholders.end(), [&](std::string_view name) {
-    return domain == name ||
-           (ends_with(domain, name) && domain[domain.size() - name.size() - 1] == '.');
-  });
+// What people write where an address belongs: you@, my_email@, username@, name@.
+bool is_placeholder_mailbox(std::string_view mailbox) {
+  static const re2::RE2 kPlaceholder(
+      R"(^(?:your?|my|the|sender|recipient|receiver|from|to|someone|somebody|anyone|example|sample|user|users?name|e?mail|name|first|last|test|foo|bar|abc|xyz|address)\d*(?:$|[._\-+ ]|name|email|mail))");
+  return matches(kPlaceholder, mailbox);
 }
 
 // A part of a larger word or number, or the second half of one.
@@ -97,8 +81,9 @@ std::optional<Finding> check_email(const Subject& subject, double) {
       const std::string address = lower(text.substr(hit.begin, hit.end - hit.begin));
       const size_t at = address.rfind('@');
       const bool remote = address.substr(0, at) == "git";
-      return is_example_domain(address.substr(at + 1)) || matches(kFile, address) || remote ? 0.0
-                                                                                            : 1.0;
+      return is_placeholder_mailbox(address.substr(0, at)) || matches(kFile, address) || remote
+                 ? 0.0
+                 : 1.0;
     });
     if (found) {
       return found;
@@ -112,18 +97,19 @@ std::optional<Finding> check_email(const Subject& subject, double) {
 
 namespace {
 
-// North American numbers: area code and exchange begin with 2-9, no N11 codes; 555-01xx is
-// reserved for fiction.
+// North American numbers: area code and exchange begin with 2-9 and are no N11 service code.
+// Toll-free numbers belong to nobody in person.
 bool is_nanp(std::string_view ten) {
+  constexpr std::array<std::string_view, 7> kTollFree = {"800", "833", "844", "855",
+                                                         "866", "877", "888"};
   const auto service = [](std::string_view code) { return code[1] == '1' && code[2] == '1'; };
   const std::string_view area = ten.substr(0, 3);
   const std::string_view exchange = ten.substr(3, 3);
-  if (area[0] < '2' || exchange[0] < '2' || service(area) || service(exchange)) {
+  const bool toll_free = std::find(kTollFree.begin(), kTollFree.end(), area) != kTollFree.end();
+  if (area[0] < '2' || exchange[0] < '2' || service(area) || service(exchange) || toll_free) {
     return false;
   }
-  const bool fiction = exchange == "555" && ten.substr(6, 2) == "01";
-  const bool one_digit = ten.find_first_not_of(ten[0]) == std::string_view::npos;
-  return !fiction && !one_digit;
+  return area != exchange;  // 555-555-1234 and the like are placeholders
 }
 
 bool speaks_of_phone(std::string_view text, const Match& hit) {

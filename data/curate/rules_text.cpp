@@ -177,9 +177,11 @@ std::optional<Finding> check_html_residue(const Subject& subject, double) {
   }
   const std::string_view answer = subject.answer();
   static const re2::RE2 kHtml(
-      R"((?i)</?(?:br|p|div|span|a|li|ul|ol|td|tr|th|table|tbody|img|strong|em|font|h[1-6]|script|style|blockquote|hr|iframe|center|sup|sub|b|i|u)(?:\s[^<>]{0,200})?/?>|)"
+      R"((?i)</?(?:br|p|div|span|a|li|ul|ol|td|tr|th|table|tbody|img|strong|em|font|h[1-6]|script|style|blockquote|hr|iframe|center|b|i|u)(?:\s[^<>]{0,200})?/?>|)"
       R"(&(?:nbsp|amp|lt|gt|quot|apos|rsquo|lsquo|ldquo|rdquo|mdash|ndash|hellip|#\d{2,5}|#x[0-9a-f]{2,5});)");
   static const re2::RE2 kPage(R"((?i)<!DOCTYPE|<html|<svg|<\?xml|```)");
+  static const re2::RE2 kFormats(
+      R"((?i)\b(?:bold|italics?|font|underlin\w+|formatt?(?:ed|ing)?|hyperlinks?)\b)");
   double count = 0;
   std::optional<Finding> first;
   for (Match hit = find_match(kHtml, answer); hit; hit = find_match(kHtml, answer, hit.end)) {
@@ -188,7 +190,7 @@ std::optional<Finding> check_html_residue(const Subject& subject, double) {
       first = in_message(static_cast<size_t>(subject.answer_message()), count, hit);
     }
   }
-  if (first && matches(kPage, answer)) {
+  if (first && (matches(kPage, answer) || matches(kFormats, subject.prompt()))) {
     return std::nullopt;
   }
   if (first) {

@@ -5,7 +5,7 @@
 // controls, {% generation %}, raise_exception, strftime_now, tojson without HTML escapes. What it
 // does not know it refuses by name with line:column; it never guesses.
 //
-// A template is untrusted code. Limits for one render: 20 million steps, 200 levels of calls,
+// A template is untrusted code. Limits for one render: 5 million steps, 200 levels of calls,
 // 64 MiB of output.
 #pragma once
 
