@@ -28,8 +28,8 @@ double jaccard(std::span<const uint64_t> a, std::span<const uint64_t> b);
 
 // What one record looks like to the search, in one view.
 struct Fingerprint {
-  Hash128 folded;  // of folded_view()
-  Hash128 folded_answer;
+  Hash128 folded;         // of folded_view()
+  Hash128 folded_answer;  // of the last answer; a short one without blanks and sentence marks
   std::vector<uint64_t> shingles;        // sorted
   std::vector<uint64_t> prompt_numbers;  // number_hashes of everything but the answers
   std::vector<uint64_t> answer_numbers;
