@@ -433,6 +433,7 @@ Fingerprint fingerprint(const Record& record, View view) {
     append_words_and_numbers(message.content, words,
                              answer ? print.answer_numbers : print.prompt_numbers);
     append_folded(folded, message);
+    print.prompt_words += answer ? 0 : static_cast<uint32_t>(words.size() - words_before);
     if (i == last) {
       print.answer_words = static_cast<uint32_t>(words.size() - words_before);
       print.complete = ends_in_terminal_mark(message.content);

@@ -33,9 +33,10 @@ struct Fingerprint {
   std::vector<uint64_t> shingles;        // sorted
   std::vector<uint64_t> prompt_numbers;  // number_hashes of everything but the answers
   std::vector<uint64_t> answer_numbers;
-  uint32_t answer_words = 0;
-  bool complete = false;  // the answer ends in a terminal mark
-  bool empty = true;      // nothing in this view: never a duplicate
+  uint32_t answer_words = 0;  // of the last answer
+  uint32_t prompt_words = 0;  // of all that is no answer
+  bool complete = false;      // the answer ends in a terminal mark
+  bool empty = true;          // nothing in this view: never a duplicate
 };
 
 // The folded text by which two records are exact duplicates in a view: the roles and contents of
