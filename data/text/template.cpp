@@ -1,0 +1,165 @@
+#include "data/text/template.h"
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "data/text/template_eval.h"
+
+namespace graft::data {
+namespace {
+
+using jinja::Tag;
+using jinja::Value;
+
+// Members of a message that are what it says, not how it is labelled.
+constexpr std::array<std::string_view, 5> kSaidMembers = {
+    "content", "reasoning_content", "reasoning", "thinking", "tool_calls"};
+
+Value message_value(const Json& message, int32_t index) {
+  const Tag field = {Origin::kField, index, 0};
+  if (!message.is_object()) return Value::from_json(message, field);
+  std::vector<std::pair<std::shared_ptr<const jinja::Text>, Value>> members;
+  for (const auto& [key, value] : message.as_object()) {
+    const bool is_said =
+        std::find(kSaidMembers.begin(), kSaidMembers.end(), key) != kSaidMembers.end();
+    members.emplace_back(
+        std::make_shared<const jinja::Text>(key, field),
+        Value::from_json(value, is_said ? Tag{Origin::kContent, index, 0} : field));
+  }
+  return Value::dict(std::move(members), field);
+}
+
+Value messages_value(const Json& messages) {
+  std::vector<Value> items;
+  for (const Json& message : messages.as_array()) {
+    items.push_back(message_value(message, static_cast<int32_t>(items.size())));
+  }
+  return Value::list(std::move(items));
+}
+
+std::vector<Piece> pieces_of(const jinja::Text& text) {
+  std::vector<Piece> pieces;
+  int64_t begin = 0;
+  for (const jinja::Text::Run& run : text.runs()) {
+    const Piece piece = {begin,
+                         static_cast<int64_t>(run.end),
+                         run.tag.origin,
+                         run.tag.message,
+                         run.tag.generation > 0};
+    begin = piece.end;
+    const bool joins = !pieces.empty() && pieces.back().origin == piece.origin &&
+                       pieces.back().message == piece.message &&
+                       pieces.back().generation == piece.generation;
+    if (joins) {
+      pieces.back().end = piece.end;
+    } else {
+      pieces.push_back(piece);
+    }
+  }
+  return pieces;
+}
+
+// Special tokens of a settings file, as the variables that transformers gives to a template.
+void add_special_tokens(const Json& settings, Json& variables) {
+  for (const char* name : {"bos_token",
+                           "eos_token",
+                           "unk_token",
+                           "sep_token",
+                           "pad_token",
+                           "cls_token",
+                           "mask_token"}) {
+    const Json* value = settings.find(name);
+    if (value && value->is_object()) value = value->find("content");
+    if (value && value->is_string() && !variables.find(name)) variables.set(name, *value);
+  }
+}
+
+Json settings_of(const std::string& directory, std::string_view name) {
+  const std::string path = join_path(directory, name);
+  return file_exists(path) ? read_json_file(path) : Json::object();
+}
+
+}  // namespace
+
+struct ChatTemplate::Program {
+  std::string text;
+  std::string name;
+  std::string digest;
+  jinja::Tree tree;
+  Json default_vars;
+};
+
+ChatTemplate::ChatTemplate(std::string text, std::string name, Json default_vars) {
+  auto program = std::make_unique<Program>();
+  program->tree = jinja::parse_template(text, name);
+  program->digest =
+      sha256_hex(sha256_hex(text) + dump_json(default_vars, {.sort_keys = true}));
+  program->text = std::move(text);
+  program->name = std::move(name);
+  program->default_vars = std::move(default_vars);
+  program_ = std::move(program);
+}
+
+ChatTemplate::~ChatTemplate() = default;
+ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
+ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
+
+std::optional<ChatTemplate> ChatTemplate::load(const std::string& model_dir,
+                                               std::string_view variant) {
+  const Json config = settings_of(model_dir, "tokenizer_config.json");
+  Json variables = Json::object();
+  add_special_tokens(config, variables);
+  add_special_tokens(settings_of(model_dir, "special_tokens_map.json"), variables);
+  const std::string file = join_path(model_dir, "chat_template.jinja");
+  if (variant.empty() && file_exists(file)) return ChatTemplate(read_file(file), file, variables);
+  const Json* value = config.find("chat_template");
+  if (!value || value->is_null()) return std::nullopt;
+  const std::string name = join_path(model_dir, "tokenizer_config.json") + ": chat_template";
+  if (value->is_string()) return ChatTemplate(value->as_string(), name, variables);
+  const std::string wanted = variant.empty() ? "default" : std::string(variant);
+  std::vector<std::string_view> known;
+  for (const Json& entry : value->as_array()) {
+    known.push_back(entry.at("name").as_string());
+    if (known.back() == wanted) {
+      return ChatTemplate(entry.at("template").as_string(), name + " \"" + wanted + "\"", variables);
+    }
+  }
+  fail(ExitCode::kData, unknown_name("chat template", wanted, known), name);
+}
+
+Rendered ChatTemplate::render(const RenderInput& input) const {
+  const Tag from_caller = {Origin::kInput, -1, 0};
+  jinja::RunInput run;
+  run.now = input.now;
+  if (!input.messages.is_array()) {
+    fail(ExitCode::kData,
+         "messages must be an array, got " + std::string(input.messages.type_name()),
+         program_->name);
+  }
+  run.variables.emplace_back("messages", messages_value(input.messages));
+  run.variables.emplace_back("tools", Value::from_json(input.tools, from_caller));
+  run.variables.emplace_back("documents", Value::none());
+  run.variables.emplace_back("add_generation_prompt", Value::boolean(input.add_generation_prompt));
+  const auto add = [&](const Json& variables, Origin origin) {
+    if (variables.is_null()) return;
+    for (const auto& [name, value] : variables.as_object()) {
+      const bool is_token = name.ends_with("_token");
+      run.variables.emplace_back(
+          name, Value::from_json(value, {is_token ? Origin::kTemplate : origin, -1, 0}));
+    }
+  };
+  add(program_->default_vars, Origin::kTemplate);
+  add(input.vars, Origin::kInput);
+  const jinja::RunResult result = jinja::run_template(program_->tree, program_->name, run);
+  return {result.text.bytes(), pieces_of(result.text), result.generation};
+}
+
+bool ChatTemplate::marks_generation() const { return program_->tree.has_generation; }
+const std::string& ChatTemplate::text() const { return program_->text; }
+const std::string& ChatTemplate::name() const { return program_->name; }
+const std::string& ChatTemplate::digest() const { return program_->digest; }
+
+}  // namespace graft::data

@@ -1,0 +1,62 @@
+// Record files to a token store: the one function behind `graft data tokenize` and the trainer.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "data/text/mask.h"
+
+namespace graft::data {
+
+struct TokenizeOptions {
+  MaskOptions mask;
+  std::string out;  // the store
+  int threads = 0;  // 0 = one per processor. The store's bytes do not depend on it.
+};
+
+// A record that was left out.
+struct RefusedRecord {
+  std::string file;
+  int64_t line = 0;
+  std::string rule;  // refusal_name(), or "unreadable"
+  std::string reason;
+};
+
+struct TokenizeSummary {
+  int64_t records = 0;
+  int64_t documents = 0;
+  int64_t tokens = 0;
+  int64_t supervised = 0;  // tokens
+  int64_t longest = 0;     // tokens of the longest document
+  int64_t turns = 0;
+  int64_t turns_without_stop = 0;
+  int64_t straddling = 0;
+  int64_t truncated_documents = 0;
+  int64_t truncated_tokens = 0;
+  std::vector<std::pair<std::string, int64_t>> refused_by_rule;
+  std::vector<RefusedRecord> refused;  // the first 20
+  int64_t refused_count = 0;
+  std::string digest;  // of the store
+  std::string store;   // its path
+};
+
+// `progress(done_bytes, total_bytes)` is called from the calling thread, or is empty.
+// Errors: kIo; kUsage (records need a template and the model has none); kData: no document at all,
+// documents longer than sequence_len under OverLong::kRaise (counted over all files first), or more
+// than 1 % of the turns with a straddling token.
+TokenizeSummary tokenize_files(const std::vector<std::string>& files,
+                               const std::string& model_dir,
+                               const TokenizeOptions& options,
+                               const std::function<void(int64_t, int64_t)>& progress = {});
+
+// The settings that a store made with these arguments holds; a trainer compares store_digest() of
+// them with an existing store to reuse it. Reads and hashes the files. Errors: kIo.
+Json tokenize_settings(const std::vector<std::string>& files,
+                       const Tokenizer& tokenizer,
+                       const ChatTemplate* chat,
+                       const MaskOptions& mask);
+
+}  // namespace graft::data
