@@ -2,6 +2,7 @@
 //
 //   base_text.jsonl   what the base model is trained on: messages with plain answers, the same with
 //                     JSON answers on demand, and lines of JSON
+//   base_heldout.jsonl  more of the same, never trained on
 //   base_check.jsonl  fresh messages with plain answers: what the base can do
 //   raw.jsonl         instructions for fine-tuning, with planted defects
 //   defects.json      which row of raw.jsonl is defective and the rule that must catch it
@@ -46,8 +47,8 @@ std::string json_text(Draw& draw) {
   return text;
 }
 
-void write_base_text(const std::string& path, int documents) {
-  Draw draw("base_text");
+void write_base_text(const std::string& path, std::string_view stream, int documents) {
+  Draw draw(stream);
   JsonLines out(path);
   for (int i = 0; i < documents; ++i) {
     const int kind = draw.below(100);
@@ -86,7 +87,10 @@ int main(int argc, char** argv) {
     }
     const std::string directory = argv[1];
     graft::make_directories(directory);
-    quickstart::write_base_text(graft::join_path(directory, "base_text.jsonl"), 120'000);
+    quickstart::write_base_text(graft::join_path(directory, "base_text.jsonl"), "base_text",
+                                120'000);
+    quickstart::write_base_text(graft::join_path(directory, "base_heldout.jsonl"), "base_heldout",
+                                500);
     quickstart::write_base_check(graft::join_path(directory, "base_check.jsonl"), 200);
     quickstart::write_tuning_files(directory);
     return 0;
