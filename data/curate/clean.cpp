@@ -23,24 +23,14 @@ size_t rule_index(std::string_view name) {
   return static_cast<size_t>(&rule_named(name, "") - rules().data());
 }
 
-// The item with the string value of its top-level `key` replaced by an empty one.
+// The item with the value of its top-level `key` replaced by an empty string.
 std::string with_empty_member(std::string_view raw, std::string_view key) {
-  size_t at = skip_json_space(raw, 0) + 1;
-  while (at < raw.size()) {
-    at = skip_json_space(raw, at);
-    if (at >= raw.size() || raw[at] != '"') {
-      break;
-    }
-    const size_t key_end = json_string_end(raw, at);
-    const std::string_view name = raw.substr(at + 1, key_end - at - 2);
-    const size_t value = skip_json_space(raw, skip_json_space(raw, key_end) + 1);
-    const size_t value_end = json_value_end(raw, value);
-    if (name == key) {
-      return std::string(raw.substr(0, value)) + "\"\"" + std::string(raw.substr(value_end));
-    }
-    at = skip_json_space(raw, value_end) + 1;
+  const std::string_view value = json_member(raw, key);
+  if (value.empty()) {
+    return std::string(raw);
   }
-  return std::string(raw);
+  const auto begin = static_cast<size_t>(value.data() - raw.data());
+  return std::string(raw.substr(0, begin)) + "\"\"" + std::string(raw.substr(begin + value.size()));
 }
 
 std::string edit_noinput(std::string_view raw) {
@@ -98,16 +88,19 @@ class Cleaner {
       record = parse_record(parse_json(result.edited, ""), "");
       apply_rules(record, options, result);
     }
-    describe(record, result);
-    if (result.fate != Fate::kQuarantined) {
-      prints_[i] = fingerprint(record, View::kAll);
+    prints_[i] = fingerprint(record, View::kAll);
+    describe(record, prints_[i], result);
+    if (result.fate == Fate::kQuarantined) {
+      prints_[i] = {};
+    } else {
       prompts_[i] = hash128(folded_view(record, View::kPrompt));
     }
   }
 
   void describe_only(size_t i, const Record& record, View view) {
-    describe(record, result_.results[i]);
     prints_[i] = fingerprint(record, view);
+    describe(record, view == View::kAll ? prints_[i] : fingerprint(record, View::kAll),
+             result_.results[i]);
   }
 
   void remove_duplicates(const DedupOptions& options,
@@ -247,12 +240,12 @@ class Cleaner {
     }
   }
 
-  static void describe(const Record& record, ItemResult& result) {
+  static void describe(const Record& record, const Fingerprint& print, ItemResult& result) {
     result.readable = true;
     result.schema = record.schema;
     result.id = record.id;
-    result.prompt_words = static_cast<uint32_t>(count_words(record.prompt()));
-    result.answer_words = static_cast<uint32_t>(count_words(record.answer()));
+    result.prompt_words = print.prompt_words;
+    result.answer_words = print.answer_words;
   }
 
   void check_removed_share(const GuardRails& guards) {

@@ -14,6 +14,7 @@
 #include "data/curate/leaks.h"
 #include "data/curate/outputs.h"
 #include "data/curate/report.h"
+#include "data/records/scan.h"
 
 namespace graft::data {
 namespace {
@@ -447,25 +448,17 @@ int run_clean(const Args& args) {
 
 // {"id","cluster"}: the record's own id (a number where the record holds one), else its index over
 // all files.
-std::string clusters_text(const RecordSource& source, const CleanResult& result) {
-  const auto id_of = [&](int64_t i) -> Json {
-    const auto at = static_cast<size_t>(i);
-    if (result.results[at].id.empty()) {
-      return Json(i);
-    }
-    const Json item = parse_json(result.items[at].raw,
-                                 source.files()[static_cast<size_t>(result.items[at].file)]);
-    return item.at("id");
-  };
+std::string clusters_text(const CleanResult& result) {
   std::string text;
   for (size_t i = 0; i < result.items.size(); ++i) {
     const ItemResult& item = result.results[i];
-    const auto index = static_cast<int64_t>(i);
-    const int64_t cluster = item.cluster < 0 ? index : item.cluster;
-    text += dump_json(Json::object({{"id", id_of(index)},
-                                    {"cluster", cluster},
-                                    {"kept", item.fate != Fate::kQuarantined}})) +
-            "\n";
+    const int64_t cluster = item.cluster < 0 ? static_cast<int64_t>(i) : item.cluster;
+    const std::string_view own_id =
+        item.id.empty() ? std::string_view() : json_member(result.items[i].raw, "id");
+    text += "{\"id\":";
+    text += own_id.empty() ? std::to_string(i) : std::string(own_id);
+    text += ",\"cluster\":" + std::to_string(cluster) +
+            (item.fate == Fate::kQuarantined ? ",\"kept\":false}\n" : ",\"kept\":true}\n");
   }
   return text;
 }
@@ -502,7 +495,7 @@ int run_dedup(const Args& args) {
                                {"view", args.text("--view")},
                                {"number_guard", options.number_guard}}),
                  curation_report(source, result, report_options, "dedup")},
-                {{"clusters.jsonl", clusters_text(source, result)}}, folder);
+                {{"clusters.jsonl", clusters_text(result)}}, folder);
   if (args.json()) {
     print_json(counts_json(source, result, report_options));
   } else {

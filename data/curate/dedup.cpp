@@ -47,6 +47,15 @@ size_t last_answer_index(const Record& record) {
   return record.messages.size();
 }
 
+// Folded text without blanks and sentence marks: "No ." and "no" are one label.
+std::string bare_text(std::string_view text) {
+  std::string bare = fold_text(text);
+  std::erase_if(bare, [](char c) {
+    return std::string_view(" .,;:!?\"'").find(c) != std::string_view::npos;
+  });
+  return bare;
+}
+
 bool ends_in_terminal_mark(std::string_view text) {
   const size_t end = text.find_last_not_of(" \t\r\n\"')]}*`");
   return end != std::string_view::npos &&
@@ -385,16 +394,23 @@ double jaccard(std::span<const uint64_t> a, std::span<const uint64_t> b) {
   return static_cast<double>(common) / static_cast<double>(a.size() + b.size() - common);
 }
 
+namespace {
+
+void append_folded(std::string& to, const Message& message) {
+  to += message.role;
+  to += '\x1f';
+  to += fold_text(message.content);
+  to += '\x1e';
+}
+
+}  // namespace
+
 std::string folded_view(const Record& record, View view) {
   const size_t last = last_answer_index(record);
   std::string text;
   for (size_t i = 0; i < record.messages.size(); ++i) {
-    const Message& message = record.messages[i];
-    if (in_view(message, i, last, view)) {
-      text += message.role;
-      text += '\x1f';
-      text += fold_text(message.content);
-      text += '\x1e';
+    if (in_view(record.messages[i], i, last, view)) {
+      append_folded(text, record.messages[i]);
     }
   }
   return text;
@@ -403,31 +419,34 @@ std::string folded_view(const Record& record, View view) {
 Fingerprint fingerprint(const Record& record, View view) {
   Fingerprint print;
   const size_t last = last_answer_index(record);
-  std::vector<uint64_t> words;
-  const auto append_numbers = [](std::vector<uint64_t>& to, std::string_view text) {
-    const std::vector<uint64_t> numbers = number_hashes(text);
-    to.insert(to.end(), numbers.begin(), numbers.end());
-  };
+  thread_local std::vector<uint64_t> words;  // kept for its memory only
+  words.clear();
+  std::string folded;
   for (size_t i = 0; i < record.messages.size(); ++i) {
     const Message& message = record.messages[i];
-    if (in_view(message, i, last, view)) {
-      append_word_hashes(message.content, words);
-      const bool answer = message.role == "assistant" || message.role == "text";
-      append_numbers(answer ? print.answer_numbers : print.prompt_numbers, message.content);
+    if (!in_view(message, i, last, view)) {
+      continue;
+    }
+    const bool answer = message.role == "assistant" || message.role == "text";
+    const size_t words_before = words.size();
+    const size_t folded_before = folded.size();
+    append_words_and_numbers(message.content, words,
+                             answer ? print.answer_numbers : print.prompt_numbers);
+    append_folded(folded, message);
+    print.prompt_words += answer ? 0 : static_cast<uint32_t>(words.size() - words_before);
+    if (i == last) {
+      print.answer_words = static_cast<uint32_t>(words.size() - words_before);
+      print.complete = ends_in_terminal_mark(message.content);
+      print.folded_answer = print.answer_words <= kShortAnswerWords
+                                ? hash128(bare_text(message.content))
+                                : hash128(std::string_view(folded).substr(folded_before));
     }
   }
   std::sort(print.prompt_numbers.begin(), print.prompt_numbers.end());
   std::sort(print.answer_numbers.begin(), print.answer_numbers.end());
   print.shingles = shingles(words);
-  const std::string folded = folded_view(record, view);
   print.empty = folded.empty();
   print.folded = hash128(folded);
-  if (view != View::kPrompt && last < record.messages.size()) {
-    const std::string& answer = record.messages[last].content;
-    print.folded_answer = hash128(fold_text(answer));
-    print.answer_words = static_cast<uint32_t>(count_words(answer));
-    print.complete = ends_in_terminal_mark(answer);
-  }
   return print;
 }
 

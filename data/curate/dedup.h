@@ -28,14 +28,15 @@ double jaccard(std::span<const uint64_t> a, std::span<const uint64_t> b);
 
 // What one record looks like to the search, in one view.
 struct Fingerprint {
-  Hash128 folded;  // of folded_view()
-  Hash128 folded_answer;
+  Hash128 folded;         // of folded_view()
+  Hash128 folded_answer;  // of the last answer; a short one without blanks and sentence marks
   std::vector<uint64_t> shingles;        // sorted
   std::vector<uint64_t> prompt_numbers;  // number_hashes of everything but the answers
   std::vector<uint64_t> answer_numbers;
-  uint32_t answer_words = 0;
-  bool complete = false;  // the answer ends in a terminal mark
-  bool empty = true;      // nothing in this view: never a duplicate
+  uint32_t answer_words = 0;  // of the last answer
+  uint32_t prompt_words = 0;  // of all that is no answer
+  bool complete = false;      // the answer ends in a terminal mark
+  bool empty = true;          // nothing in this view: never a duplicate
 };
 
 // The folded text by which two records are exact duplicates in a view: the roles and contents of

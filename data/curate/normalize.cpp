@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include <utf8proc.h>
@@ -33,11 +34,18 @@ uint64_t finish(uint64_t hash) {
 }
 
 bool is_ascii(std::string_view text) {
-  unsigned char any = 0;
-  for (const char c : text) {
-    any |= static_cast<unsigned char>(c);
+  constexpr uint64_t kHighBits = 0x8080808080808080ULL;
+  uint64_t any = 0;
+  size_t at = 0;
+  for (; at + 8 <= text.size(); at += 8) {
+    uint64_t bytes = 0;
+    std::memcpy(&bytes, text.data() + at, 8);
+    any |= bytes;
   }
-  return any < 0x80;
+  for (; at < text.size(); ++at) {
+    any |= static_cast<unsigned char>(text[at]);
+  }
+  return (any & kHighBits) == 0;
 }
 
 bool writes_without_spaces(utf8proc_int32_t c) {
@@ -215,14 +223,17 @@ std::string fold_text(std::string_view text) {
     }
   };
   if (is_ascii(text)) {
+    out.resize(text.size());
+    char* to = out.data();
+    bool gap = true;  // nothing but blanks so far, or a blank was just written
     for (const char c : text) {
-      if (c == ' ' || (c >= '\t' && c <= '\r')) {
-        put_blank();
-        continue;
-      }
-      before_character();
-      out += c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+      const bool is_blank = c == ' ' || (c >= '\t' && c <= '\r');
+      *to = is_blank ? ' ' : c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+      to += is_blank && gap ? 0 : 1;
+      gap = is_blank;
     }
+    const auto size = static_cast<size_t>(to - out.data());
+    out.resize(size - (size > 0 && gap ? 1 : 0));
     return out;
   }
   for_each_code_point(compose(text), [&](utf8proc_int32_t c) {
@@ -260,34 +271,45 @@ Hash128 hash128(std::string_view bytes) {
   return {hash.low64, hash.high64};
 }
 
-std::vector<uint64_t> number_hashes(std::string_view text) {
-  std::vector<uint64_t> found;
+void append_words_and_numbers(std::string_view text,
+                              std::vector<uint64_t>& words,
+                              std::vector<uint64_t>& numbers) {
   bool operand = false;      // the last word was a number or a closing bracket
   bool minus_waits = false;  // operand '-' and then, perhaps, another operand
   split_words(
       text,
       [&](uint64_t hash, bool digit) {
+        words.push_back(hash);
         if (digit) {
           if (minus_waits) {
-            found.push_back('-');
+            numbers.push_back('-');
           }
-          found.push_back(hash);
+          numbers.push_back(hash);
         }
         operand = digit;
         minus_waits = false;
       },
       [&](utf8proc_int32_t c) {
+        if (c == ' ') {
+          return;
+        }
         if (is_operator(c)) {
-          found.push_back(static_cast<uint64_t>(c));
+          numbers.push_back(static_cast<uint64_t>(c));
         } else if (c == '-' && operand) {
           minus_waits = true;
-        } else if (c != ' ' && c != '(' && c != '$') {
+        } else if (c != '(' && c != '$') {
           operand = c == ')';
           minus_waits = false;
         }
       });
-  std::sort(found.begin(), found.end());
-  return found;
+}
+
+std::vector<uint64_t> number_hashes(std::string_view text) {
+  std::vector<uint64_t> words;
+  std::vector<uint64_t> numbers;
+  append_words_and_numbers(text, words, numbers);
+  std::sort(numbers.begin(), numbers.end());
+  return numbers;
 }
 
 bool is_subset(const std::vector<uint64_t>& small, const std::vector<uint64_t>& large) {

@@ -15,6 +15,11 @@ namespace graft::data {
 // separates. Invalid UTF-8 bytes separate.
 void append_word_hashes(std::string_view text, std::vector<uint64_t>& words);
 
+// The same, and also appends number_hashes(text), unsorted, in one pass.
+void append_words_and_numbers(std::string_view text,
+                              std::vector<uint64_t>& words,
+                              std::vector<uint64_t>& numbers);
+
 // Number of words as above.
 int64_t count_words(std::string_view text);
 

@@ -68,8 +68,9 @@ void append_place(std::string& out, const RecordSource& source, const RawItem& i
   out += ",\"line\":" + std::to_string(item.line) + ",\"index\":" + std::to_string(item.index);
 }
 
-void append_raw(std::string& out, std::string_view raw) {
-  if (is_utf8(raw)) {
+// `valid`: the bytes are known to be UTF-8.
+void append_raw(std::string& out, std::string_view raw, bool valid) {
+  if (valid || is_utf8(raw)) {
     out += ",\"raw\":";
     append_json_string(out, raw);
   } else {
@@ -178,7 +179,7 @@ class ItemWriter {
   void write_edit(const RawItem& item, const ItemResult& result) {
     std::string line;
     append_place(line, source_, item);
-    append_raw(line, item.raw);
+    append_raw(line, item.raw, result.readable);
     line += ",\"after\":";
     append_json_string(line, fold_if_needed(result.edited));
     append_reasons(line, result, Action::kEdit);
@@ -290,7 +291,7 @@ std::string quarantine_line(const RecordSource& source, const CleanResult& resul
   std::string line;
   line.reserve(item.raw.size() + 256);
   append_place(line, source, item);
-  append_raw(line, item.raw);
+  append_raw(line, item.raw, verdict.readable);
   append_reasons(line, verdict, Action::kQuarantine);
   line += ",\"duplicate_of\":";
   if (verdict.duplicate_of < 0) {

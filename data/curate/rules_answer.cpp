@@ -239,6 +239,10 @@ std::optional<Finding> check_missing_input(const Subject& subject, double) {
     return std::nullopt;
   }
   const std::string_view prompt = trim(subject.instruction());
+  const auto says = [&](std::string_view word) { return prompt.find(word) != prompt.npos; };
+  if (!says("ollowing") && !says("elow") && !says("given")) {
+    return std::nullopt;
+  }
   // The sentence that points must be the last one and hold nothing that could be the text itself:
   // no quote, colon, bracket, digit or line break, and behind the noun only what is to be done.
   static const std::string kNoun =

@@ -61,6 +61,17 @@ bool is_placeholder_mailbox(std::string_view mailbox) {
   return matches(kPlaceholder, mailbox);
 }
 
+bool names_provider(const Subject& subject) {
+  const auto named = [](std::string_view text) {
+    return text.find(" at ") != std::string_view::npos &&
+           (text.find("mail") != std::string_view::npos ||
+            text.find("dot") != std::string_view::npos ||
+            text.find(".com") != std::string_view::npos);
+  };
+  return std::any_of(subject.record().messages.begin(), subject.record().messages.end(),
+                     [&](const Message& message) { return named(message.content); });
+}
+
 // A part of a larger word or number, or the second half of one.
 bool glued(std::string_view text, const Match& hit) {
   const char before = hit.begin > 0 ? text[hit.begin - 1] : ' ';
@@ -88,6 +99,9 @@ std::optional<Finding> check_email(const Subject& subject, double) {
     if (found) {
       return found;
     }
+  }
+  if (!subject.has('[') && !subject.has('(') && !subject.has('{') && !names_provider(subject)) {
+    return std::nullopt;
   }
   static const re2::RE2 kSpelled(
       R"((?i)\b[a-z0-9][a-z0-9._%+\-]{1,40} ?(?:\[ ?at ?\]|\( ?at ?\)|\{ ?at ?\}) ?[a-z0-9\-]{2,40} ?(?:\[ ?dot ?\]|\( ?dot ?\)|\{ ?dot ?\}|\.| dot ) ?[a-z]{2,12}\b|)"
@@ -165,6 +179,9 @@ double phone_digits(std::string_view text, const Match& hit) {
 }  // namespace
 
 std::optional<Finding> check_phone(const Subject& subject, double threshold) {
+  if (static_cast<double>(subject.digit_count()) < threshold) {
+    return std::nullopt;
+  }
   static const re2::RE2 kPhone(
       R"(\+\d{1,3}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d{1,4}(?:[ .\-]?\d{2,4}){1,4}|)"
       R"((?:1[ .\-])?\(\d{3}\) ?\d{3}[ .\-]\d{4}|(?:1[ .\-])?\d{3}[.\-]\d{3}[.\-]\d{4}|\d{3} \d{3} \d{4}|)"
@@ -204,6 +221,9 @@ bool looks_random(std::string_view key) {
 }  // namespace
 
 std::optional<Finding> check_secret(const Subject& subject, double threshold) {
+  if (subject.digit_count() == 0 && !subject.has('-')) {  // keys hold digits, headers dashes
+    return std::nullopt;
+  }
   static const re2::RE2 kShapes(
       R"(\b(?:AKIA|ASIA|AGPA|AROA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,255}|\bgithub_pat_[A-Za-z0-9_]{22,255}|)"
       R"(\bglpat-[A-Za-z0-9_\-]{20,}|\bsk-(?:ant-|proj-|live-|test-|or-)?[A-Za-z0-9_\-]{16,}|\bhf_[A-Za-z0-9]{24,}|\bxox[abeoprs]-[A-Za-z0-9\-]{10,}|)"
@@ -291,6 +311,9 @@ bool is_social_security(std::string_view digits) {
 }  // namespace
 
 std::optional<Finding> check_account_number(const Subject& subject, double threshold) {
+  if (subject.digit_count() < 9) {  // the shortest, a social security number
+    return std::nullopt;
+  }
   static const re2::RE2 kCard(
       R"(\d{4}[ \-]?\d{4}[ \-]?\d{4}[ \-]?\d{4}|\d{4}[ \-]?\d{6}[ \-]?\d{5}|\d{13})");
   const auto at_least = [&](size_t size) {

@@ -1,5 +1,7 @@
 #include "data/curate/subject.h"
 
+#include <algorithm>
+
 #include "data/curate/match.h"
 
 namespace graft::data {
@@ -44,6 +46,8 @@ Subject::Subject(const Record& record) : record_(record), prompt_(record.prompt(
   }
   for (const Message& message : record.messages) {
     bytes_ |= bytes_of(message.content);
+    digit_count_ += std::count_if(message.content.begin(), message.content.end(),
+                                  [](char c) { return c >= '0' && c <= '9'; });
   }
   instruction_ = prompt_;
   if (record.schema == Schema::kAlpaca) {

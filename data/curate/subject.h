@@ -24,6 +24,7 @@ class Subject {
   int answer_message() const { return answer_message_; }  // -1: there is none
   bool has(char byte) const { return bytes_.test(static_cast<unsigned char>(byte)); }  // anywhere
   const ByteSet& bytes() const { return bytes_; }
+  int64_t digit_count() const { return digit_count_; }  // decimal digits, in all messages
   // An alpaca record's two parts; other schemas have everything in the instruction.
   std::string_view instruction() const { return instruction_; }
   std::string_view input() const { return input_; }
@@ -42,6 +43,7 @@ class Subject {
   std::string_view answer_;
   int answer_message_ = -1;
   ByteSet bytes_;
+  int64_t digit_count_ = 0;
   bool answer_is_code_ = false;
 };
 

@@ -20,17 +20,17 @@ enum class Schema {
 std::string_view schema_name(Schema schema);
 
 struct Message {
-  std::string role;     // "system", "user", "assistant", "tool"; "text" for Schema::kText
+  std::string role;  // "system", "user", "assistant", "tool"; "text" for Schema::kText
   std::string content;
-  Json extra;           // other members of the message (tool_calls, train, weight, …) or null
+  Json extra;  // other members of the message (tool_calls, train, weight, …) or null
 };
 
 struct Record {
   Schema schema = Schema::kMessages;
-  std::string id;       // the record's own "id" as text, or ""
-  std::string source;   // the record's own "source", or ""
+  std::string id;      // the record's own "id" as text, or ""
+  std::string source;  // the record's own "source", or ""
   std::vector<Message> messages;
-  Json tools;           // "tools" of the record, or null
+  Json tools;  // "tools" of the record, or null
 
   // All user/system text before the last assistant turn, joined by newlines; and the last assistant
   // turn. For kText the prompt is empty and the answer is the text.
@@ -38,18 +38,18 @@ struct Record {
   std::string_view answer() const;
 };
 
-// Turns one JSON object into a record. An alpaca `input` follows the instruction after a blank line.
-// Errors: kData naming the missing or mistyped member, and the known schemas when none fits.
+// Turns one JSON object into a record. An alpaca `input` follows the instruction after a blank
+// line. Errors: kData naming the missing or mistyped member, and the known schemas when none fits.
 Record parse_record(const Json& object, std::string_view name);
 
 // One item of an input file, exactly as it stands there.
 struct RawItem {
-  int file = 0;             // index into the list of files
-  int64_t index = 0;        // 0-based item number in its file
-  int64_t line = 0;         // 1-based line of its first byte
-  int64_t begin = 0;        // byte range of the item in its file (without the line end)
+  int file = 0;       // index into the list of files
+  int64_t index = 0;  // 0-based item number in its file
+  int64_t line = 0;   // 1-based line of its first byte
+  int64_t begin = 0;  // byte range of the item in its file (without the line end)
   int64_t end = 0;
-  std::string_view raw;     // those bytes; valid while the source lives
+  std::string_view raw;  // those bytes; valid while the source lives
 };
 
 // The items of JSONL files and JSON arrays (told apart by content), mapped, in order. Blank lines

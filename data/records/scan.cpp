@@ -93,4 +93,30 @@ size_t json_value_end(std::string_view text, size_t at) {
   return std::string_view::npos;
 }
 
+std::string_view json_member(std::string_view text, std::string_view key) {
+  size_t at = skip_json_space(text, 0) + 1;
+  while (at < text.size()) {
+    at = skip_json_space(text, at);
+    if (at >= text.size() || text[at] != '"') {
+      break;
+    }
+    const size_t key_end = json_string_end(text, at);
+    if (key_end == std::string_view::npos) {
+      break;
+    }
+    const std::string_view name = text.substr(at + 1, key_end - at - 2);
+    const size_t colon = skip_json_space(text, key_end);
+    const size_t value = skip_json_space(text, colon + 1);
+    const size_t value_end = json_value_end(text, value);
+    if (value_end == std::string_view::npos) {
+      break;
+    }
+    if (name == key) {
+      return text.substr(value, value_end - value);
+    }
+    at = skip_json_space(text, value_end) + 1;
+  }
+  return {};
+}
+
 }  // namespace graft::data

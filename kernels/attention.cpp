@@ -1,0 +1,268 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/parallel.h"
+#include "kernels/simd/table.h"
+
+namespace graft::kernels {
+namespace {
+
+// Query rows of one forward task; at most kForwardRows of simd/attention.cpp.
+constexpr int64_t kTaskRows = 240;
+
+graft_status check_shape(const char* function, const graft_attention_shape* shape) {
+  if (const graft_status status = check_pointers(function, {{"shape", shape}})) return status;
+  if (const graft_status status = check_counts(function, {{"documents", shape->documents},
+                                                          {"heads", shape->heads, 1},
+                                                          {"kv_heads", shape->kv_heads, 1},
+                                                          {"head_dim", shape->head_dim, 8}})) {
+    return status;
+  }
+  if (shape->head_dim > 256) {
+    return fail(GRAFT_BAD_SHAPE, function, "head_dim is %lld, expected 8..256",
+                static_cast<long long>(shape->head_dim));
+  }
+  if (shape->heads % shape->kv_heads != 0) {
+    return fail(GRAFT_BAD_SHAPE, function, "heads is %lld, expected a multiple of kv_heads %lld",
+                static_cast<long long>(shape->heads), static_cast<long long>(shape->kv_heads));
+  }
+  const int64_t q_width = shape->heads * shape->head_dim;
+  const int64_t kv_width = shape->kv_heads * shape->head_dim;
+  if (const graft_status status =
+          check_counts(function, {{"q_stride", shape->q_stride, q_width},
+                                  {"k_stride", shape->k_stride, kv_width},
+                                  {"v_stride", shape->v_stride, kv_width},
+                                  {"out_stride", shape->out_stride, q_width}})) {
+    return status;
+  }
+  if (const graft_status status = check_pointers(function, {{"cu_seqlens", shape->cu_seqlens}})) {
+    return status;
+  }
+  if (shape->cu_seqlens[0] != 0) {
+    return fail(GRAFT_BAD_SHAPE, function, "cu_seqlens[0] is %d, expected 0", shape->cu_seqlens[0]);
+  }
+  for (int64_t i = 0; i < shape->documents; ++i) {
+    if (shape->cu_seqlens[i + 1] < shape->cu_seqlens[i]) {
+      return fail(GRAFT_BAD_SHAPE, function, "cu_seqlens[%lld] is %d, expected at least %d",
+                  static_cast<long long>(i + 1), shape->cu_seqlens[i + 1], shape->cu_seqlens[i]);
+    }
+  }
+  return GRAFT_OK;
+}
+
+int64_t token_count(const graft_attention_shape& shape) {
+  return shape.cu_seqlens[shape.documents];
+}
+
+int64_t longest_document(const graft_attention_shape& shape) {
+  int64_t longest = 0;
+  for (int64_t i = 0; i < shape.documents; ++i) {
+    longest = std::max<int64_t>(longest, shape.cu_seqlens[i + 1] - shape.cu_seqlens[i]);
+  }
+  return longest;
+}
+
+struct Inputs {
+  const float *q, *k, *v;
+};
+
+AttentionHead head_of(const graft_attention_shape& shape,
+                      const Inputs& inputs,
+                      float* out,
+                      float* lse,
+                      int64_t document,
+                      int64_t head) {
+  const int64_t token = shape.cu_seqlens[document];
+  const int64_t kv_head = head / (shape.heads / shape.kv_heads);
+  AttentionHead result;
+  result.q = inputs.q + token * shape.q_stride + head * shape.head_dim;
+  result.k = inputs.k + token * shape.k_stride + kv_head * shape.head_dim;
+  result.v = inputs.v + token * shape.v_stride + kv_head * shape.head_dim;
+  result.out = out + token * shape.out_stride + head * shape.head_dim;
+  result.lse = lse + token * shape.heads + head;
+  result.q_stride = shape.q_stride;
+  result.k_stride = shape.k_stride;
+  result.v_stride = shape.v_stride;
+  result.out_stride = shape.out_stride;
+  result.lse_stride = shape.heads;
+  result.length = shape.cu_seqlens[document + 1] - token;
+  result.head_dim = shape.head_dim;
+  result.scale = shape.scale;
+  return result;
+}
+
+// Several query heads of one key/value head write their dk and dv apart, to be added in order.
+bool needs_partials(const graft_attention_shape& shape) {
+  return shape.heads > shape.kv_heads;
+}
+
+int64_t partial_floats(const graft_attention_shape& shape) {
+  return token_count(shape) * shape.heads * shape.head_dim;
+}
+
+// to [tokens, kv_heads, head_dim] = sum over the group of from [tokens, heads, head_dim].
+void add_groups(const graft_attention_shape& shape, const float* from, float* to, int64_t stride) {
+  const int64_t group = shape.heads / shape.kv_heads, d = shape.head_dim;
+  const int64_t tokens = token_count(shape);
+  const Table& isa = table();
+  for_pieces(tokens, 64, tokens * shape.heads * d, [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+        const float* source = from + (token * shape.heads + kv_head * group) * d;
+        float* target = to + token * stride + kv_head * d;
+        std::copy(source, source + d, target);
+        for (int64_t i = 1; i < group; ++i) isa.add(target, source + i * d, d);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace graft::kernels
+
+using namespace graft::kernels;
+
+extern "C" graft_status graft_attention_forward(const graft_attention_shape* shape,
+                                                const float* q,
+                                                const float* k,
+                                                const float* v,
+                                                float* out,
+                                                float* lse) {
+  constexpr const char* kName = "graft_attention_forward";
+  if (const graft_status status = check_shape(kName, shape)) return status;
+  if (token_count(*shape) == 0) return GRAFT_OK;
+  if (const graft_status status =
+          check_pointers(kName, {{"q", q}, {"k", k}, {"v", v}, {"out", out}, {"lse", lse}})) {
+    return status;
+  }
+  const Table& isa = table();
+  const Inputs inputs{q, k, v};
+  const int64_t pieces = (longest_document(*shape) + kTaskRows - 1) / kTaskRows;
+  const int64_t tasks = pieces * shape->documents * shape->heads;
+  const int64_t work = token_count(*shape) * shape->heads * shape->head_dim;
+#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && work > kParallelWork / 16)
+  for (int64_t task = 0; task < tasks; ++task) {
+    // Last rows first: they see the most keys, and long tasks at the end would leave threads idle.
+    const int64_t piece = pieces - 1 - task / (shape->documents * shape->heads);
+    const int64_t document = task / shape->heads % shape->documents;
+    const AttentionHead head = head_of(*shape, inputs, out, lse, document, task % shape->heads);
+    const int64_t begin = piece * kTaskRows, end = std::min(begin + kTaskRows, head.length);
+    if (begin >= end) continue;
+    isa.attention_forward(head, begin, end,
+                          thread_scratch(isa.attention_forward_scratch(shape->head_dim)));
+  }
+  return GRAFT_OK;
+}
+
+extern "C" size_t graft_attention_workspace_bytes(const graft_attention_shape* shape) {
+  if (check_shape("graft_attention_workspace_bytes", shape) != GRAFT_OK) return 0;
+  if (!needs_partials(*shape)) return 0;
+  return 2 * static_cast<size_t>(partial_floats(*shape)) * sizeof(float);
+}
+
+extern "C" graft_status graft_attention_backward(const graft_attention_shape* shape,
+                                                 const float* q,
+                                                 const float* k,
+                                                 const float* v,
+                                                 const float* out,
+                                                 const float* lse,
+                                                 const float* dout,
+                                                 float* dq,
+                                                 float* dk,
+                                                 float* dv,
+                                                 void* workspace,
+                                                 size_t workspace_bytes) {
+  constexpr const char* kName = "graft_attention_backward";
+  if (const graft_status status = check_shape(kName, shape)) return status;
+  if (token_count(*shape) == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(kName, {{"q", q},
+                                                         {"k", k},
+                                                         {"v", v},
+                                                         {"out", out},
+                                                         {"lse", lse},
+                                                         {"dout", dout},
+                                                         {"dq", dq},
+                                                         {"dk", dk},
+                                                         {"dv", dv}})) {
+    return status;
+  }
+  const size_t needed = graft_attention_workspace_bytes(shape);
+  if (workspace_bytes < needed || (needed > 0 && workspace == nullptr)) {
+    return fail(GRAFT_BAD_SHAPE, kName, "workspace has %zu bytes, expected %zu", workspace_bytes,
+                needed);
+  }
+  const Table& isa = table();
+  const Inputs inputs{q, k, v};
+  const bool partials = needs_partials(*shape);
+  const int64_t d = shape->head_dim;
+  const int64_t partial_stride = shape->heads * d;
+  float* const dk_heads = partials ? static_cast<float*>(workspace) : dk;
+  float* const dv_heads = partials ? dk_heads + partial_floats(*shape) : dv;
+  const int64_t dk_stride = partials ? partial_stride : shape->k_stride;
+  const int64_t dv_stride = partials ? partial_stride : shape->v_stride;
+  const int64_t tasks = shape->documents * shape->heads;
+  const int64_t work = token_count(*shape) * partial_stride;
+#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && work > kParallelWork / 16)
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t document = task / shape->heads, index = task % shape->heads;
+    const int64_t token = shape->cu_seqlens[document];
+    AttentionHeadGradient head;
+    // The inner function reads out and lse only.
+    head.forward =
+        head_of(*shape, inputs, const_cast<float*>(out), const_cast<float*>(lse), document, index);
+    head.dout = dout + token * shape->out_stride + index * d;
+    head.dq = dq + token * shape->q_stride + index * d;
+    head.dk = dk_heads + token * dk_stride + index * d;
+    head.dv = dv_heads + token * dv_stride + index * d;
+    head.dk_stride = dk_stride;
+    head.dv_stride = dv_stride;
+    isa.attention_backward(head, thread_scratch(isa.attention_backward_scratch(d)));
+  }
+  if (partials) {
+    add_groups(*shape, dk_heads, dk, shape->k_stride);
+    add_groups(*shape, dv_heads, dv, shape->v_stride);
+  }
+  return GRAFT_OK;
+}
+
+extern "C" graft_status graft_attention_decode(const float* q,
+                                               const float* k_cache,
+                                               const float* v_cache,
+                                               int64_t positions,
+                                               int64_t heads,
+                                               int64_t kv_heads,
+                                               int64_t head_dim,
+                                               float scale,
+                                               float* out) {
+  constexpr const char* kName = "graft_attention_decode";
+  if (const graft_status status = check_counts(kName, {{"positions", positions, 1},
+                                                       {"heads", heads, 1},
+                                                       {"kv_heads", kv_heads, 1},
+                                                       {"head_dim", head_dim, 8}})) {
+    return status;
+  }
+  if (head_dim > 256 || heads % kv_heads != 0) {
+    return fail(GRAFT_BAD_SHAPE, kName,
+                "head_dim %lld, heads %lld, kv_heads %lld; expected 8..256 and whole groups",
+                static_cast<long long>(head_dim), static_cast<long long>(heads),
+                static_cast<long long>(kv_heads));
+  }
+  if (const graft_status status = check_pointers(
+          kName, {{"q", q}, {"k_cache", k_cache}, {"v_cache", v_cache}, {"out", out}})) {
+    return status;
+  }
+  const Table& isa = table();
+  const int64_t group = heads / kv_heads;
+  for_pieces(heads, 1, 2 * positions * heads * head_dim, [&](int64_t begin, int64_t end) {
+    float* const scores = thread_scratch(positions + 32);
+    for (int64_t head = begin; head < end; ++head) {
+      const int64_t offset = head / group * head_dim;
+      isa.attention_decode(q + head * head_dim, k_cache + offset, v_cache + offset,
+                           kv_heads * head_dim, positions, head_dim, scale, scores,
+                           out + head * head_dim);
+    }
+  });
+  return GRAFT_OK;
+}

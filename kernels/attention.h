@@ -1,0 +1,85 @@
+// Causal softmax attention over packed documents with grouped query heads.
+//
+// Documents lie one after another in the token dimension; a token sees the tokens of its own
+// document up to itself. Query head h reads key/value head h / (heads / kv_heads). Nothing of size
+// tokens x tokens is stored: scores live in tiles, as in FlashAttention-2 (arXiv 2307.08691).
+#pragma once
+
+#include "kernels/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Heads of a token are adjacent: element d of head h of token t is at t * stride + h * head_dim +
+// d.
+typedef struct graft_attention_shape {
+  int64_t documents;
+  const int32_t* cu_seqlens;  // [documents + 1] on the host: 0, then the end of each document;
+                              // a document may be empty; the last value is the number of tokens
+  int64_t heads;              // of the queries; a multiple of kv_heads
+  int64_t kv_heads;
+  int64_t head_dim;    // 8..256
+  int64_t q_stride;    // floats from token to token, >= heads * head_dim
+  int64_t k_stride;    // >= kv_heads * head_dim
+  int64_t v_stride;    // >= kv_heads * head_dim
+  int64_t out_stride;  // >= heads * head_dim; the stride of dout as well
+  float scale;         // usually 1 / sqrt(head_dim)
+} graft_attention_shape;
+
+// out = softmax(scale * q k^T) v for every head, causal inside each document.
+//   q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; strides as in the shape
+//   out [tokens, heads, head_dim]  written; only the heads' floats of each row, never the gap
+//   lse [tokens, heads]            log of the sum of exp of the scaled scores, for the backward
+//   pass
+// out must not overlap q, k, v. A document's result does not depend on its neighbours: equal to the
+// bit to the same document alone. Finite inputs give finite outputs at any score size.
+// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT. Cost 2 * head_dim * heads * sum(length^2) flops.
+graft_status graft_attention_forward(const graft_attention_shape* shape,
+                                     const float* q,
+                                     const float* k,
+                                     const float* v,
+                                     float* out,
+                                     float* lse);
+
+// Bytes of workspace that graft_attention_backward needs; 0 for a shape that it would refuse.
+size_t graft_attention_workspace_bytes(const graft_attention_shape* shape);
+
+// Gradients of the forward pass; scores are computed again from lse.
+//   out, lse   as the forward gave them; dout [tokens, heads, head_dim] with out_stride
+//   dq, dk, dv overwritten (the heads' floats of each row), strides of q, k, v; may not overlap
+//              any input
+//   workspace  at least graft_attention_workspace_bytes(shape), any content, 64-byte aligned
+// dk and dv of a group add its query heads in order. Packed documents equal separate ones to the
+// bit. Errors: as the forward, GRAFT_BAD_SHAPE for a short workspace.
+// Cost 5 * head_dim * heads * sum(length^2) flops.
+graft_status graft_attention_backward(const graft_attention_shape* shape,
+                                      const float* q,
+                                      const float* k,
+                                      const float* v,
+                                      const float* out,
+                                      const float* lse,
+                                      const float* dout,
+                                      float* dq,
+                                      float* dk,
+                                      float* dv,
+                                      void* workspace,
+                                      size_t workspace_bytes);
+
+// Attention of one new token over a cache: out = softmax(scale * q k^T) v over all `positions`.
+//   q, out            [heads, head_dim]
+//   k_cache, v_cache  [positions, kv_heads, head_dim]; the new token's own k and v are the last row
+// Errors: GRAFT_BAD_SHAPE (positions < 1), GRAFT_BAD_ARGUMENT.
+graft_status graft_attention_decode(const float* q,
+                                    const float* k_cache,
+                                    const float* v_cache,
+                                    int64_t positions,
+                                    int64_t heads,
+                                    int64_t kv_heads,
+                                    int64_t head_dim,
+                                    float scale,
+                                    float* out);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,323 @@
+#include "kernels/emu/emu.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <boost/context/fiber.hpp>
+#include <boost/context/fixedsize_stack.hpp>
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace graft::kernels::emu {
+namespace {
+
+namespace context = boost::context;
+
+// What a kernel's thread needs of stack; a guard page would cost a system call per fiber.
+constexpr size_t kStackBytes = 64 * 1024;
+// 48 KiB are what every GPU gives a block without asking, followed by bytes that must not change.
+constexpr size_t kSharedBytes = 48 * 1024;
+constexpr size_t kSharedGuardBytes = 4096;
+constexpr unsigned char kPoison = 0xA5;
+constexpr unsigned kWarp = 32;
+
+// Stacks are kept for the next block's fibers.
+class StackPool {
+ public:
+  ~StackPool() {
+    for (context::stack_context& stack : free_) allocator_.deallocate(stack);
+  }
+  context::stack_context allocate() {
+    if (free_.empty()) return allocator_.allocate();
+    const context::stack_context stack = free_.back();
+    free_.pop_back();
+    return stack;
+  }
+  void release(context::stack_context stack) { free_.push_back(stack); }
+
+ private:
+  context::fixedsize_stack allocator_{kStackBytes};
+  std::vector<context::stack_context> free_;
+};
+
+struct PooledStack {
+  StackPool* pool;
+  context::stack_context allocate() { return pool->allocate(); }
+  void deallocate(context::stack_context& stack) { pool->release(stack); }
+};
+
+enum class State { kReady, kBarrier, kExchange, kDone };
+
+struct Thread {
+  context::fiber fiber;  // where to continue
+  State state = State::kReady;
+  dim3 index;
+  unsigned mask = 0;
+  uint64_t value = 0;
+  int source = 0;
+  const char* operation = "";
+};
+
+struct SharedPart {
+  const void* key;
+  size_t offset;
+};
+
+class Device {
+ public:
+  void launch(dim3 grid, dim3 block, const std::function<void()>& body);
+  void wait(State state);
+  Thread& current() { return threads_[running_]; }
+  unsigned running() const { return running_; }
+  void* shared_memory(const void* key, size_t bytes);
+
+  std::mutex mutex;
+  Schedule schedule;
+  std::string error;
+
+ private:
+  void start_threads(dim3 block, const std::function<void()>& body);
+  void run_block();
+  bool run_ready();
+  bool release_waiting();
+  bool release_warp(size_t first);
+  bool release_barrier();
+  void check_guard();
+  void fail(const std::string& what);
+
+  StackPool stacks_;  // before the threads, whose fibers give their stacks back to it
+  std::vector<Thread> threads_;
+  unsigned running_ = 0;
+  context::fiber scheduler_;
+  std::vector<unsigned char> shared_ = std::vector<unsigned char>(kSharedBytes + kSharedGuardBytes);
+  std::vector<SharedPart> parts_;
+  size_t shared_used_ = 0;
+  std::mt19937_64 random_;
+};
+
+Device& device() {
+  static Device instance;
+  return instance;
+}
+
+void Device::fail(const std::string& what) {
+  if (!error.empty()) return;
+  char place[64];
+  std::snprintf(place, sizeof place, "block (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z);
+  error = place + what;
+}
+
+void Device::start_threads(dim3 block, const std::function<void()>& body) {
+  threads_.clear();
+  threads_.resize(size_t{block.x} * block.y * block.z);
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    const unsigned flat = static_cast<unsigned>(i);
+    threads_[i].index = dim3(flat % block.x, flat / block.x % block.y, flat / block.x / block.y);
+    threads_[i].fiber = context::fiber(std::allocator_arg, PooledStack{&stacks_},
+                                       [this, &body](context::fiber&& from) {
+                                         scheduler_ = std::move(from);
+                                         body();
+                                         current().state = State::kDone;
+                                         return std::move(scheduler_);
+                                       });
+  }
+}
+
+// Runs each ready thread until it waits or ends, in the schedule's order.
+bool Device::run_ready() {
+  std::vector<unsigned> ready;
+  for (unsigned i = 0; i < threads_.size(); ++i) {
+    if (threads_[i].state == State::kReady) ready.push_back(i);
+  }
+  if (schedule.order == Order::kReverse) std::reverse(ready.begin(), ready.end());
+  if (schedule.order == Order::kShuffled) std::shuffle(ready.begin(), ready.end(), random_);
+  for (const unsigned i : ready) {
+    running_ = i;
+    threadIdx = threads_[i].index;
+    threads_[i].fiber = std::move(threads_[i].fiber).resume();
+  }
+  return !ready.empty();
+}
+
+void Device::wait(State state) {
+  Thread& self = current();
+  self.state = state;
+  const dim3 index = threadIdx;
+  scheduler_ = std::move(scheduler_).resume();
+  threadIdx = index;
+}
+
+// Lets a warp's lanes go on once every lane of their mask waits in the same operation.
+bool Device::release_warp(size_t first) {
+  const size_t end = std::min(first + kWarp, threads_.size());
+  bool released = false;
+  for (size_t i = first; i < end; ++i) {
+    if (threads_[i].state != State::kExchange) continue;
+    const unsigned mask = threads_[i].mask;
+    bool complete = true;
+    for (size_t j = first; j < end; ++j) {
+      if ((mask >> (j - first) & 1u) == 0) continue;
+      complete = complete && threads_[j].state == State::kExchange && threads_[j].mask == mask &&
+                 threads_[j].operation == threads_[i].operation;
+    }
+    if (!complete) continue;
+    uint64_t values[kWarp] = {};
+    for (size_t j = first; j < end; ++j) values[j - first] = threads_[j].value;
+    for (size_t j = first; j < end; ++j) {
+      if ((mask >> (j - first) & 1u) == 0) continue;
+      const unsigned source = static_cast<unsigned>(threads_[j].source) % kWarp;
+      if ((mask >> source & 1u) == 0) fail("a lane reads one outside the mask");
+      threads_[j].value = values[source];
+      threads_[j].state = State::kReady;
+    }
+    released = true;
+  }
+  return released;
+}
+
+bool Device::release_barrier() {
+  for (const Thread& thread : threads_) {
+    if (thread.state != State::kBarrier) return false;
+  }
+  for (Thread& thread : threads_) thread.state = State::kReady;
+  return true;
+}
+
+bool Device::release_waiting() {
+  bool released = false;
+  for (size_t first = 0; first < threads_.size(); first += kWarp) {
+    released = release_warp(first) || released;
+  }
+  return released || release_barrier();
+}
+
+void Device::check_guard() {
+  for (size_t i = shared_used_; i < shared_.size(); ++i) {
+    if (shared_[i] != kPoison) {
+      fail("a write past the end of shared memory");
+      return;
+    }
+  }
+}
+
+void Device::run_block() {
+  while (error.empty() && (run_ready() || release_waiting())) {
+  }
+  for (const Thread& thread : threads_) {
+    if (thread.state == State::kDone) continue;
+    fail(thread.state == State::kBarrier
+             ? "threads wait at __syncthreads that others do not reach"
+             : std::string("lanes wait for others in ") + thread.operation);
+    break;
+  }
+  check_guard();
+  threads_.clear();  // unwinds the fibers that an error left waiting
+}
+
+void Device::launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+  gridDim = grid;
+  blockDim = block;
+  random_.seed(schedule.seed);
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
+        blockIdx = dim3(x, y, z);
+        std::fill(shared_.begin(), shared_.end(), kPoison);
+        parts_.clear();
+        shared_used_ = 0;
+        start_threads(block, body);
+        run_block();
+      }
+    }
+  }
+}
+
+void* Device::shared_memory(const void* key, size_t bytes) {
+  for (const SharedPart& part : parts_) {
+    if (part.key == key) return shared_.data() + part.offset;
+  }
+  const size_t offset = (shared_used_ + 15) / 16 * 16;
+  if (offset + bytes > kSharedBytes) {
+    std::fprintf(stderr, "emulated device: %zu bytes of shared memory, %zu exist\n", offset + bytes,
+                 kSharedBytes);
+    std::abort();
+  }
+  parts_.push_back({key, offset});
+  shared_used_ = offset + bytes;
+  return shared_.data() + offset;
+}
+
+// The text of the failure that cudaGetLastError() reported last.
+std::string& reported_error() {
+  static std::string text;
+  return text;
+}
+
+}  // namespace
+
+void set_schedule(Schedule schedule) {
+  const std::lock_guard<std::mutex> lock(device().mutex);
+  device().schedule = schedule;
+}
+
+void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+  const std::lock_guard<std::mutex> lock(device().mutex);
+  device().launch(grid, block, body);
+}
+
+void* shared_memory(const void* key, size_t bytes) {
+  return device().shared_memory(key, bytes);
+}
+
+void synchronize_threads() {
+  device().wait(State::kBarrier);
+}
+
+uint64_t exchange(unsigned mask, uint64_t value, int source, const char* operation) {
+  Thread& self = device().current();
+  self.mask = mask;
+  self.value = value;
+  self.source = source;
+  self.operation = operation;
+  device().wait(State::kExchange);
+  return self.value;
+}
+
+int lane() {
+  return static_cast<int>(device().running() % kWarp);
+}
+
+}  // namespace graft::kernels::emu
+
+using graft::kernels::emu::device;
+
+cudaError_t cudaGetLastError() {
+  const std::lock_guard<std::mutex> lock(device().mutex);
+  if (device().error.empty()) return cudaSuccess;
+  graft::kernels::emu::reported_error() = std::exchange(device().error, std::string());
+  return cudaErrorLaunchFailure;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : graft::kernels::emu::reported_error().c_str();
+}
+
+__nv_bfloat16 __float2bfloat16_rn(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};  // as the hardware: one NaN
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+__half __float2half_rn(float x) {
+  const _Float16 rounded = static_cast<_Float16>(x);
+  __half result;
+  memcpy(&result.bits, &rounded, sizeof result.bits);
+  return result;
+}

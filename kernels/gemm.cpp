@@ -1,0 +1,114 @@
+#include "kernels/gemm.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/parallel.h"
+#include "kernels/simd/table.h"
+
+namespace graft::kernels {
+namespace {
+
+// Columns of op(B) that one task packs: 256 x 512 floats, half of a 1 MiB second-level cache.
+constexpr int64_t kTaskColumns = 512;
+// Fewer rows than this and packing op(B) again for each task costs more than 5 % of the product.
+constexpr int64_t kTaskRows = 192;
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+int64_t round_up(int64_t value, int64_t unit) {
+  return ceil_div(value, unit) * unit;
+}
+
+void scale_only(int64_t m, int64_t n, float beta, float* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = beta == 0.0f ? 0.0f : beta * c[i * ldc + j];
+  }
+}
+
+struct Grid {
+  int64_t rows, columns;  // of a task
+};
+
+// Cuts C for `threads`. The cut changes which thread computes an element, never its value.
+Grid choose_grid(int64_t m, int64_t n, int64_t k, const Table& isa) {
+  const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
+  Grid grid{m, std::min(n, kTaskColumns)};
+  if (threads == 1 || m * n * k < (1 << 19)) return grid;
+  const int64_t wanted = 3 * threads;
+  const int64_t column_tasks = ceil_div(n, grid.columns);
+  if (column_tasks >= wanted) return grid;
+  const int64_t row_tasks = std::min(ceil_div(wanted, column_tasks), ceil_div(m, kTaskRows));
+  grid.rows = round_up(ceil_div(m, std::max<int64_t>(row_tasks, 1)), isa.gemm_tile_rows);
+  const int64_t missing = ceil_div(threads, ceil_div(m, grid.rows) * column_tasks);
+  if (missing > 1) {
+    grid.columns = round_up(ceil_div(grid.columns, missing), isa.gemm_tile_columns);
+  }
+  return grid;
+}
+
+}  // namespace
+}  // namespace graft::kernels
+
+extern "C" graft_status graft_gemm_f32(graft_transpose ta,
+                                       graft_transpose tb,
+                                       int64_t m,
+                                       int64_t n,
+                                       int64_t k,
+                                       float alpha,
+                                       const float* a,
+                                       int64_t lda,
+                                       const float* b,
+                                       int64_t ldb,
+                                       float beta,
+                                       float* c,
+                                       int64_t ldc) {
+  using namespace graft::kernels;
+  constexpr const char* kName = "graft_gemm_f32";
+  if ((ta != GRAFT_N && ta != GRAFT_T) || (tb != GRAFT_N && tb != GRAFT_T)) {
+    return fail(GRAFT_BAD_ARGUMENT, kName, "transpose is %d and %d, expected 0 or 1",
+                static_cast<int>(ta), static_cast<int>(tb));
+  }
+  if (const graft_status status = check_counts(kName, {{"m", m}, {"n", n}, {"k", k}})) {
+    return status;
+  }
+  if (m == 0 || n == 0) return GRAFT_OK;
+  if (const graft_status status = check_counts(kName, {{"lda", lda, ta == GRAFT_N ? k : m},
+                                                       {"ldb", ldb, tb == GRAFT_N ? n : k},
+                                                       {"ldc", ldc, n}})) {
+    return status;
+  }
+  if (const graft_status status = check_pointers(kName, {{"c", c}})) return status;
+  if (k == 0 || alpha == 0.0f) {
+    scale_only(m, n, beta, c, ldc);
+    return GRAFT_OK;
+  }
+  if (const graft_status status = check_pointers(kName, {{"a", a}, {"b", b}})) return status;
+
+  const Table& isa = table();
+  const Grid grid = choose_grid(m, n, k, isa);
+  const int64_t row_tasks = ceil_div(m, grid.rows);
+  const int64_t tasks = row_tasks * ceil_div(n, grid.columns);
+#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && omp_get_max_threads() > 1)
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t i = task % row_tasks * grid.rows;
+    const int64_t j = task / row_tasks * grid.columns;
+    GemmBlock block;
+    block.m = std::min(grid.rows, m - i);
+    block.n = std::min(grid.columns, n - j);
+    block.k = k;
+    block.a_row = ta == GRAFT_N ? lda : 1;
+    block.a_col = ta == GRAFT_N ? 1 : lda;
+    block.b_row = tb == GRAFT_N ? ldb : 1;
+    block.b_col = tb == GRAFT_N ? 1 : ldb;
+    block.a = a + i * block.a_row;
+    block.b = b + j * block.b_col;
+    block.c = c + i * ldc + j;
+    block.ldc = ldc;
+    block.alpha = alpha;
+    block.beta = beta;
+    isa.gemm_block(block, thread_scratch(isa.gemm_scratch_floats(block.n)));
+  }
+  return GRAFT_OK;
+}

@@ -1,0 +1,50 @@
+// Rotary position embedding (arXiv 2104.09864) in Hugging Face's pairing: element i of a head turns
+// with element i + head_dim / 2 (rotate_half).
+#pragma once
+
+#include "kernels/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum graft_rope_direction {
+  GRAFT_ROPE_FORWARD = 0,
+  GRAFT_ROPE_INVERSE = 1  // the transpose, which is the gradient of the forward rotation
+} graft_rope_direction;
+
+// cos[t, i] = cos(a) * scaling and sin[t, i] likewise, a = float32(positions[t]) * inv_freq[i].
+// The angle is rounded to float32 before the functions, as Hugging Face does; the functions are
+// then the nearest float32 of the double-precision ones.
+//   positions [tokens]   any int32
+//   inv_freq  [half]     already scaled for long context by the caller
+//   scaling              attention_factor of the long-context variants, else 1
+//   cos, sin  [tokens, half] out
+// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
+graft_status graft_rope_tables(const int32_t* positions,
+                               int64_t tokens,
+                               const float* inv_freq,
+                               int64_t half,
+                               float scaling,
+                               float* cos,
+                               float* sin);
+
+// Turns every head of every token in place:
+//   x[i]        <- x[i] * cos - x[i + half] * sin
+//   x[i + half] <- x[i + half] * cos + x[i] * sin        (sin negated for GRAFT_ROPE_INVERSE)
+//   x           [tokens, heads, head_dim], `row_stride` floats from token to token
+//   cos, sin    [tokens, head_dim / 2]
+//   head_dim    even; row_stride >= heads * head_dim
+// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
+graft_status graft_rope_apply(float* x,
+                              int64_t tokens,
+                              int64_t heads,
+                              int64_t head_dim,
+                              int64_t row_stride,
+                              const float* cos,
+                              const float* sin,
+                              graft_rope_direction dir);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,125 @@
+// The functions of one instruction set, as table.cpp collects them (internal). Included only by the
+// files that are compiled once per instruction set, with GRAFT_ISA naming the namespace.
+#pragma once
+
+#include "kernels/simd/table.h"
+
+namespace graft::kernels::GRAFT_ISA {
+
+// C tile = op(A) rows x op(B) columns, the unit that the GEMM and attention are made of.
+struct Tile {
+  int64_t k;
+  const float* a;  // element (i, p) at a[i * a_row + p * a_col]
+  int64_t a_row, a_col;
+  const float* b;  // element (p, j) at b[p * b_row + j]
+  int64_t b_row;
+  float* c;
+  int64_t ldc;
+};
+
+// How a tile's sum meets what C holds. Every element is one chain of fused multiply-adds over p in
+// order, so its value does not depend on the tile's shape or place.
+enum class TileStart {
+  kZero,     // c = sum
+  kContinue  // c = the chain continued from c
+};
+
+constexpr int64_t kTileRows =
+#if defined(__AVX512F__)
+    12;  // 12 x 2 accumulators + 2 columns + 1 broadcast = 27 of 32 registers
+#else
+    6;  // 6 x 2 AVX2 registers + 2 + 1 = 15 of 16
+#endif
+constexpr int64_t kTileColumns =
+#if defined(__AVX512F__)
+    32;
+#else
+    16;
+#endif
+
+// rows in 1..kTileRows, columns in 1..kTileColumns; nothing outside is read or written.
+void multiply_tile(int64_t rows, int64_t columns, const Tile& tile, TileStart start);
+// c = alpha * sum + beta * c; c is not read when beta is 0.
+void multiply_tile_scaled(int64_t rows, int64_t columns, const Tile& tile, float alpha, float beta);
+// to[j * to_row + i] = from[i * from_row + j], i < rows, j < columns.
+void transpose(
+    const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row);
+
+int64_t gemm_scratch_floats(int64_t n);
+void gemm_block(const GemmBlock& block, float* scratch);
+
+int64_t attention_forward_scratch(int64_t head_dim);
+int64_t attention_backward_scratch(int64_t head_dim);
+void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end, float* scratch);
+void attention_backward(const AttentionHeadGradient& head, float* scratch);
+void attention_decode(const float* q,
+                      const float* k,
+                      const float* v,
+                      int64_t stride,
+                      int64_t positions,
+                      int64_t head_dim,
+                      float scale,
+                      float* scores,
+                      float* out);
+
+void rmsnorm_forward(const float* x,
+                     const float* weight,
+                     float eps,
+                     int64_t rows,
+                     int64_t dim,
+                     float* out,
+                     float* inv_rms);
+void rmsnorm_backward(const float* dout,
+                      const float* x,
+                      const float* weight,
+                      const float* inv_rms,
+                      int64_t rows,
+                      int64_t dim,
+                      float* dx);
+void rmsnorm_weight_gradient(const float* dout,
+                             const float* x,
+                             const float* inv_rms,
+                             int64_t rows,
+                             int64_t dim,
+                             int64_t begin,
+                             int64_t end,
+                             float* dweight);
+void rope_apply(float* x,
+                int64_t tokens,
+                int64_t heads,
+                int64_t head_dim,
+                int64_t row_stride,
+                const float* cos,
+                const float* sin,
+                float sign);
+void swiglu_forward(const float* gate, const float* up, int64_t count, float* out);
+void swiglu_backward(
+    const float* dout, const float* gate, const float* up, int64_t count, float* dgate, float* dup);
+void cross_entropy_row(float* logits,
+                       int32_t label,
+                       int64_t vocab,
+                       const float* gradient_scale,
+                       float* loss,
+                       uint8_t* correct);
+void adamw(
+    float* param, const float* grad, float* m, float* v, int64_t count, const AdamFactors& factors);
+double sum_squares(const float* x, int64_t count);
+int64_t count_not_finite(const float* x, int64_t count);
+void add_to(float* x, const float* y, int64_t count);
+void scale_by(float* x, float s, int64_t count);
+void dropout_row(float* x,
+                 int64_t dim,
+                 int64_t row_index,
+                 uint64_t seed,
+                 uint64_t stream,
+                 uint32_t threshold,
+                 float keep_scale);
+void exponential_array(const float* x, int64_t count, float* out);
+
+bool nf4_quantize(
+    const float* weight, int64_t count, int block_size, uint8_t* packed, float* absmax);
+void nf4_decode_f32(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out);
+void nf4_decode_bf16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
+void nf4_decode_f16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
+
+}  // namespace graft::kernels::GRAFT_ISA

@@ -1,0 +1,42 @@
+#include "kernels/simd/functions.h"
+
+namespace graft::kernels::GRAFT_ISA {
+
+#define GRAFT_TEXT(name) #name
+#define GRAFT_NAME(name) GRAFT_TEXT(name)
+
+const Table& table() {
+  static constexpr Table kTable = {
+      .name = GRAFT_NAME(GRAFT_ISA),
+      .gemm_tile_rows = kTileRows,
+      .gemm_tile_columns = kTileColumns,
+      .gemm_scratch_floats = gemm_scratch_floats,
+      .gemm_block = gemm_block,
+      .attention_forward_scratch = attention_forward_scratch,
+      .attention_backward_scratch = attention_backward_scratch,
+      .attention_forward = attention_forward,
+      .attention_backward = attention_backward,
+      .attention_decode = attention_decode,
+      .rmsnorm_forward = rmsnorm_forward,
+      .rmsnorm_backward = rmsnorm_backward,
+      .rmsnorm_weight_gradient = rmsnorm_weight_gradient,
+      .rope_apply = rope_apply,
+      .swiglu_forward = swiglu_forward,
+      .swiglu_backward = swiglu_backward,
+      .cross_entropy_row = cross_entropy_row,
+      .adamw = adamw,
+      .sum_squares = sum_squares,
+      .count_not_finite = count_not_finite,
+      .add = add_to,
+      .scale = scale_by,
+      .dropout_row = dropout_row,
+      .nf4_quantize = nf4_quantize,
+      .nf4_decode_f32 = nf4_decode_f32,
+      .nf4_decode_bf16 = nf4_decode_bf16,
+      .nf4_decode_f16 = nf4_decode_f16,
+      .exponential = exponential_array,
+  };
+  return kTable;
+}
+
+}  // namespace graft::kernels::GRAFT_ISA

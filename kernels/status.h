@@ -1,0 +1,42 @@
+// What every function of kernels/ returns, and the devices that it may run on.
+//
+// The folder is a C API over raw pointers: no exceptions, no state but a thread's last error text
+// and its scratch memory. Arrays are row-major, contiguous float32 unless a
+// header says otherwise, counts are int64_t, and a count of zero is a valid empty call. Results are
+// the same to the bit for any number of threads: rows are independent, and a sum over rows is
+// taken in tiles of fixed size added in index order.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum graft_status {
+  GRAFT_OK = 0,
+  GRAFT_BAD_SHAPE,     // a negative count, a stride below the row, a size out of its range
+  GRAFT_BAD_ARGUMENT,  // a null pointer, an id out of range, an enum value that does not exist
+  GRAFT_NOT_FINITE,    // NaN or infinity where the operation is defined for finite values only
+  GRAFT_NO_DEVICE,     // GRAFT_CUDA without a driver, without a GPU or without libgraft_cuda.so
+  GRAFT_DEVICE_ERROR   // the device refused; graft_last_error() has its words
+} graft_status;
+
+// Where a function runs and where its pointers point. GRAFT_EMU runs the CUDA sources on the host,
+// each thread of a block as a fiber, to prove them without a GPU; its memory is host memory.
+typedef enum graft_device { GRAFT_CPU = 0, GRAFT_CUDA, GRAFT_EMU } graft_device;
+
+// A cudaStream_t for GRAFT_CUDA; ignored (pass NULL) elsewhere.
+typedef void* graft_stream;
+
+// The text of this thread's latest result other than GRAFT_OK: function, argument, observed and
+// expected value. Never NULL; valid until this thread's next failing call.
+const char* graft_last_error(void);
+
+// The name of a status, for example "GRAFT_BAD_SHAPE".
+const char* graft_status_name(graft_status status);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,221 @@
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include <ATen/ATen.h>
+#include <catch2/catch.hpp>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/safetensors.h"
+#include "tests/support/support.h"
+#include "tests/train/reference.h"
+#include "train/engine/decoder.h"
+#include "train/engine/optimizer.h"
+#include "train/engine/tensor.h"
+#include "train/model/lora.h"
+
+namespace {
+
+using namespace graft;        // NOLINT(google-build-using-namespace)
+using namespace graft::train;  // NOLINT(google-build-using-namespace)
+
+std::unique_ptr<Model> tiny_model(bool tied = false) {
+  const test::TempDir dir;
+  return make_model(test::write_tiny_config(dir.path(), tied), 7);
+}
+
+std::vector<float> all_logits(Model& model, const Batch& batch) {
+  Decoder decoder(model, batch.tokens(), Keep::kNothing);
+  std::vector<float> logits(static_cast<size_t>(batch.tokens() * model.config.vocab_size));
+  decoder.head_logits(decoder.forward(batch, 0), batch.tokens(), logits.data());
+  return logits;
+}
+
+}  // namespace
+
+TEST_CASE("engine: logits equal the oracle's", "[train][engine]") {
+  const auto model = tiny_model(GENERATE(false, true));
+  const Batch batch = test::tiny_batch(37, {9, 1, 17}, 3);
+  const std::vector<float> got = all_logits(*model, batch);
+  const at::Tensor expected = test::reference(*model, batch, 1, at::kDouble).logits;
+  const at::Tensor difference =
+      at::from_blob(const_cast<float*>(got.data()), expected.sizes()).to(at::kDouble) - expected;
+  CHECK(difference.abs().max().item<double>() <= 2e-5);
+}
+
+TEST_CASE("engine: a packed document's logits equal its own to the bit", "[train][engine]") {
+  const auto model = tiny_model();
+  const Batch packed = test::tiny_batch(37, {9, 21, 17}, 3);
+  const std::vector<float> all = all_logits(*model, packed);
+  const auto vocab = static_cast<size_t>(model->config.vocab_size);
+  for (size_t d = 0; d < 3; ++d) {
+    const auto begin = static_cast<size_t>(packed.cu_seqlens[d]);
+    const auto end = static_cast<size_t>(packed.cu_seqlens[d + 1]);
+    Batch one;
+    one.clear();
+    const std::vector<uint8_t> loss(end - begin, 0);
+    const float weights[1] = {0.0F};
+    one.add(std::span(packed.ids).subspan(begin, end - begin), loss, weights, 0);
+    const std::vector<float> alone = all_logits(*model, one);
+    CHECK(std::memcmp(alone.data(), all.data() + begin * vocab, alone.size() * 4) == 0);
+  }
+}
+
+TEST_CASE("engine: the cache gives the same logits as the whole text", "[train][engine]") {
+  const auto model = tiny_model();
+  const Batch whole = test::tiny_batch(37, {12}, 5);
+  const std::vector<float> expected = all_logits(*model, whole);
+  Decoder decoder(*model, 12, Keep::kNothing);
+  KvCache cache(model->config, 12);
+  Batch prompt;
+  prompt.clear();
+  const std::vector<uint8_t> loss(5, 0);
+  const float weights[1] = {0.0F};
+  prompt.add(std::span(whole.ids).first(5), loss, weights, 0);
+  decoder.forward(prompt, 0, &cache);
+  std::vector<float> logits(static_cast<size_t>(model->config.vocab_size));
+  for (int32_t position = 5; position < 12; ++position) {
+    Batch next;
+    next.set_single(whole.ids[static_cast<size_t>(position)], position);
+    decoder.head_logits(decoder.forward(next, 0, &cache), 1, logits.data());
+    const float* row = expected.data() + static_cast<size_t>(position) * logits.size();
+    for (size_t v = 0; v < logits.size(); ++v) {
+      CHECK(logits[v] == Approx(row[v]).margin(2e-6));
+    }
+  }
+}
+
+TEST_CASE("engine: an adapter whose B is zero changes nothing, to the bit", "[train][engine]") {
+  const Batch batch = test::tiny_batch(37, {9, 17}, 3);
+  const auto plain = tiny_model();
+  const auto adapted = tiny_model();
+  add_lora(*adapted, {.rank = 4, .alpha = 8, .dropout = 0.1, .rslora = true, .targets = {"q_proj"}},
+           1);
+  const std::vector<float> a = all_logits(*plain, batch);
+  const std::vector<float> b = all_logits(*adapted, batch);
+  CHECK(std::memcmp(a.data(), b.data(), a.size() * 4) == 0);
+}
+
+TEST_CASE("engine: dropout changes training and is the same for the same token", "[train][engine]") {
+  const auto model = tiny_model();
+  add_lora(*model, {.rank = 4, .alpha = 8, .dropout = 0.5, .rslora = false,
+                    .targets = {"all-linear"}}, 1);
+  for (Parameter& parameter : model->trained) {
+    parameter.value.fill_(0.05F);
+  }
+  const Batch batch = test::tiny_batch(37, {9, 17}, 3);
+  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  const auto loss_with = [&](uint64_t seed) {
+    return decoder.head_loss(batch, decoder.forward(batch, seed), 1, nullptr, nullptr).loss_sum;
+  };
+  CHECK(loss_with(3) == loss_with(3));
+  CHECK(loss_with(3) != loss_with(5));
+  CHECK(loss_with(0) != loss_with(3));
+}
+
+TEST_CASE("engine: a token outside the vocabulary is an error that names it", "[train][engine]") {
+  const auto model = tiny_model();
+  Batch batch;
+  batch.set_single(37, 0);
+  Decoder decoder(*model, 4, Keep::kNothing);
+  CHECK_THROWS_WITH(decoder.forward(batch, 0), Catch::Contains("token id 37 is outside"));
+}
+
+TEST_CASE("engine: stories260K's logits equal Hugging Face's within 2e-5", "[train][engine]") {
+  const std::string shared = test::shared_data();
+  if (shared.empty()) {
+    return;
+  }
+  const std::string directory = shared + "/data/models/stories260K";
+  const auto model = load_model(directory, Precision::kFull);
+  const SafetensorsFile golden(directory + "/golden.safetensors");
+  const TensorInfo& ids_info = golden.at("input_ids");
+  const TensorInfo& logits_info = golden.at("logits");
+  const int64_t rows = ids_info.shape[0];
+  const int64_t length = ids_info.shape[1];
+  std::vector<int64_t> ids(static_cast<size_t>(rows * length));
+  std::memcpy(ids.data(), golden.bytes(ids_info).data(), golden.bytes(ids_info).size());
+  std::vector<float> expected(static_cast<size_t>(logits_info.count()));
+  convert_to_f32(logits_info.dtype, golden.bytes(logits_info), expected.data(), logits_info.count());
+  Batch batch;
+  batch.clear();
+  const std::vector<uint8_t> loss(static_cast<size_t>(length), 0);
+  const float weights[1] = {0.0F};
+  for (int64_t row = 0; row < rows; ++row) {
+    const std::vector<int32_t> one(ids.begin() + row * length, ids.begin() + (row + 1) * length);
+    batch.add(one, loss, weights, 0);
+  }
+  const std::vector<float> got = all_logits(*model, batch);
+  REQUIRE(got.size() == expected.size());
+  float largest = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    largest = std::max(largest, std::fabs(got[i] - expected[i]));
+  }
+  INFO("largest difference " << largest);
+  CHECK(largest <= 2e-5F);
+}
+
+TEST_CASE("optimizer: the schedules follow their formulas", "[train][optimizer]") {
+  OptimizerSettings settings;
+  settings.learning_rate = 1;
+  settings.warmup_steps = 10;
+  settings.min_lr_ratio = 0.1;
+  CHECK(learning_rate_at(settings, 0, 110) == Approx(0.1));
+  CHECK(learning_rate_at(settings, 9, 110) == Approx(1));
+  CHECK(learning_rate_at(settings, 10, 110) == Approx(1));
+  CHECK(learning_rate_at(settings, 60, 110) == Approx(0.1 + 0.9 * 0.5));  // cos(pi / 2) = 0
+  CHECK(learning_rate_at(settings, 110, 110) == Approx(0.1));
+  settings.schedule = Schedule::kLinear;
+  CHECK(learning_rate_at(settings, 60, 110) == Approx(0.55));
+  settings.schedule = Schedule::kConstant;
+  CHECK(learning_rate_at(settings, 100, 110) == Approx(1));
+}
+
+TEST_CASE("optimizer: a gradient that is not finite changes nothing", "[train][optimizer]") {
+  const auto model = tiny_model();
+  add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_proj"}}, 1);
+  AdamW optimizer(model->trained);
+  optimizer.zero_gradients();
+  f32(model->trained[1].grad)[3] = NAN;
+  const at::Tensor before = model->trained[0].value.clone();
+  const StepResult result = optimizer.step({}, 0.1);
+  CHECK(result.skipped);
+  CHECK(result.not_finite == model->trained[1].name);
+  CHECK(optimizer.step_count() == 0);
+  CHECK(at::equal(before, model->trained[0].value));
+}
+
+TEST_CASE("lora: a target that matches nothing is refused with the nearest name", "[train][lora]") {
+  const auto model = tiny_model();
+  CHECK_THROWS_WITH(
+      add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_porj"}},
+               1),
+      Catch::Contains("did you mean \"q_proj\"?"));
+}
+
+TEST_CASE("model config: what would change the maths is refused by name", "[train][model]") {
+  const test::TempDir dir;
+  const std::string base = R"("hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "vocab_size": 37)";
+  const auto error_of = [&](const std::string& extra) -> std::string {
+    write_file_atomically(dir.file("config.json"), "{" + base + ", " + extra + "}");
+    try {
+      read_model_config(dir.path());
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(error_of(R"("model_type": "llama")").empty());
+  CHECK(error_of(R"("model_type": "mistral")").find("known: llama") != std::string::npos);
+  CHECK(error_of(R"("model_type": "llama", "sliding_window": 8)").find("sliding_window") !=
+        std::string::npos);
+  CHECK(error_of(R"("model_type": "llama", "rope_scaling": {"rope_type": "yarn"})").find("yarn") !=
+        std::string::npos);
+  CHECK(error_of(R"("model_type": "llama", "attention_bias": true)").find("attention_bias") !=
+        std::string::npos);
+  CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 3)").find("multiple") !=
+        std::string::npos);
+  CHECK(error_of(R"("model_type": "llama", "head_dim": 7)").find("head_dim") != std::string::npos);
+}

@@ -1,0 +1,180 @@
+// The hand-written backward pass against autograd and against finite differences.
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include <ATen/ATen.h>
+#include <catch2/catch.hpp>
+#include <omp.h>
+
+#include "core/hash.h"
+#include "tests/support/support.h"
+#include "tests/train/reference.h"
+#include "train/engine/decoder.h"
+#include "train/engine/optimizer.h"
+#include "train/engine/tensor.h"
+#include "train/model/lora.h"
+
+namespace {
+
+using namespace graft;        // NOLINT(google-build-using-namespace)
+using namespace graft::train;  // NOLINT(google-build-using-namespace)
+
+enum class Training { kLora, kFull };
+
+// A model whose B is not zero, so that every product of the backward pass matters.
+std::unique_ptr<Model> tiny_model(Training training, bool tied) {
+  const test::TempDir dir;
+  std::unique_ptr<Model> model = make_model(test::write_tiny_config(dir.path(), tied), 7);
+  if (training == Training::kFull) {
+    train_everything(*model);
+    // Norm weights of exactly 1 would hide a missing factor.
+    for (Parameter& parameter : model->trained) {
+      if (parameter.value.dim() == 1) {
+        for (int64_t i = 0; i < parameter.value.numel(); ++i) {
+          f32(parameter.value)[i] = 1.0F + 0.1F * static_cast<float>(i % 5);
+        }
+      }
+    }
+    return model;
+  }
+  add_lora(*model, {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}},
+           5);
+  for (Parameter& parameter : model->trained) {
+    const Philox random(11, xxh3_64(parameter.name));
+    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
+      f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    }
+  }
+  return model;
+}
+
+double run_backward(Model& model, Decoder& decoder, const Batch& batch, double scale) {
+  const float* residual = decoder.forward(batch, 0);
+  const auto head = decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
+  decoder.backward(batch, decoder.gradient_buffer());
+  (void)model;
+  return head.loss_sum * scale;
+}
+
+void zero(Model& model) {
+  for (Parameter& parameter : model.trained) {
+    std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
+  }
+}
+
+double relative_difference(const at::Tensor& got, const at::Tensor& expected) {
+  const at::Tensor a = got.to(at::kDouble);
+  const at::Tensor b = expected.to(at::kDouble);
+  return ((a - b).norm() / b.norm()).item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("gradients: every trained tensor equals autograd within 1e-5", "[train][gradients]") {
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const bool tied = GENERATE(false, true);
+  const auto model = tiny_model(training, tied);
+  const Batch batch = test::tiny_batch(37, {9, 1, 17, 2}, 3);
+  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  const double scale = 1 / batch.weight_sum;
+  zero(*model);
+  const double loss = run_backward(*model, decoder, batch, scale);
+  const auto expected = test::reference(*model, batch, scale, at::kFloat);
+  CHECK(loss == Approx(expected.loss).epsilon(1e-6));
+  REQUIRE(expected.gradients.size() == model->trained.size());
+  for (size_t i = 0; i < model->trained.size(); ++i) {
+    CAPTURE(model->trained[i].name);
+    CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
+  }
+}
+
+TEST_CASE("gradients: they equal central differences in float64", "[train][gradients]") {
+  // The oracle's loss in float64, moved along each tensor's own gradient direction: the slope must
+  // be the gradient's norm. h = 1e-4 leaves a truncation error of order h^2 = 1e-8 of the third
+  // derivative; the gradient itself is float32, so 1e-5 relative is what can be asked.
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const auto model = tiny_model(training, true);
+  const Batch batch = test::tiny_batch(37, {9, 17, 2}, 4);
+  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  const double scale = 1 / batch.weight_sum;
+  zero(*model);
+  run_backward(*model, decoder, batch, scale);
+  for (const Parameter& parameter : model->trained) {
+    CAPTURE(parameter.name);
+    const at::Tensor value = parameter.value.clone();
+    const at::Tensor gradient = parameter.grad.to(at::kDouble);
+    const double norm = gradient.norm().item<double>();
+    // A direction that float32 weights can hold exactly: the difference of the two moved copies.
+    const at::Tensor direction = gradient / norm;
+    const double h = 3e-3;
+    const auto loss_at = [&](double step) {
+      parameter.value.copy_(value.to(at::kDouble) + step * direction);
+      const at::Tensor moved = parameter.value.to(at::kDouble);
+      return std::pair(test::reference(*model, batch, scale, at::kDouble).loss, moved);
+    };
+    const auto [high, high_value] = loss_at(h);
+    const auto [low, low_value] = loss_at(-h);
+    parameter.value.copy_(value);
+    const double slope_expected = ((high_value - low_value) * gradient).sum().item<double>();
+    CHECK(high - low == Approx(slope_expected).epsilon(2e-4));
+  }
+}
+
+TEST_CASE("gradients: one batch of 8 equals 8 batches of 1", "[train][gradients]") {
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const std::vector<int64_t> lengths = {5, 9, 3, 12, 7, 2, 30, 4};
+  const auto whole_model = tiny_model(training, true);
+  const auto split_model = tiny_model(training, true);
+  const Batch whole = test::tiny_batch(37, lengths, 9);
+  const double scale = 1 / whole.weight_sum;
+  Decoder whole_decoder(*whole_model, whole.tokens(), Keep::kForBackward);
+  Decoder split_decoder(*split_model, 30, Keep::kForBackward);
+  zero(*whole_model);
+  zero(*split_model);
+  const double whole_loss = run_backward(*whole_model, whole_decoder, whole, scale);
+  double split_loss = 0;
+  for (size_t d = 0; d < lengths.size(); ++d) {
+    // The same documents one at a time, cut out of the whole batch.
+    Batch one;
+    one.clear();
+    const int32_t begin = whole.cu_seqlens[d];
+    const int32_t end = whole.cu_seqlens[d + 1];
+    std::vector<uint8_t> loss(static_cast<size_t>(end - begin), 0);
+    std::vector<float> weights(256, 0.0F);
+    for (size_t row = 0; row < whole.predicting.size(); ++row) {
+      if (whole.predicting[row] >= begin && whole.predicting[row] < end) {
+        const auto place = static_cast<size_t>(whole.predicting[row] - begin + 1);
+        loss[place] = whole.weights[row] == 1.0F ? 1 : 2;
+      }
+    }
+    weights[1] = 1.0F;
+    weights[2] = 0.5F;
+    one.add(std::span(whole.ids).subspan(static_cast<size_t>(begin), loss.size()), loss, weights, 0);
+    split_loss += run_backward(*split_model, split_decoder, one, scale);
+  }
+  CHECK(split_loss == Approx(whole_loss).epsilon(1e-6));
+  for (size_t i = 0; i < whole_model->trained.size(); ++i) {
+    CAPTURE(whole_model->trained[i].name);
+    CHECK(relative_difference(split_model->trained[i].grad, whole_model->trained[i].grad) <= 1e-6);
+  }
+}
+
+TEST_CASE("gradients: they are the same to the bit for any number of threads", "[train]") {
+  const auto first = tiny_model(Training::kLora, true);
+  const auto second = tiny_model(Training::kLora, true);
+  const Batch batch = test::tiny_batch(37, {40, 41, 42, 43}, 12);
+  const double scale = 1 / batch.weight_sum;
+  const auto run = [&](Model& model, int threads) {
+    omp_set_num_threads(threads);
+    Decoder decoder(model, batch.tokens(), Keep::kForBackward);
+    zero(model);
+    return run_backward(model, decoder, batch, scale);
+  };
+  CHECK(run(*first, 1) == run(*second, 2));
+  omp_set_num_threads(2);
+  for (size_t i = 0; i < first->trained.size(); ++i) {
+    CHECK(std::memcmp(first->trained[i].grad.data_ptr(), second->trained[i].grad.data_ptr(),
+                      first->trained[i].grad.nbytes()) == 0);
+  }
+}

@@ -1,0 +1,46 @@
+// A linear layer's forward and backward pass: frozen or trained base, optional A/B pair.
+//
+// With u = drop(x) A^T:      y  = x W^T + s u B^T
+// and, given dy, du = s dy B: dB = s dy^T u    dA = du^T drop(x)    dx = dy W + drop'(du A)
+// (LoRA, arXiv 2106.09685, section 4.1). dW = dy^T x in full-parameter training only: a frozen base
+// costs 4 flops a weight and token, not 6.
+#pragma once
+
+#include <cstdint>
+
+#include "train/model/model.h"
+
+namespace graft::train {
+
+// What all linears share: scratch for a decoded weight, and dropout's place in the run.
+struct LinearWorkspace {
+  float* weight = nullptr;    // [max out * in], for a 4-bit base
+  float* low_rank = nullptr;  // [tokens, max rank]: du
+  float* dropped = nullptr;   // [tokens, max in]: drop(x), then du A; only with dropout
+  const int64_t* token_index = nullptr;  // [tokens] index of each token in the whole step
+  uint64_t dropout_seed = 0;             // of this step; 0 = dropout off (evaluation)
+};
+
+// x [tokens, in] -> y [tokens, out] with row stride ldy; u [tokens, rank] is kept for the backward.
+void linear_forward(const Linear& linear,
+                    const LinearWorkspace& workspace,
+                    const float* x,
+                    int64_t tokens,
+                    float* y,
+                    int64_t ldy,
+                    float* u);
+
+enum class InputGrad { kSkip, kOverwrite, kAdd };
+
+// dy [tokens, out] with row stride ld_dy. Adds to the linear's gradients; dx [tokens, in].
+void linear_backward(const Linear& linear,
+                     const LinearWorkspace& workspace,
+                     const float* x,
+                     const float* u,
+                     int64_t tokens,
+                     const float* dy,
+                     int64_t ld_dy,
+                     float* dx,
+                     InputGrad input_grad);
+
+}  // namespace graft::train

@@ -1,0 +1,71 @@
+// The training config: one struct, read once, checked once, written out in full.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/json.h"
+#include "data/text/mask.h"
+#include "train/engine/optimizer.h"
+#include "train/model/lora.h"
+
+namespace graft::train {
+
+enum class Method {
+  kLora,   // adapter: lora - A/B pairs on the base as it is
+  kQlora,  // adapter: qlora - A/B pairs on the base quantized to NF4 with nested absmax
+  kFull,   // adapter: none - every tensor of the base
+};
+
+struct TrainConfig {
+  std::string base_model;
+  bool random_weights = false;  // base_weights: random - config.json and tokenizer only
+  Method method = Method::kQlora;
+  LoraSettings lora;
+  std::vector<std::string> datasets;
+  std::vector<std::string> test_datasets;
+  int64_t sequence_len = 2048;
+  data::OverLong over_long = data::OverLong::kRaise;
+  data::ContentSpecials content_specials = data::ContentSpecials::kRefuse;
+  int64_t micro_batch_size = 1;
+  int64_t gradient_accumulation_steps = 1;
+  double num_epochs = 1;
+  int64_t max_steps = 0;  // 0 = num_epochs decides
+  OptimizerSettings optimizer;
+  double warmup_ratio = 0;  // used when warmup_steps is absent
+  bool has_warmup_steps = false;
+  uint64_t seed = 42;
+  std::string output_dir;
+  int64_t save_steps = 0;  // 0 = at the end of each epoch
+  int64_t save_total_limit = 2;
+  int64_t eval_steps = 0;  // 0 = at the end of each epoch
+  int64_t logging_steps = 1;
+  int64_t max_skipped_steps = 10;
+  int64_t threads = 0;  // 0 = every processor of the process
+
+  int64_t rows_per_step() const { return micro_batch_size * gradient_accumulation_steps; }
+};
+
+// One key of the config as `graft train --help` and docs/config.md show it.
+struct ConfigKey {
+  std::string_view name;
+  std::string_view type;
+  std::string_view fallback;
+  std::string_view help;
+};
+std::span<const ConfigKey> config_keys();
+
+// Reads a YAML file, applies `overrides` ("key=value"), checks every key and range.
+// Errors: kIo; kUsage with file:line:column: key.
+TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides);
+
+// Every key with its value, in the order of config_keys().
+Json config_to_json(const TrainConfig& config);
+
+// SHA-256 over the keys that decide the result. Not output_dir, threads, saving, logging and
+// evaluation; and not the paths of model and data, whose content has digests of its own.
+std::string config_digest(const TrainConfig& config);
+
+}  // namespace graft::train

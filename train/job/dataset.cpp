@@ -1,0 +1,76 @@
+#include "train/job/dataset.h"
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/progress.h"
+
+namespace graft::train {
+
+ModelText load_model_text(const std::string& model_dir, int64_t vocab_size) {
+  ModelText text;
+  text.tokenizer = data::load_tokenizer(model_dir);
+  text.chat = data::ChatTemplate::load(model_dir);
+  if (text.tokenizer->vocab_size() > vocab_size) {
+    fail(ExitCode::kData,
+         "the tokenizer has " + std::to_string(text.tokenizer->vocab_size()) +
+             " tokens, the model only " + std::to_string(vocab_size),
+         model_dir, "use the tokenizer that belongs to the model");
+  }
+  return text;
+}
+
+PreparedStore prepare_store(const std::vector<std::string>& files,
+                            const std::string& model_dir,
+                            const ModelText& text,
+                            const data::MaskOptions& options,
+                            const std::string& path,
+                            int threads) {
+  const Json settings =
+      data::tokenize_settings(files, *text.tokenizer, text.chat_or_null(), options);
+  if (file_exists(path) && file_exists(path + ".json")) {
+    try {
+      data::TokenStore store = data::TokenStore::open(path);
+      if (store.digest() == data::store_digest(settings)) {
+        return {std::move(store), true, {}};
+      }
+    } catch (const Error&) {
+      // A damaged store is made again.
+    }
+  }
+  data::TokenizeOptions tokenize;
+  tokenize.mask = options;
+  tokenize.out = path;
+  tokenize.threads = threads;
+  Progress progress("tokenize", file_size(files[0]), "bytes");
+  data::TokenizeSummary summary = data::tokenize_files(
+      files, model_dir, tokenize, [&](int64_t done, int64_t) { progress.update(done); });
+  return {data::TokenStore::open(path), false, std::move(summary)};
+}
+
+std::vector<int32_t> encode_prompt(const ModelText& text, const Json& messages, const Json& tools) {
+  if (!text.chat) {
+    fail(ExitCode::kUsage, "the model has no chat template", "tokenizer_config.json: chat_template",
+         "use --prompt with plain text, or add a chat template to the model directory");
+  }
+  data::RenderInput input;
+  input.messages = messages;
+  input.tools = tools;
+  input.add_generation_prompt = true;
+  const data::Rendered rendered = text.chat->render(input);
+  std::vector<data::ByteRange> literal;
+  for (const data::Piece& piece : rendered.pieces) {
+    if (piece.origin != data::Origin::kTemplate) {
+      literal.push_back({piece.begin, piece.end});
+    }
+  }
+  data::EncodeOptions options;
+  options.literal = literal;
+  std::vector<int32_t> ids = text.tokenizer->encode_ids(rendered.text, options);
+  const auto bos = text.tokenizer->bos_id();
+  if (text.tokenizer->adds_bos() && bos && (ids.empty() || ids.front() != *bos)) {
+    ids.insert(ids.begin(), *bos);
+  }
+  return ids;
+}
+
+}  // namespace graft::train

@@ -1,0 +1,24 @@
+// What a finished run leaves for others: PEFT files or a Hugging Face directory, proven by reloading.
+#pragma once
+
+#include <string>
+
+#include "core/json.h"
+#include "data/text/token_store.h"
+#include "train/engine/decoder.h"
+#include "train/job/config.h"
+
+namespace graft::train {
+
+// Writes <output_dir>/adapter (lora, qlora) or <output_dir>/model (none): to a temporary directory
+// first, then renamed. An adapter is read back from its files and its logits on the first documents
+// of `store` are compared with the trained ones: they must be equal to the bit.
+// Returns {"directory", "files": {name: bytes}, "sha256", "reload": "logits equal"}.
+// Errors: kIo; kBug when the reloaded adapter differs.
+Json export_result(Model& model,
+                   const TrainConfig& config,
+                   Decoder& decoder,
+                   const data::TokenStore& store,
+                   const std::string& output_dir);
+
+}  // namespace graft::train

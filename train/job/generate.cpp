@@ -1,0 +1,141 @@
+#include "train/job/generate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/json.h"
+
+namespace graft::train {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double log_sum_exp(std::span<const float> logits, double scale) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) {
+    sum += std::exp((static_cast<double>(logit) - largest) * scale);
+  }
+  return largest * scale + std::log(sum);
+}
+
+// One draw from softmax(logits / temperature) restricted to the top_p nucleus
+// (Holtzman et al., arXiv 1904.09751).
+int32_t sample(std::span<const float> logits, const GenerateOptions& options, double uniform) {
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  });
+  const double scale = 1.0 / options.temperature;
+  const double normaliser = log_sum_exp(logits, scale);
+  std::vector<double> cumulative;
+  double sum = 0;
+  for (const int32_t id : order) {
+    sum += std::exp(static_cast<double>(logits[static_cast<size_t>(id)]) * scale - normaliser);
+    cumulative.push_back(sum);
+    if (sum >= options.top_p) {
+      break;
+    }
+  }
+  const double place = uniform * sum;
+  const auto found = std::upper_bound(cumulative.begin(), cumulative.end(), place);
+  const auto index = std::min(static_cast<size_t>(found - cumulative.begin()),
+                              cumulative.size() - 1);
+  return order[index];
+}
+
+}  // namespace
+
+Generator::Generator(Model& model, int64_t max_positions)
+    : model_(model),
+      decoder_(model, max_positions, Keep::kNothing),
+      cache_(model.config, max_positions),
+      logits_(static_cast<size_t>(model.config.vocab_size)) {}
+
+Generated Generator::generate(std::span<const int32_t> prompt,
+                              const GenerateOptions& options,
+                              const std::function<void(int32_t)>& on_token) {
+  const int64_t room = decoder_.max_tokens() - static_cast<int64_t>(prompt.size());
+  if (prompt.empty() || room < 1) {
+    fail(ExitCode::kData,
+         "a prompt of " + std::to_string(prompt.size()) + " tokens; expected 1.." +
+             std::to_string(decoder_.max_tokens() - 1),
+         "", "shorten the prompt");
+  }
+  const Philox random(options.seed, xxh3_64("generate"));
+  const std::vector<uint8_t> no_loss(prompt.size(), 0);
+  const float weights[1] = {0.0F};
+  Generated result;
+  cache_.clear();
+  batch_.clear();
+  batch_.add(prompt, no_loss, weights, 0);
+  auto start = Clock::now();
+  const int64_t hidden = model_.config.hidden_size;
+  const float* residual = decoder_.forward(batch_, 0, &cache_);
+  residual += (batch_.tokens() - 1) * hidden;
+  const int64_t limit = std::min(options.max_new_tokens, room);
+  while (static_cast<int64_t>(result.ids.size()) < limit) {
+    decoder_.head_logits(residual, 1, logits_.data());
+    const auto best = static_cast<int32_t>(
+        std::max_element(logits_.begin(), logits_.end()) - logits_.begin());
+    const int32_t id =
+        options.temperature > 0
+            ? sample(logits_, options, static_cast<double>(random.uniform(result.ids.size())))
+            : best;
+    if (result.ids.empty()) {
+      result.first_token_s = seconds_since(start);
+      start = Clock::now();
+    }
+    if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) !=
+        options.stop_ids.end()) {
+      result.stopped = true;
+      break;
+    }
+    result.ids.push_back(id);
+    result.logprobs.push_back(static_cast<double>(logits_[static_cast<size_t>(id)]) -
+                              log_sum_exp(logits_, 1.0));
+    if (on_token) {
+      on_token(id);
+    }
+    if (static_cast<int64_t>(result.ids.size()) == limit) {
+      break;
+    }
+    batch_.set_single(id, static_cast<int32_t>(cache_.positions()));
+    residual = decoder_.forward(batch_, 0, &cache_);
+  }
+  const auto further = static_cast<double>(std::max<size_t>(result.ids.size(), 2) - 1);
+  result.per_token_s = seconds_since(start) / further;
+  return result;
+}
+
+std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenizer& tokenizer) {
+  std::vector<int32_t> ids;
+  if (tokenizer.eos_id()) {
+    ids.push_back(*tokenizer.eos_id());
+  }
+  const std::string path = join_path(model_dir, "generation_config.json");
+  if (file_exists(path)) {
+    const Json config = read_json_file(path);
+    const Json* eos = config.find("eos_token_id");
+    if (eos != nullptr && eos->is_int()) {
+      ids.push_back(static_cast<int32_t>(eos->as_int()));
+    } else if (eos != nullptr && eos->is_array()) {
+      for (const Json& id : eos->as_array()) {
+        ids.push_back(static_cast<int32_t>(id.as_int()));
+      }
+    }
+  }
+  return ids;
+}
+
+}  // namespace graft::train

@@ -1,0 +1,56 @@
+// Text from a model, token by token, with a cache of keys and values.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data/text/template.h"
+#include "data/text/tokenizer.h"
+#include "train/engine/decoder.h"
+
+namespace graft::train {
+
+struct GenerateOptions {
+  int64_t max_new_tokens = 128;
+  double temperature = 0;  // 0 = greedy: the largest logit, the lower id on a tie
+  double top_p = 1;        // sample from the smallest set of tokens with this probability
+  uint64_t seed = 0;
+  std::vector<int32_t> stop_ids;  // end the text; the stop token is not part of it
+};
+
+struct Generated {
+  std::vector<int32_t> ids;       // without the stop token
+  std::vector<double> logprobs;   // log softmax of each id, before temperature and top-p
+  bool stopped = false;           // by a stop token (else by max_new_tokens or the context's end)
+  double first_token_s = 0;       // time to the first token: the prompt's pass
+  double per_token_s = 0;         // mean time of each further token
+};
+
+class Generator {
+ public:
+  // Buffers for prompts and texts of up to `max_positions` tokens together.
+  Generator(Model& model, int64_t max_positions);
+
+  int64_t max_positions() const { return decoder_.max_tokens(); }
+
+  // Continues `prompt` (at least one token). `on_token(id)` is called as each token is decided.
+  // Errors: kData (a prompt that leaves no room).
+  Generated generate(std::span<const int32_t> prompt,
+                     const GenerateOptions& options,
+                     const std::function<void(int32_t)>& on_token = {});
+
+ private:
+  Model& model_;
+  Decoder decoder_;
+  KvCache cache_;
+  Batch batch_;
+  std::vector<float> logits_;
+};
+
+// The ids that end a text: the tokenizer's EOS and eos_token_id of generation_config.json.
+std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenizer& tokenizer);
+
+}  // namespace graft::train

@@ -1,0 +1,499 @@
+#include "train/job/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <numeric>
+
+#include <omp.h>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/progress.h"
+#include "data/text/packing.h"
+#include "train/engine/batch.h"
+#include "train/engine/decoder.h"
+#include "train/engine/optimizer.h"
+#include "train/job/checkpoint.h"
+#include "train/job/dataset.h"
+#include "train/job/evaluate.h"
+#include "train/job/export.h"
+#include "train/job/report.h"
+
+namespace graft::train {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+void on_signal(int number) {
+  if (stop_signal != 0 && number == SIGINT) {
+    std::_Exit(130);  // the second Ctrl-C does not wait for the step
+  }
+  stop_signal = number;
+}
+
+void catch_signals() {
+  for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2}) {
+    std::signal(number, on_signal);
+  }
+}
+
+// Digest of everything in the base directory that training reads.
+std::string base_digest(const TrainConfig& config) {
+  Sha256 hash;
+  hash.update(read_file(join_path(config.base_model, "config.json")));
+  if (!config.random_weights) {
+    for (const std::string& name : list_directory(config.base_model)) {
+      if (name.size() > 12 && name.substr(name.size() - 12) == ".safetensors") {
+        hash.update(name + sha256_file(join_path(config.base_model, name)));
+      }
+    }
+  }
+  return hash.hex_digest();
+}
+
+// run.json: who this directory belongs to.
+class RunFile {
+ public:
+  explicit RunFile(const std::string& directory) : path_(join_path(directory, "run.json")) {
+    if (file_exists(path_)) {
+      content_ = read_json_file(path_);
+    }
+  }
+  bool exists() const { return content_.is_object(); }
+  bool finished() const {
+    return exists() && content_.at("status").as_string() == "finished";
+  }
+  const Json& content() const { return content_; }
+  void write(Json content) {
+    content_ = std::move(content);
+    write_file_atomically(path_, dump_json(content_, {.indent = 2}) + "\n");
+  }
+  void set(const std::string& key, Json value) {
+    content_.set(key, std::move(value));
+    write(content_);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  Json content_;
+};
+
+// "lora_r: 8 there, 16 now" for each key that differs.
+std::string differences(const Json& before, const Json& now) {
+  std::string text;
+  for (const auto& [key, value] : now.as_object()) {
+    const Json* old = before.find(key);
+    const bool matters = key != "output_dir" && key != "threads" && key != "save_steps" &&
+                         key != "save_total_limit" && key != "logging_steps" &&
+                         key != "eval_steps" && key != "test_datasets";
+    if (matters && (old == nullptr || !(*old == value))) {
+      text += (text.empty() ? "" : ", ") + key + ": " +
+              (old == nullptr ? "absent" : dump_json(*old)) + " there, " + dump_json(value) + " now";
+    }
+  }
+  return text;
+}
+
+void refuse_foreign_files(const std::string& directory) {
+  for (const std::string& name : list_directory(directory)) {
+    if (name[0] != '.' && name.find(".tmp-") == std::string::npos) {
+      fail(ExitCode::kUsage,
+           "the output directory holds \"" + name + "\" but no run of graft (no run.json)",
+           directory, "choose an empty or new output_dir; nothing was changed");
+    }
+  }
+}
+
+class Training {
+ public:
+  Training(const TrainConfig& config, const RunOptions& options)
+      : config_(config), options_(options), directory_(config.output_dir) {}
+
+  RunResult run();
+
+ private:
+  bool claim_directory();
+  void prepare_model();
+  void prepare_data();
+  void write_identity();
+  void plan_steps();
+  void resume(Progressed& progressed);
+  bool loop(Progressed& progressed);
+  double train_step(int64_t step, Progressed& progressed, Json& metrics);
+  void evaluate_now(int64_t step);
+  void save(Progressed& progressed);
+  void finish(const Progressed& progressed);
+  std::string batch_sources(int64_t step);
+  void print_plan();
+  std::string path(std::string_view name) const { return join_path(directory_, name); }
+
+  const TrainConfig& config_;
+  const RunOptions& options_;
+  std::string directory_;
+  std::unique_ptr<DirectoryLock> lock_;
+  std::unique_ptr<RunFile> run_file_;
+  std::unique_ptr<Model> model_;
+  ModelText text_;
+  std::unique_ptr<PreparedStore> train_;
+  std::unique_ptr<PreparedStore> test_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Decoder> eval_decoder_;
+  std::unique_ptr<AppendFile> metrics_;
+  OptimizerSettings schedule_;
+  int64_t rows_ = 0;
+  int64_t steps_per_epoch_ = 0;
+  int64_t total_steps_ = 0;
+  int64_t packed_epoch_ = -1;
+  std::vector<data::PackedRow> packed_;
+  Batch batch_;
+  Json last_eval_;
+  Clock::time_point started_ = Clock::now();
+};
+
+// Returns true when the directory holds this run, finished.
+bool Training::claim_directory() {
+  make_directories(directory_);
+  lock_ = std::make_unique<DirectoryLock>(directory_);
+  run_file_ = std::make_unique<RunFile>(directory_);
+  if (!run_file_->exists()) {
+    refuse_foreign_files(directory_);
+    return false;
+  }
+  const Json& before = run_file_->content();
+  if (options_.resume == "none") {
+    fail(ExitCode::kUsage, "the output directory already holds a run", run_file_->path(),
+         "choose another output_dir, or leave out --resume none; nothing was changed");
+  }
+  if (before.at("config_digest").as_string() != config_digest(config_)) {
+    fail(ExitCode::kUsage,
+         "the output directory holds a run of another config (" +
+             differences(before.at("config"), config_to_json(config_)) + ")",
+         run_file_->path(), "choose another output_dir; nothing was changed");
+  }
+  return run_file_->finished();
+}
+
+void Training::prepare_model() {
+  const bool quantizes = config_.method == Method::kQlora;
+  model_ = config_.random_weights
+               ? make_model(config_.base_model, config_.seed)
+               : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull);
+  if (config_.method == Method::kFull) {
+    train_everything(*model_);
+  } else {
+    add_lora(*model_, config_.lora, config_.seed);
+  }
+  text_ = load_model_text(config_.base_model, model_->config.vocab_size);
+  optimizer_ = std::make_unique<AdamW>(model_->trained);
+}
+
+void Training::prepare_data() {
+  data::MaskOptions mask;
+  mask.sequence_len = config_.sequence_len;
+  mask.over_long = config_.over_long;
+  mask.content_specials = config_.content_specials;
+  make_directories(path("data"));
+  const auto prepare = [&](const std::vector<std::string>& files, const char* name) {
+    return std::make_unique<PreparedStore>(
+        prepare_store(files, config_.base_model, text_, mask, join_path(path("data"), name),
+                      static_cast<int>(config_.threads)));
+  };
+  train_ = prepare(config_.datasets, "train.h5");
+  if (!config_.test_datasets.empty()) {
+    test_ = prepare(config_.test_datasets, "test.h5");
+  }
+}
+
+void Training::write_identity() {
+  const Json inputs = Json::object({{"base", base_digest(config_)},
+                                    {"tokenizer", text_.tokenizer->digest()},
+                                    {"train_tokens", train_->store.digest()}});
+  if (run_file_->exists()) {
+    const Json& before = run_file_->content().at("inputs");
+    for (const auto& [key, value] : inputs.as_object()) {
+      if (!(before.at(key) == value)) {
+        fail(ExitCode::kUsage, "the run's " + key + " has changed since it began", run_file_->path(),
+             "restore it, or choose another output_dir; nothing was changed");
+      }
+    }
+    return;
+  }
+  run_file_->write(Json::object({{"graft", GRAFT_VERSION},
+                                 {"status", "running"},
+                                 {"config_digest", config_digest(config_)},
+                                 {"inputs", inputs},
+                                 {"config", config_to_json(config_)}}));
+}
+
+void Training::plan_steps() {
+  const std::vector<int64_t> lengths = train_->store.lengths();
+  packed_ = data::pack(lengths, {config_.sequence_len, config_.seed, 0});
+  packed_epoch_ = 0;
+  rows_ = static_cast<int64_t>(packed_.size());
+  steps_per_epoch_ = (rows_ + config_.rows_per_step() - 1) / config_.rows_per_step();
+  total_steps_ = config_.max_steps > 0
+                     ? config_.max_steps
+                     : std::max<int64_t>(1, static_cast<int64_t>(std::ceil(
+                                                config_.num_epochs *
+                                                static_cast<double>(steps_per_epoch_))));
+  schedule_ = config_.optimizer;
+  if (!config_.has_warmup_steps) {
+    schedule_.warmup_steps = static_cast<int64_t>(
+        std::ceil(config_.warmup_ratio * static_cast<double>(total_steps_)));
+  }
+}
+
+void Training::print_plan() {
+  const data::TokenStore& store = train_->store;
+  int64_t supervised = 0;
+  for (int64_t document = 0; document < store.document_count(); ++document) {
+    for (const uint8_t loss : store.loss(document)) {
+      supervised += loss != 0 ? 1 : 0;
+    }
+  }
+  const auto share = 100.0 * static_cast<double>(supervised) /
+                     static_cast<double>(std::max<int64_t>(store.token_count(), 1));
+  std::fprintf(stderr, "model   %s parameters, base %s in memory%s, %s trained\n",
+               format_count(model_->config.parameter_count()).c_str(),
+               format_bytes(model_->base_bytes()).c_str(),
+               model_->quantized() ? " (linears in NF4)" : "",
+               format_count(model_->trained_count()).c_str());
+  std::fprintf(stderr, "data    %s documents, %s tokens, %s %% trained on, %s rows of %s\n",
+               format_count(store.document_count()).c_str(),
+               format_count(store.token_count()).c_str(), format_fixed(share, 1).c_str(),
+               format_count(rows_).c_str(), format_count(config_.sequence_len).c_str());
+  std::fprintf(stderr, "plan    %s steps of %s rows, %s buffers\n",
+               format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
+               format_bytes(decoder_->buffer_bytes()).c_str());
+  for (const data::RefusedRecord& refused : train_->summary.refused) {
+    std::fprintf(stderr, "left out %s:%lld: %s: %s\n", refused.file.c_str(),
+                 static_cast<long long>(refused.line), refused.rule.c_str(),
+                 refused.reason.c_str());
+  }
+}
+
+void Training::resume(Progressed& progressed) {
+  const auto report = [](const std::string& line) {
+    std::fprintf(stderr, "warning: %s\n", line.c_str());
+  };
+  const bool own = options_.resume == "auto" || options_.resume == "none";
+  const std::string from = own ? directory_ : options_.resume;
+  const auto found = load_newest_checkpoint(join_path(from, "checkpoints"), model_->trained,
+                                            *optimizer_, report);
+  if (found) {
+    progressed = *found;
+    std::fprintf(stderr, "resume  from step %s of %s\n", format_count(progressed.step).c_str(),
+                 format_count(total_steps_).c_str());
+  } else if (!own) {
+    fail(ExitCode::kUsage, "no checkpoint found", from, "give the output_dir of a run");
+  }
+  if (!own) {
+    progressed.metrics_bytes = 0;
+  }
+}
+
+// Trains on one optimizer step's rows; returns its loss.
+double Training::train_step(int64_t step, Progressed& progressed, Json& metrics) {
+  const auto start = Clock::now();
+  const int64_t epoch = step / steps_per_epoch_;
+  if (packed_epoch_ != epoch) {
+    packed_ = data::pack(train_->store.lengths(), {config_.sequence_len, config_.seed,
+                                                   epoch});
+    packed_epoch_ = epoch;
+  }
+  const int64_t first = step % steps_per_epoch_ * config_.rows_per_step();
+  const int64_t last = std::min(first + config_.rows_per_step(), rows_);
+  // The one owner of normalisation: every supervised prediction of the step counts alike, whatever
+  // the micro-batches.
+  double weight = 0;
+  for (int64_t row = first; row < last; ++row) {
+    for (const int64_t document : packed_[static_cast<size_t>(row)].documents) {
+      weight += document_weight(train_->store, document);
+    }
+  }
+  const double scale = weight > 0 ? 1.0 / weight : 0.0;
+  optimizer_->zero_gradients();
+  double loss_sum = 0;
+  int64_t tokens = 0;
+  int64_t supervised = 0;
+  // Dropout's seed: one value a step; 0 would switch it off.
+  const uint64_t dropout_seed =
+      (xxh3_64("dropout " + std::to_string(config_.seed) + " " + std::to_string(step))) | 1U;
+  for (int64_t row = first; row < last; row += config_.micro_batch_size) {
+    const int64_t end = std::min(row + config_.micro_batch_size, last);
+    fill_batch(train_->store,
+               std::span(packed_).subspan(static_cast<size_t>(row), static_cast<size_t>(end - row)),
+               row - first, config_.sequence_len, batch_);
+    const float* residual = decoder_->forward(batch_, dropout_seed);
+    const auto head =
+        decoder_->head_loss(batch_, residual, scale, decoder_->gradient_buffer(), nullptr);
+    decoder_->backward(batch_, decoder_->gradient_buffer());
+    loss_sum += head.loss_sum;
+    tokens += batch_.tokens();
+    supervised += head.supervised;
+  }
+  const double rate = learning_rate_at(schedule_, step, total_steps_);
+  const StepResult result = optimizer_->step(schedule_, rate);
+  const double loss = loss_sum * scale;
+  progressed.trained_tokens += supervised;
+  if (result.skipped) {
+    ++progressed.skipped;
+    std::fprintf(stderr, "warning: step %lld skipped: the gradient of %s is not finite (rows: %s)\n",
+                 static_cast<long long>(step + 1), result.not_finite.c_str(),
+                 batch_sources(step).c_str());
+    if (progressed.skipped > config_.max_skipped_steps) {
+      fail(ExitCode::kNumeric,
+           std::to_string(progressed.skipped) + " steps had gradients that are not finite",
+           result.not_finite, "lower learning_rate, or look at the rows named above");
+    }
+  }
+  metrics = Json::object({{"step", step + 1},
+                          {"epoch", static_cast<double>(step + 1) /
+                                        static_cast<double>(steps_per_epoch_)},
+                          {"loss", loss},
+                          {"learning_rate", rate},
+                          {"grad_norm", result.grad_norm},
+                          {"tokens", tokens},
+                          {"supervised", supervised},
+                          {"skipped", result.skipped},
+                          {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
+  return loss;
+}
+
+// "clean.jsonl:12, clean.jsonl:80" - input rows (1-based) of a step, at most ten.
+std::string Training::batch_sources(int64_t step) {
+  std::string text;
+  int count = 0;
+  const Json& inputs = train_->store.settings().at("inputs");
+  const int64_t first = step % steps_per_epoch_ * config_.rows_per_step();
+  for (int64_t row = first; row < std::min(first + config_.rows_per_step(), rows_); ++row) {
+    for (const int64_t document : packed_[static_cast<size_t>(row)].documents) {
+      if (++count <= 10) {
+        const data::DocumentSource source = train_->store.source(document);
+        text += (text.empty() ? "" : ", ") +
+                inputs.as_array()[static_cast<size_t>(source.file)].at("name").as_string() + ":" +
+                std::to_string(source.row + 1);
+      }
+    }
+  }
+  return count > 10 ? text + ", … " + std::to_string(count) + " in all" : text;
+}
+
+void Training::evaluate_now(int64_t step) {
+  if (!test_) {
+    return;
+  }
+  const EvalResult result = evaluate(*eval_decoder_, test_->store);
+  last_eval_ = Json::object({{"step", step},
+                             {"eval_loss", result.all.loss()},
+                             {"eval_perplexity", result.all.perplexity()},
+                             {"eval_token_accuracy", result.all.accuracy()}});
+  metrics_->append(dump_json(last_eval_) + "\n");
+}
+
+void Training::save(Progressed& progressed) {
+  metrics_->sync();
+  progressed.metrics_bytes = metrics_->size();
+  save_checkpoint(path("checkpoints"), progressed, model_->trained, *optimizer_,
+                  config_.save_total_limit);
+}
+
+// Returns false when a signal ended it.
+bool Training::loop(Progressed& progressed) {
+  const int64_t save_every = config_.save_steps > 0 ? config_.save_steps : steps_per_epoch_;
+  const int64_t eval_every = config_.eval_steps > 0 ? config_.eval_steps : steps_per_epoch_;
+  metrics_ = std::make_unique<AppendFile>(path("metrics.jsonl"), progressed.metrics_bytes);
+  if (progressed.step == 0) {
+    evaluate_now(0);
+  }
+  Progress bar("train", total_steps_, "steps");
+  bar.update(progressed.step);
+  while (progressed.step < total_steps_) {
+    Json metrics;
+    const double loss = train_step(progressed.step, progressed, metrics);
+    ++progressed.step;
+    const bool last = progressed.step == total_steps_;
+    if (last || progressed.step % config_.logging_steps == 0) {
+      metrics_->append(dump_json(metrics) + "\n");
+    }
+    bar.update(progressed.step,
+               "loss " + format_fixed(loss, 4) + "  " +
+                   format_count(static_cast<int64_t>(metrics.at("tokens_per_s").as_double())) +
+                   " tok/s");
+    if (last || progressed.step % eval_every == 0) {
+      evaluate_now(progressed.step);
+    }
+    const bool stopping = stop_signal != 0;
+    if (last || stopping || progressed.step % save_every == 0) {
+      save(progressed);
+    }
+    if (stopping && !last) {
+      return false;
+    }
+  }
+  bar.finish();
+  return true;
+}
+
+void Training::finish(const Progressed& progressed) {
+  Json summary = Json::object({{"steps", progressed.step},
+                               {"skipped_steps", progressed.skipped},
+                               {"trained_tokens", progressed.trained_tokens},
+                               {"seconds", seconds_since(started_)}});
+  if (last_eval_.is_object()) {
+    summary.set("eval", last_eval_);
+  }
+  summary.set("export", export_result(*model_, config_, *eval_decoder_, train_->store, directory_));
+  write_training_report(config_, directory_, summary);
+  run_file_->set("summary", summary);
+  run_file_->set("status", "finished");
+}
+
+RunResult Training::run() {
+  if (claim_directory()) {
+    std::fprintf(stderr, "nothing to do: this run is finished (%s)\n", run_file_->path().c_str());
+    return {0, run_file_->content().at("summary")};
+  }
+  if (config_.threads > 0) {
+    omp_set_num_threads(static_cast<int>(config_.threads));
+  }
+  prepare_model();
+  prepare_data();
+  write_identity();
+  plan_steps();
+  const int64_t max_tokens = config_.micro_batch_size * config_.sequence_len;
+  decoder_ = std::make_unique<Decoder>(*model_, max_tokens, Keep::kForBackward);
+  eval_decoder_ = std::make_unique<Decoder>(*model_, max_tokens, Keep::kNothing);
+  print_plan();
+  Progressed progressed;
+  resume(progressed);
+  catch_signals();
+  if (!loop(progressed)) {
+    std::fprintf(stderr, "\nstopped by a signal after step %s; saved. Run the same command again.\n",
+                 format_count(progressed.step).c_str());
+    return {static_cast<int>(ExitCode::kRequeue),
+            Json::object({{"steps", progressed.step}, {"status", "saved"}})};
+  }
+  finish(progressed);
+  return {0, run_file_->content().at("summary")};
+}
+
+}  // namespace
+
+RunResult run_training(const TrainConfig& config, const RunOptions& options) {
+  return Training(config, options).run();
+}
+
+}  // namespace graft::train

@@ -1,0 +1,37 @@
+// Adapters of a model: making, loading and listing the A/B pairs.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "train/model/model.h"
+
+namespace graft::train {
+
+struct LoraSettings {
+  int64_t rank = 16;
+  double alpha = 32;
+  double dropout = 0;
+  bool rslora = false;                // scale alpha / sqrt(r) in place of alpha / r
+  std::vector<std::string> targets;   // names such as "q_proj"; {"all-linear"} = all seven
+};
+
+// alpha / r, or alpha / sqrt(r) with rslora.
+float lora_scale(const LoraSettings& settings);
+
+// Puts a pair on every targeted linear: A uniform in ±1/sqrt(in) (PEFT's kaiming_uniform with
+// a = sqrt(5)), B zero, both trained. Errors: kUsage for a target that matches no linear.
+void add_lora(Model& model, const LoraSettings& settings, uint64_t seed);
+
+// Loads a PEFT directory into the model for inference. Errors: kIo, kData (shapes, names).
+void load_adapter(Model& model, const std::string& directory);
+
+// Writes the model's pairs as a PEFT directory. `base_name` is stored as base_model_name_or_path.
+// Returns the SHA-256 of adapter_model.safetensors.
+std::string save_adapter(const Model& model,
+                         const LoraSettings& settings,
+                         const std::string& base_name,
+                         const std::string& directory);
+
+}  // namespace graft::train
