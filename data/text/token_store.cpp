@@ -60,7 +60,10 @@ std::span<const T> as(std::span<const std::byte> bytes) {
 }  // namespace
 
 std::string store_digest(const Json& settings) {
-  Json content = settings;
+  Json content = Json::object();
+  for (const auto& [key, value] : settings.as_object()) {
+    if (key != "model") content.set(key, value);
+  }
   if (const Json* inputs = settings.find("inputs")) {
     Json nameless = Json::array();
     for (const Json& input : inputs->as_array()) {

@@ -70,9 +70,9 @@ class TokenStore {
   std::vector<int64_t> lengths() const;                        // of every document, for pack()
   std::span<const float> weights() const { return weights_; }  // [256], weights()[0] = 0
   // {"tokenizer": sha256, "template": sha256 or null, "policy": {…}, "inputs": [{"name", "sha256",
-  //  "bytes"}], …}
+  //  "bytes"}], "model": directory, …}
   const Json& settings() const { return settings_; }
-  // The content address: SHA-256 over the format's version and the settings without file names.
+  // The content address: SHA-256 over the format's version and the settings without file names and "model".
   const std::string& digest() const { return digest_; }
   const std::string& path() const { return file_.path(); }
 

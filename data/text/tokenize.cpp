@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <exception>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <thread>
@@ -186,7 +187,10 @@ TokenizeSummary tokenize_files(const std::vector<std::string>& files,
   RecordSource source(files);
   int64_t total_bytes = 0;
   for (const std::string& file : files) total_bytes += file_size(file);
-  TokenStoreWriter writer(options.out, tokenize_settings(files, *tokenizer, used, options.mask));
+  Json settings = tokenize_settings(files, *tokenizer, used, options.mask);
+  // For `graft data show`; no part of the content address.
+  settings.set("model", std::filesystem::absolute(model_dir).lexically_normal().string());
+  TokenStoreWriter writer(options.out, std::move(settings));
   Collector collector(files, writer);
   const int threads =
       options.threads > 0 ? options.threads

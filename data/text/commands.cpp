@@ -1,0 +1,429 @@
+#include "data/text/commands.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <functional>
+#include <iostream>
+#include <optional>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/json.h"
+#include "core/progress.h"
+#include "data/text/show.h"
+#include "data/text/template.h"
+#include "data/text/token_store.h"
+#include "data/text/tokenize.h"
+#include "data/text/tokenizer.h"
+#include "data/text/utf8.h"
+
+namespace graft::data {
+namespace {
+
+void print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) {
+    fail_io("cannot write", "stdout");
+  }
+}
+
+void print_json(const Json& value) { print(dump_json(value) + "\n"); }
+
+void flush_stdout() {
+  if (std::fflush(stdout) != 0) fail_io("cannot write", "stdout");
+}
+
+// ---- commands that answer one line of stdin by one line of stdout
+
+int answer_lines(const std::function<Json(const Json&, const std::string& where)>& answer) {
+  std::ios::sync_with_stdio(false);
+  std::string line;
+  for (int64_t number = 1; std::getline(std::cin, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    const std::string where = "stdin:" + std::to_string(number);
+    print_json(answer(parse_json(line, where), where));
+  }
+  if (std::cin.bad()) fail_io("cannot read", "stdin");
+  flush_stdout();
+  return 0;
+}
+
+const Json& need_member(const Json& object, std::string_view key, const std::string& where) {
+  const Json* value = object.find(key);
+  if (value) return *value;
+  fail(ExitCode::kData,
+       "each line must be an object with \"" + std::string(key) + "\"",
+       where,
+       "write lines like {\"" + std::string(key) + "\": …}");
+}
+
+Json ranges_json(const std::vector<ByteRange>& ranges) {
+  Json list = Json::array();
+  for (const ByteRange& range : ranges) list.push_back(Json::array({range.begin, range.end}));
+  return list;
+}
+
+int run_encode(const Args& args) {
+  const auto tokenizer = load_tokenizer(args.need("--tokenizer"));
+  EncodeOptions options;
+  options.special = args.flag("--special");
+  if (args.flag("--literal")) options.special_text = SpecialText::kLiteral;
+  return answer_lines([&](const Json& row, const std::string& where) {
+    const std::string& text = need_member(row, "text", where).as_string();
+    const Encoding encoding = tokenizer->encode(text, options);
+    Json ids = Json::array();
+    for (const int32_t id : encoding.ids) ids.push_back(id);
+    Json answer = Json::object();
+    answer.set("ids", std::move(ids));
+    answer.set("offsets", ranges_json(reference_offsets(text, encoding)));
+    return answer;
+  });
+}
+
+int run_decode(const Args& args) {
+  const auto tokenizer = load_tokenizer(args.need("--tokenizer"));
+  const auto skip = args.flag("--skip-special") ? Tokenizer::SkipSpecial::kYes
+                                                : Tokenizer::SkipSpecial::kNo;
+  return answer_lines([&](const Json& row, const std::string& where) {
+    std::vector<int32_t> ids;
+    for (const Json& id : need_member(row, "ids", where).as_array()) {
+      ids.push_back(static_cast<int32_t>(std::clamp<int64_t>(id.as_int(), -1, INT32_MAX)));
+    }
+    Json answer = Json::object();
+    answer.set("text", tokenizer->decode(ids, skip));
+    return answer;
+  });
+}
+
+ChatTemplate template_of(const Args& args) {
+  if (args.has("--template") == args.has("--model")) {
+    fail(ExitCode::kUsage, "render needs --template FILE or --model DIR, one of them");
+  }
+  if (args.has("--template")) {
+    const std::string file = args.need("--template");
+    return ChatTemplate(read_file(file), file);
+  }
+  std::optional<ChatTemplate> chat = ChatTemplate::load(args.need("--model"));
+  if (!chat) {
+    fail(ExitCode::kData,
+         "the model has no chat template",
+         args.need("--model"),
+         "add chat_template.jinja to the directory, or use --template FILE");
+  }
+  return std::move(*chat);
+}
+
+// Byte ranges as ranges of code points.
+std::vector<ByteRange> in_characters(std::string_view text, const std::vector<ByteRange>& ranges) {
+  std::vector<ByteRange> result;
+  for (const ByteRange& range : ranges) {
+    const auto begin = static_cast<int64_t>(utf8_count(text.substr(0, static_cast<size_t>(range.begin))));
+    const auto length = static_cast<int64_t>(utf8_count(text.substr(
+        static_cast<size_t>(range.begin), static_cast<size_t>(range.end - range.begin))));
+    result.push_back({begin, begin + length});
+  }
+  return result;
+}
+
+int run_render(const Args& args) {
+  const ChatTemplate chat = template_of(args);
+  return answer_lines([&](const Json& row, const std::string& where) {
+    RenderInput input;
+    input.messages = need_member(row, "messages", where);
+    if (const Json* tools = row.find("tools")) input.tools = *tools;
+    if (const Json* vars = row.find("vars")) input.vars = *vars;
+    const Json* prompt = row.find("add_generation_prompt");
+    input.add_generation_prompt = prompt && prompt->is_bool() && prompt->as_bool();
+    input.now = args.text("--now");
+    Json answer = Json::object();
+    try {
+      const Rendered rendered = chat.render(input);
+      answer.set("text", rendered.text);
+      answer.set("spans", ranges_json(in_characters(rendered.text, rendered.generation)));
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::kData) throw;
+      answer.set("error", error.text().what);
+      answer.set("where", error.text().where);
+    }
+    return answer;
+  });
+}
+
+// ---- tokenize
+
+template <class Enum, size_t Count>
+Enum choice(const Args& args,
+            std::string_view option,
+            const std::array<std::pair<std::string_view, Enum>, Count>& choices) {
+  const std::string given = args.text(option);
+  std::vector<std::string_view> known;
+  for (const auto& [name, value] : choices) {
+    if (name == given) return value;
+    known.push_back(name);
+  }
+  fail(ExitCode::kUsage, unknown_name("value", given, known), std::string(option));
+}
+
+MaskOptions mask_options(const Args& args) {
+  constexpr std::array<std::pair<std::string_view, ContentSpecials>, 3> specials = {{
+      {"refuse", ContentSpecials::kRefuse},
+      {"literal", ContentSpecials::kLiteral},
+      {"parse", ContentSpecials::kParse},
+  }};
+  constexpr std::array<std::pair<std::string_view, OverLong>, 3> over_long = {{
+      {"raise", OverLong::kRaise},
+      {"drop", OverLong::kDrop},
+      {"truncate_right", OverLong::kTruncateRight},
+  }};
+  MaskOptions options;
+  options.content_specials = choice(args, "--specials", specials);
+  options.over_long = choice(args, "--over-long", over_long);
+  options.sequence_len = args.integer("--sequence-len", 0, int64_t{1} << 30);
+  options.now = args.text("--now");
+  return options;
+}
+
+Json summary_json(const TokenizeSummary& summary) {
+  Json refused = Json::object();
+  for (const auto& [rule, count] : summary.refused_by_rule) refused.set(rule, count);
+  return Json::object({{"store", summary.store},
+                       {"digest", summary.digest},
+                       {"records", summary.records},
+                       {"documents", summary.documents},
+                       {"tokens", summary.tokens},
+                       {"supervised_tokens", summary.supervised},
+                       {"longest", summary.longest},
+                       {"turns", summary.turns},
+                       {"turns_without_stop", summary.turns_without_stop},
+                       {"straddling_tokens", summary.straddling},
+                       {"truncated_documents", summary.truncated_documents},
+                       {"truncated_tokens", summary.truncated_tokens},
+                       {"refused", std::move(refused)}});
+}
+
+void print_summary(const TokenizeSummary& summary) {
+  const double share = 100.0 * static_cast<double>(summary.supervised) /
+                       static_cast<double>(std::max<int64_t>(summary.tokens, 1));
+  std::vector<std::vector<std::string>> rows = {
+      {"what", "count"},
+      {"records", format_count(summary.records)},
+      {"documents", format_count(summary.documents)},
+      {"tokens", format_count(summary.tokens)},
+      {"  trained on", format_count(summary.supervised) + " (" + format_fixed(share, 1) + " %)"},
+      {"longest document", format_count(summary.longest)},
+      {"trained turns", format_count(summary.turns)},
+      {"  without a stop token", format_count(summary.turns_without_stop)},
+      {"tokens across a border", format_count(summary.straddling)},
+  };
+  if (summary.truncated_documents > 0) {
+    rows.push_back({"truncated documents", format_count(summary.truncated_documents)});
+    rows.push_back({"  tokens cut off", format_count(summary.truncated_tokens)});
+  }
+  for (const auto& [rule, count] : summary.refused_by_rule) {
+    rows.push_back({"left out: " + rule, format_count(count)});
+  }
+  print(format_table("<>", rows));
+  for (const RefusedRecord& record : summary.refused) {
+    print("  " + record.file + ":" + std::to_string(record.line) + ": " + record.rule + ": " +
+          record.reason + "\n");
+  }
+  if (summary.refused_count > static_cast<int64_t>(summary.refused.size())) {
+    print("  and " +
+          format_count(summary.refused_count - static_cast<int64_t>(summary.refused.size())) +
+          " more\n");
+  }
+  if (summary.turns_without_stop > 0) {
+    print("warning: turns without a trained stop token teach the model to go on for ever;\n"
+          "  fix: end assistant turns with a special token in the chat template\n");
+  }
+  print(summary.store + "  " + format_bytes(file_size(summary.store)) + "  digest " +
+        summary.digest.substr(0, 16) + "\n");
+}
+
+int run_tokenize(const Args& args) {
+  TokenizeOptions options;
+  options.mask = mask_options(args);
+  options.out = args.need("--out");
+  options.threads = static_cast<int>(args.integer("--threads", 0, 1024));
+  const std::string model = args.need("--model");
+  std::optional<Progress> bar;
+  const TokenizeSummary summary = tokenize_files(
+      args.positionals(), model, options, [&](int64_t done, int64_t total) {
+        if (!bar) bar.emplace("tokenize", total, "bytes");
+        bar->update(done);
+      });
+  if (bar) bar->finish();
+  if (args.json()) {
+    print_json(summary_json(summary));
+  } else {
+    print_summary(summary);
+  }
+  flush_stdout();
+  return 0;
+}
+
+// ---- show
+
+Json shown_json(int64_t document, const ShownDocument& shown) {
+  Json segments = Json::array();
+  for (const ShownSegment& segment : shown.segments) {
+    segments.push_back(Json::object({{"text", segment.text}, {"trained", segment.trained}}));
+  }
+  Json roles = Json::object();
+  for (size_t i = 0; i < shown.tokens_by_role.size(); ++i) {
+    if (shown.tokens_by_role[i] == 0) continue;
+    roles.set(std::string(role_name(static_cast<Role>(i))), shown.tokens_by_role[i]);
+  }
+  return Json::object({{"document", document},
+                       {"file", shown.source.file},
+                       {"row", shown.source.row},
+                       {"tokens", shown.tokens},
+                       {"trained", shown.trained},
+                       {"roles", std::move(roles)},
+                       {"segments", std::move(segments)}});
+}
+
+void print_shown(int64_t document, const ShownDocument& shown, const std::string& file) {
+  const bool is_terminal = stdout_is_terminal();
+  std::string roles;
+  for (size_t i = 0; i < shown.tokens_by_role.size(); ++i) {
+    if (shown.tokens_by_role[i] == 0) continue;
+    roles += ", " + std::string(role_name(static_cast<Role>(i))) + " " +
+             format_count(shown.tokens_by_role[i]);
+  }
+  print(styled("document " + std::to_string(document) + ": " + file + " row " +
+                   std::to_string(shown.source.row) + ": " + format_count(shown.tokens) +
+                   " tokens, " + format_count(shown.trained) + " trained" + roles,
+               "2",
+               is_terminal) +
+        "\n");
+  for (const ShownSegment& segment : shown.segments) {
+    if (!segment.trained) {
+      print(segment.text);
+    } else if (is_terminal) {
+      print(styled(segment.text, "1;32", true));
+    } else {
+      print("[[" + segment.text + "]]");
+    }
+  }
+  print("\n\n");
+}
+
+std::string file_name(const TokenStore& store, int32_t file) {
+  const Json* inputs = store.settings().find("inputs");
+  const auto index = static_cast<size_t>(file);
+  if (!inputs || !inputs->is_array() || index >= inputs->size()) return "file " + std::to_string(file);
+  return inputs->as_array()[index].at("name").as_string();
+}
+
+int run_show(const Args& args) {
+  const TokenStore store = TokenStore::open(args.positionals().front());
+  std::string model = args.text("--model");
+  if (model.empty()) {
+    const Json* made_with = store.settings().find("model");
+    if (!made_with || !made_with->is_string() || !directory_exists(made_with->as_string())) {
+      fail(ExitCode::kUsage,
+           "the model that made this store is not where it was",
+           store.path(),
+           "name the model directory with --model DIR");
+    }
+    model = made_with->as_string();
+  }
+  const auto tokenizer = load_tokenizer(model);
+  const std::optional<ChatTemplate> chat = ChatTemplate::load(model);
+  check_store_matches(store, *tokenizer, chat ? &*chat : nullptr);
+  const int64_t first = args.integer("--from", 0, std::max<int64_t>(store.document_count() - 1, 0));
+  const int64_t count = args.integer("-n", 1, int64_t{1} << 40);
+  const int64_t end = std::min(store.document_count(), first + count);
+  Json documents = Json::array();
+  for (int64_t document = first; document < end; ++document) {
+    const ShownDocument shown = show_document(store, *tokenizer, document);
+    if (args.json()) {
+      documents.push_back(shown_json(document, shown));
+    } else {
+      print_shown(document, shown, file_name(store, shown.source.file));
+    }
+  }
+  if (args.json()) {
+    print_json(Json::object({{"store", store.path()},
+                             {"digest", store.digest()},
+                             {"documents", store.document_count()},
+                             {"tokens", store.token_count()},
+                             {"shown", std::move(documents)}}));
+  } else {
+    print("trained text is " + std::string(stdout_is_terminal() ? "green" : "in [[…]]") + "; " +
+          format_count(store.document_count()) + " documents, " +
+          format_count(store.token_count()) + " tokens\n");
+  }
+  flush_stdout();
+  return 0;
+}
+
+constexpr Option kTokenizer{
+    "--tokenizer", "DIR|FILE", "", "a model directory, tokenizer.json or tokenizer.model"};
+
+}  // namespace
+
+std::vector<Command> text_commands() {
+  return {
+      {"tokenize",
+       "FILE…",
+       1,
+       -1,
+       "records to tokens and masks, in a store that training maps",
+       {{"--model", "DIR", "", "directory with the tokenizer and the chat template"},
+        {"--out", "STORE.h5", "", "the store; its sidecar STORE.h5.json stands beside it"},
+        {"--sequence-len", "N", "0", "longest document in tokens; 0 = any"},
+        {"--over-long", "P", "raise", "longer ones: raise, drop or truncate_right"},
+        {"--specials",
+         "P",
+         "refuse",
+         "special tokens' text in the data: refuse the record, literal, or parse"},
+        {"--now", "YYYY-MM-DD", "", "the date for templates that write one"},
+        {"--threads", "N", "0", "0 = all cores; the store is the same for any"}},
+       {"graft data tokenize clean.jsonl --model base/ --out train.h5",
+        "graft data tokenize a.jsonl b.jsonl --model base/ --out t.h5 --sequence-len 2048 "
+        "--over-long drop"},
+       run_tokenize},
+      {"show",
+       "STORE.h5",
+       1,
+       1,
+       "documents of a token store, with what is trained on marked",
+       {{"-n", "N", "5", "how many documents"},
+        {"--from", "N", "0", "the first one"},
+        {"--model", "DIR", "", "the model directory, when it has moved since tokenize"}},
+       {"graft data show train.h5 -n 5"},
+       run_show},
+      {"encode",
+       "",
+       0,
+       0,
+       R"(stdin lines {"text"} to {"ids", "offsets"} (bytes))",
+       {kTokenizer,
+        {"--special", "", "", "add BOS and EOS as the tokenizer does"},
+        {"--literal", "", "", "special tokens' text in the input is plain text"}},
+       {R"(echo '{"text": "Hello"}' | graft data encode --tokenizer base/)"},
+       run_encode},
+      {"decode",
+       "",
+       0,
+       0,
+       R"(stdin lines {"ids"} to {"text"})",
+       {kTokenizer, {"--skip-special", "", "", "leave special tokens out"}},
+       {R"(echo '{"ids": [15043]}' | graft data decode --tokenizer base/)"},
+       run_decode},
+      {"render",
+       "",
+       0,
+       0,
+       R"(stdin lines {"messages", "tools"?, "vars"?} to {"text", "spans"} or {"error"})",
+       {{"--template", "FILE", "", "a chat template"},
+        {"--model", "DIR", "", "the chat template of a model directory"},
+        {"--now", "YYYY-MM-DD", "", "the date for templates that write one"}},
+       {R"(echo '{"messages": [{"role": "user", "content": "Hi"}]}' | graft data render --model base/)"},
+       run_render},
+  };
+}
+
+}  // namespace graft::data
