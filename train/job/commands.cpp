@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/progress.h"
+#include "train/job/inference.h"
 #include "train/job/trainer.h"
 
 namespace graft::train {
@@ -21,6 +22,12 @@ int run_train(const Args& args) {
   return result.exit_code;
 }
 
+constexpr Option kModel = {"--model", "DIR", "", "Hugging Face directory of the base (required)"};
+constexpr Option kAdapter = {"--adapter", "DIR", "", "PEFT directory of a LoRA adapter"};
+constexpr Option k4Bit = {"--load-in-4bit", "", "", "quantize the linears to NF4 while loading"};
+constexpr Option kThreads = {"--threads", "N", "0", "CPU threads; 0 = every processor"};
+constexpr Option kMaxNew = {"--max-new-tokens", "N", "128", "longest answer, in tokens"};
+
 }  // namespace
 
 std::vector<Command> train_commands() {
@@ -34,6 +41,54 @@ std::vector<Command> train_commands() {
          "go on from the newest checkpoint of output_dir, start anew, or start from another run's"}},
        {"graft train configs/qlora.yaml", "graft train run.yaml lora_r=8 output_dir=out/r8"},
        run_train},
+      {"eval",
+       "",
+       0,
+       0,
+       "loss, perplexity and token accuracy of records; exact match of generated answers",
+       {kModel,
+        kAdapter,
+        k4Bit,
+        {"--data", "FILE", "", "records, JSONL or JSON (required)"},
+        {"--generate", "", "", "answer every record greedily and compare with its last turn"},
+        kMaxNew,
+        {"--predictions", "FILE", "predictions.jsonl", "where --generate writes the answers"},
+        kThreads},
+       {"graft eval --model base --data eval.jsonl",
+        "graft eval --model base --adapter out/run/adapter --load-in-4bit --data eval.jsonl "
+        "--generate"},
+       run_eval},
+      {"logits",
+       "",
+       0,
+       0,
+       "logits of given token ids: input_ids I64 [B, T] to logits F32 [B, T, V]",
+       {kModel,
+        kAdapter,
+        k4Bit,
+        {"--ids", "FILE", "", "safetensors file with input_ids (required)"},
+        {"--out", "FILE", "", "safetensors file to write (required)"},
+        kThreads},
+       {"graft logits --model base --ids ids.safetensors --out logits.safetensors"},
+       run_logits},
+      {"generate",
+       "",
+       0,
+       0,
+       "text from a model or adapter, streamed",
+       {kModel,
+        kAdapter,
+        k4Bit,
+        {"--prompt", "TEXT", "", "continue this text"},
+        {"--chat", "FILE", "", "answer a JSON list of messages through the chat template"},
+        kMaxNew,
+        {"--temperature", "T", "0", "0 = greedy"},
+        {"--top-p", "P", "1", "sample from the smallest set with this probability"},
+        {"--seed", "N", "0", "of the sampling"},
+        kThreads},
+       {"graft generate --model base --prompt \"Once upon a time\" --max-new-tokens 64",
+        "graft generate --model base --adapter out/run/adapter --chat chat.json"},
+       run_generate},
   };
 }
 

@@ -34,6 +34,8 @@ class Generator {
   // Buffers for prompts and texts of up to `max_positions` tokens together.
   Generator(Model& model, int64_t max_positions);
 
+  int64_t max_positions() const { return decoder_.max_tokens(); }
+
   // Continues `prompt` (at least one token). `on_token(id)` is called as each token is decided.
   // Errors: kData (a prompt that leaves no room).
   Generated generate(std::span<const int32_t> prompt,

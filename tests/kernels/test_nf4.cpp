@@ -1,0 +1,249 @@
+#include <algorithm>
+#include <limits>
+
+#include <sys/mman.h>
+
+#include "core/hash.h"
+#include "core/json.h"
+#include "kernels/nf4.h"
+#include "kernels/oracle/oracle.h"
+#include "tests/kernels/nf4_golden.h"
+#include "tests/kernels/support.h"
+#include "tests/support/support.h"
+
+using namespace graft::kernels;
+using namespace graft::kernels::test;
+
+namespace {
+
+size_t at(int64_t i) {
+  return static_cast<size_t>(i);
+}
+
+struct Shape {
+  int64_t count;
+  int block_size;
+};
+
+// Weights of every kind: normal, an all-zero block, denormals, one huge value, all equal.
+std::vector<float> mixed_weights(int64_t count, int block_size) {
+  std::vector<float> w = random_floats(count, 5, 0.02f);
+  const auto fill = [&](int64_t block, float value) {
+    for (int64_t i = block * block_size; i < std::min<int64_t>(count, (block + 1) * block_size);
+         ++i) {
+      w[at(i)] = value;
+    }
+  };
+  fill(1, 0.0f);
+  fill(2, 0.5f);
+  fill(3, 1e-41f);
+  if (count > 4 * block_size + 7) w[at(4 * block_size + 7)] = -3e38f;
+  if (count > 0) w[at(count - 1)] = -0.0f;
+  return w;
+}
+
+}  // namespace
+
+TEST_CASE("nf4: the tables are bitsandbytes' own", "[kernels][nf4]") {
+  const graft::Json golden = read_golden();
+  const auto code = floats_of_hex(golden.at("code").as_string());
+  const auto map = floats_of_hex(golden.at("dynamic_map").as_string());
+  CHECK(same_bits(code, {graft_nf4_codebook(), graft_nf4_codebook() + 16}));
+  CHECK(same_bits(map, {graft_dynamic_map_signed(), graft_dynamic_map_signed() + 256}));
+}
+
+TEST_CASE("nf4: quantize, compress and decode equal bitsandbytes' golden values",
+          "[kernels][nf4]") {
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  check_golden_cases(GRAFT_CPU);
+}
+
+TEST_CASE("nf4: the shared golden file holds", "[kernels][nf4]") {
+  const std::string shared = graft::test::shared_data();
+  if (shared.empty()) return;
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  check_shared_golden(shared + "/data/nf4_golden.json");
+}
+
+TEST_CASE("nf4: every path equals the oracle to the bit and stays inside its buffers",
+          "[kernels][nf4]") {
+  const int block_size = GENERATE(32, 64, 128, 256, 512, 1024, 2048, 4096);
+  const int64_t count =
+      GENERATE_COPY(1, 2, 31, 53, 7 * block_size - 1, 7 * block_size, 7 * block_size + 1, 70001);
+  const std::vector<float> weight = mixed_weights(count, block_size);
+  const auto expected = oracle::nf4_quantize(weight, block_size);
+  const auto decoded = oracle::nf4_decode(expected.packed, expected.absmax, count, block_size);
+  same_everywhere([&] {
+    Guarded<uint8_t> packed(expected.packed.size(), 3);
+    Guarded<float> absmax(expected.absmax.size()), out(weight.size());
+    REQUIRE(graft_nf4_quantize(weight.data(), count, block_size, packed.data(), absmax.data(),
+                               GRAFT_CPU, nullptr) == GRAFT_OK);
+    REQUIRE((packed.intact() && absmax.intact()));
+    REQUIRE(packed.values() == expected.packed);
+    REQUIRE(same_bits(absmax.values(), expected.absmax));
+    const graft_nf4_weight view{packed.data(), absmax.data(), nullptr,   nullptr,
+                                0.0f,          count,         block_size};
+    REQUIRE(graft_nf4_decode(&view, out.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+    REQUIRE(out.intact());
+    return out.values();
+  });
+  Guarded<float> out(weight.size());
+  const graft_nf4_weight view{
+      expected.packed.data(), expected.absmax.data(), nullptr, nullptr, 0.0f, count, block_size};
+  REQUIRE(graft_nf4_decode(&view, out.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  CHECK(same_bits(out.values(), decoded));
+}
+
+TEST_CASE("nf4: nested absmax equals the oracle to the bit", "[kernels][nf4]") {
+  const int64_t blocks = GENERATE(1, 2, 255, 256, 257, 1000, 5003);
+  std::vector<float> absmax = random_floats(blocks, 3, 0.01f);
+  for (float& value : absmax) value = std::fabs(value) + 0.03f;
+  SECTION("spread values") {}
+  SECTION("equal values, which have a nested absmax of zero") {
+    std::fill(absmax.begin(), absmax.end(), 0.25f);
+  }
+  const auto expected = oracle::nf4_compress(absmax);
+  Guarded<uint8_t> codes(absmax.size());
+  Guarded<float> nested(expected.nested_absmax.size());
+  float offset = -1.0f;
+  REQUIRE(graft_nf4_compress_absmax(absmax.data(), blocks, codes.data(), nested.data(), &offset,
+                                    GRAFT_CPU, nullptr) == GRAFT_OK);
+  CHECK((codes.intact() && nested.intact()));
+  CHECK(offset == expected.offset);
+  CHECK(codes.values() == expected.absmax8);
+  CHECK(same_bits(nested.values(), expected.nested_absmax));
+  // Decoding uses the restored absmax; a weight of code 15 in each block shows it.
+  const std::vector<uint8_t> packed(at(blocks) * 32, 0xff);
+  const graft_nf4_weight view{packed.data(), nullptr, codes.data(), nested.data(), offset,
+                              blocks * 64,   64};
+  std::vector<float> out(at(blocks) * 64);
+  REQUIRE(graft_nf4_decode(&view, out.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  std::vector<float> restored;
+  for (int64_t i = 0; i < blocks; ++i) restored.push_back(out[at(i) * 64]);
+  CHECK(same_bits(restored, oracle::nf4_absmax(expected)));
+}
+
+TEST_CASE("nf4: 16-bit results round the float32 once, ties to even", "[kernels][nf4]") {
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  // absmax picks the value: code 15 decodes to absmax itself. Ties, denormals, overflow.
+  struct Rounding {
+    float value;
+    uint16_t bf16, f16;
+  };
+  const std::vector<Rounding> cases = {
+      {1.0f, 0x3f80, 0x3c00},
+      {0x1.01p0f, 0x3f80, 0x3c04},     // half way between two bf16: to even
+      {0x1.03p0f, 0x3f82, 0x3c0c},     // half way: up to even
+      {0x1.002p0f, 0x3f80, 0x3c00},    // half way between two halves: to even
+      {0x1.006p0f, 0x3f80, 0x3c02},    // half way: up to even
+      {65504.0f, 0x4780, 0x7bff},      // the largest half
+      {65520.0f, 0x4780, 0x7c00},      // rounds to infinity
+      {0x1p-24f, 0x3380, 0x0001},      // the smallest half
+      {0x1p-25f, 0x3300, 0x0000},      // half of it: to even
+      {0x1.8p-24f, 0x33c0, 0x0002},    // half way between one and two of them
+      {0x1.ffep-15f, 0x3880, 0x0400},  // rounds up to the smallest normal half
+      {0x1p-133f, 0x0001, 0x0000},     // the smallest bf16
+      {3.4e38f, 0x7f80, 0x7c00}};
+  for (const Rounding& c : cases) {
+    const std::vector<uint8_t> packed(32, 0xff);
+    const graft_nf4_weight view{packed.data(), &c.value, nullptr, nullptr, 0.0f, 64, 64};
+    Guarded<uint16_t> bf16(64), f16(64);
+    REQUIRE(graft_nf4_decode_bf16(&view, bf16.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+    REQUIRE(graft_nf4_decode_f16(&view, f16.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+    INFO("value " << c.value);
+    CHECK(bf16.values() == std::vector<uint16_t>(64, c.bf16));
+    CHECK(f16.values() == std::vector<uint16_t>(64, c.f16));
+    CHECK((bf16.intact() && f16.intact()));
+  }
+}
+
+TEST_CASE("nf4: quantizing decoded weights gives the same codes", "[kernels][nf4]") {
+  const std::vector<float> weight = random_floats(10000, 9, 0.02f);
+  std::vector<uint8_t> packed(5000), again(5000);
+  std::vector<float> absmax(157), decoded(10000);
+  REQUIRE(graft_nf4_quantize(weight.data(), 10000, 64, packed.data(), absmax.data(), GRAFT_CPU,
+                             nullptr) == GRAFT_OK);
+  const graft_nf4_weight view{packed.data(), absmax.data(), nullptr, nullptr, 0.0f, 10000, 64};
+  REQUIRE(graft_nf4_decode(&view, decoded.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  REQUIRE(graft_nf4_quantize(decoded.data(), 10000, 64, again.data(), absmax.data(), GRAFT_CPU,
+                             nullptr) == GRAFT_OK);
+  CHECK(packed == again);
+  // Half of the widest gap between codes, 0.5 * (1 - 0.696), plus the roundings.
+  double worst = 0.0;
+  for (size_t i = 0; i < weight.size(); ++i) {
+    worst = std::max(worst, std::fabs(static_cast<double>(weight[i] - decoded[i])) /
+                                static_cast<double>(absmax[i / 64]));
+  }
+  CHECK(worst < 0.15191);
+}
+
+TEST_CASE("nf4: values that are not finite are refused and named", "[kernels][nf4]") {
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  std::vector<float> weight = random_floats(70000, 1);
+  const size_t place = GENERATE(size_t{0}, size_t{63}, size_t{69999});
+  weight[place] =
+      GENERATE(std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity());
+  std::vector<uint8_t> packed(35000);
+  std::vector<float> absmax(1094);
+  CHECK(graft_nf4_quantize(weight.data(), 70000, 64, packed.data(), absmax.data(), GRAFT_CPU,
+                           nullptr) == GRAFT_NOT_FINITE);
+  const std::string expected = "weight[" + std::to_string(place) + "] is ";
+  CHECK(std::string(graft_last_error()).find(expected) != std::string::npos);
+  uint8_t code;
+  float nested, offset;
+  CHECK(graft_nf4_compress_absmax(&weight[place], 1, &code, &nested, &offset, GRAFT_CPU, nullptr) ==
+        GRAFT_NOT_FINITE);
+}
+
+TEST_CASE("nf4: wrong arguments are named", "[kernels][nf4]") {
+  float x[64] = {};
+  uint8_t packed[32];
+  const int block_size = GENERATE(0, 16, 48, 8192, -64);
+  CHECK(graft_nf4_quantize(x, 64, block_size, packed, x, GRAFT_CPU, nullptr) == GRAFT_BAD_SHAPE);
+  CHECK(graft_nf4_quantize(x, -1, 64, packed, x, GRAFT_CPU, nullptr) == GRAFT_BAD_SHAPE);
+  graft_nf4_weight view{packed, x, packed, x, 0.0f, 64, 64};
+  CHECK(graft_nf4_decode(&view, x, GRAFT_CPU, nullptr) == GRAFT_BAD_ARGUMENT);
+  CHECK(std::string(graft_last_error()).find("both of absmax and absmax8") != std::string::npos);
+  view.absmax = nullptr;
+  view.absmax8 = nullptr;
+  CHECK(graft_nf4_decode(&view, x, GRAFT_CPU, nullptr) == GRAFT_BAD_ARGUMENT);
+  CHECK(graft_nf4_packed_bytes(7) == 4);
+  CHECK(graft_nf4_block_count(65, 64) == 2);
+  CHECK(graft_nf4_block_count(int64_t{1} << 40, 64) == int64_t{1} << 34);
+  CHECK(graft_nf4_quantize(nullptr, 0, 64, nullptr, nullptr, GRAFT_CPU, nullptr) == GRAFT_OK);
+}
+
+TEST_CASE("nf4: indices pass 2^31 elements", "[kernels][nf4][slow]") {
+  // Memory without pages behind it: reads see zeros, and only the tail's output is written to. The
+  // decode of a view that begins past 2^31 elements into the packed bytes proves nothing about
+  // indices, so the instruction set's own function is called on the last blocks of the whole.
+  const int64_t count = (int64_t{1} << 31) + 64 + 5;
+  const int64_t bytes = graft_nf4_packed_bytes(count), blocks = graft_nf4_block_count(count, 64);
+  const auto map = [](int64_t size) {
+    void* memory = mmap(nullptr, at(size), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    REQUIRE(memory != MAP_FAILED);
+    return memory;
+  };
+  uint8_t* packed = static_cast<uint8_t*>(map(bytes));
+  float* absmax = static_cast<float*>(map(blocks * 4));
+  float* out = static_cast<float*>(map(count * 4));
+  packed[bytes - 1] = 0xf7;
+  absmax[blocks - 1] = 2.0f;
+  const graft_nf4_weight view{packed, absmax, nullptr, nullptr, 0.0f, count, 64};
+  for (const InstructionSet set : instruction_sets()) {
+    const Environment restore;
+    use_instruction_set(set);
+    table().nf4_decode_f32(view, int64_t{1} << 31, count, out);
+    CHECK(out[count - 1] == 2.0f);
+    CHECK(out[count - 2] == -2.0f);
+    out[count - 1] = 0.0f;
+  }
+  munmap(packed, at(bytes));
+  munmap(absmax, at(blocks * 4));
+  munmap(out, at(count * 4));
+}
