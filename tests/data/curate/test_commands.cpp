@@ -25,7 +25,7 @@ std::string good_lines(int count) {
 }
 
 std::string put(const TempDir& folder, const std::string& name, const std::string& content) {
-  write_file_atomically(folder.file(name), content);
+  graft::test::put_file(folder.file(name), content);
   return folder.file(name);
 }
 

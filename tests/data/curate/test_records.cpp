@@ -21,7 +21,7 @@ Record record_of(const std::string& json) {
 std::vector<std::string> items_of(const std::string& content) {
   const TempDir folder;
   const std::string path = folder.file("a");
-  write_file_atomically(path, content);
+  graft::test::put_file(path, content);
   RecordSource source({path});
   std::vector<std::string> items;
   for (RawItem item; source.next(item);) {
@@ -33,7 +33,7 @@ std::vector<std::string> items_of(const std::string& content) {
 std::string error_of(const std::string& content) {
   const TempDir folder;
   const std::string path = folder.file("a.jsonl");
-  write_file_atomically(path, content);
+  graft::test::put_file(path, content);
   RecordSource source({path});
   RawItem item;
   std::string where;
@@ -143,7 +143,7 @@ TEST_CASE("records: items and gaps cover every byte of a damaged file", "[data][
     }
     const TempDir folder;
     const std::string path = folder.file("a");
-    write_file_atomically(path, content);
+    graft::test::put_file(path, content);
     RecordSource source({path});
     int64_t at = 0;
     for (RawItem item; source.next(item);) {

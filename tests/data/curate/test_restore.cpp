@@ -41,7 +41,7 @@ int64_t line_count(const std::string& path) {
 void round_trip(const std::string& content) {
   const TempDir folder;
   const std::string input = folder.file("in");
-  write_file_atomically(input, content);
+  graft::test::put_file(input, content);
   const CleanResult result = clean_into({input}, folder.file("out"));
   CHECK(line_count(folder.file("out/clean.jsonl")) +
             line_count(folder.file("out/quarantine.jsonl")) ==
@@ -103,8 +103,8 @@ TEST_CASE("restore: several inputs go to a folder under their names", "[data][re
   make_directories(folder.file("a"));
   make_directories(folder.file("b"));
   const std::string one = alpaca("Name a metal", "", "Tin is one.") + "\n";
-  write_file_atomically(folder.file("a/set.jsonl"), one);
-  write_file_atomically(folder.file("b/set.jsonl"), kPretty);
+  graft::test::put_file(folder.file("a/set.jsonl"), one);
+  graft::test::put_file(folder.file("b/set.jsonl"), kPretty);
   clean_into({folder.file("a/set.jsonl"), folder.file("b/set.jsonl")}, folder.file("out"));
   const std::vector<std::string> paths = restore(folder.file("out"), folder.file("back"));
   REQUIRE(paths.size() == 2);
@@ -115,10 +115,10 @@ TEST_CASE("restore: several inputs go to a folder under their names", "[data][re
 
 TEST_CASE("restore: changed outputs are refused and nothing is written", "[data][restore]") {
   const TempDir folder;
-  write_file_atomically(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
+  graft::test::put_file(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
   clean_into({folder.file("in")}, folder.file("out"));
   const std::string change = GENERATE("clean.jsonl", "layout.json", "quarantine.jsonl");
-  write_file_atomically(folder.file("out/" + change), change == "quarantine.jsonl"
+  graft::test::put_file(folder.file("out/" + change), change == "quarantine.jsonl"
                                                           ? "{\"raw\": \"x\"}\n"
                                                           : "{\"text\": \"other\"}\n");
   CHECK_THROWS_AS(restore(folder.file("out"), folder.file("back")), Error);
@@ -128,9 +128,9 @@ TEST_CASE("restore: changed outputs are refused and nothing is written", "[data]
 TEST_CASE("outputs: a folder of somebody else is refused, an own one is replaced",
           "[data][restore]") {
   const TempDir folder;
-  write_file_atomically(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
+  graft::test::put_file(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
   make_directories(folder.file("theirs"));
-  write_file_atomically(folder.file("theirs/thesis.tex"), "years of work");
+  graft::test::put_file(folder.file("theirs/thesis.tex"), "years of work");
   CHECK_THROWS_AS(clean_into({folder.file("in")}, folder.file("theirs")), Error);
   CHECK(list_directory(folder.file("theirs")) == std::vector<std::string>{"thesis.tex"});
   clean_into({folder.file("in")}, folder.file("ours"));
@@ -141,7 +141,7 @@ TEST_CASE("outputs: a folder of somebody else is refused, an own one is replaced
 
 TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "[data][restore]") {
   const TempDir folder;
-  write_file_atomically(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
+  graft::test::put_file(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
   clean_into({folder.file("in")}, folder.file("out"));
   const std::string before = read_file(folder.file("out/clean.jsonl"));
   std::string large;
@@ -150,7 +150,7 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
                     "Tin is one of the " + std::to_string(i) + " metals.") +
              "\n";
   }
-  write_file_atomically(folder.file("large"), large);
+  graft::test::put_file(folder.file("large"), large);
   const pid_t child = fork();
   REQUIRE(child >= 0);
   if (child == 0) {
