@@ -279,7 +279,7 @@ class Lexer {
     const char c = source_[at_];
     constexpr std::string_view one = "+-*/%~<>=.:|,()[]{}";
     if (one.find(c) == std::string_view::npos)
-      error(std::string("unexpected character '") + c + "'");
+      error("unexpected character '" + source_.substr(at_, utf8_length(c)) + "'");
     if (c == '(' || c == '[' || c == '{') ++depth;
     if (c == ')' || c == ']' || c == '}') {
       if (depth == 0) error(std::string("unexpected '") + c + "'");
