@@ -152,11 +152,11 @@ void RawFile::plant_structure() {
     return alpaca(std::string(static_cast<size_t>(i), ' '), house_answer(m));
   });
   plant("missing_input", 6, [](const Message& m, int i) {
-    constexpr std::array<std::string_view, 2> kTasks = {
-        "sort the following message from a customer", "triage the following text"};
-    return alpaca(std::string(kTasks[static_cast<size_t>(i % 2)]) +
-                      std::string(static_cast<size_t>(i / 2), '.'),
-                  house_answer(m));
+    constexpr std::array<std::string_view, 6> kTasks = {
+        "sort the following message from a customer", "triage the following text:",
+        "which team gets the following mail?", "label the message below",
+        "read the text below and answer in json", "put the following ticket into a team."};
+    return alpaca(std::string(kTasks[static_cast<size_t>(i)]), house_answer(m));
   });
   plant("roles", 4, [](const Message& m, int) {
     return Json::object({{"messages", Json::array({Json::object({{"role", "user"},
@@ -203,9 +203,9 @@ void RawFile::plant_duplicates() {
     Row copy = rows_[original];
     copy.rule = "exact_duplicate";
     if (i % 3 == 0) {
-      // A polite word more: nearly all words in a row are shared.
+      // Other punctuation: the same words in a row.
       const size_t end = copy.line.find("\", \"output\"");
-      copy.line.insert(end, " please");
+      copy.line.replace(end - 1, 1, i % 2 == 0 ? "!!" : " ...");
       copy.rule = "near_duplicate";
     }
     const auto place = static_cast<int64_t>(original) + 1 +

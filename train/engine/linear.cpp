@@ -13,13 +13,7 @@ const float* dense_weight(const BaseWeight& base, float* scratch) {
   if (!base.quantized()) {
     return f32(base.dense);
   }
-  graft_nf4_weight weight{};
-  weight.packed = base.packed.data_ptr<uint8_t>();
-  weight.absmax8 = base.absmax8.data_ptr<uint8_t>();
-  weight.nested_absmax = f32(base.nested_absmax);
-  weight.offset = base.offset;
-  weight.count = base.dense_count;
-  weight.block_size = base.block_size;
+  const graft_nf4_weight weight = base.nf4();
   check(graft_nf4_decode(&weight, scratch, GRAFT_CPU, nullptr));
   return scratch;
 }

@@ -136,6 +136,7 @@ class Training {
   void finish(const Progressed& progressed);
   std::string batch_sources(int64_t step);
   void print_plan();
+  void print_result(const Json& summary) const;
   std::string path(std::string_view name) const { return join_path(directory_, name); }
 
   const TrainConfig& config_;
@@ -457,8 +458,23 @@ void Training::finish(const Progressed& progressed) {
   }
   summary.set("export", export_result(*model_, config_, *eval_decoder_, train_->store, directory_));
   write_training_report(config_, directory_, summary);
+  print_result(summary);
   run_file_->set("summary", summary);
   run_file_->set("status", "finished");
+}
+
+void Training::print_result(const Json& summary) const {
+  const Json& exported = summary.at("export");
+  std::vector<std::vector<std::string>> rows = {{"file", "size"}};
+  for (const auto& [name, bytes] : exported.at("files").as_object()) {
+    rows.push_back({join_path(exported.at("directory").as_string(), name),
+                    format_bytes(bytes.as_int())});
+  }
+  rows.push_back({path("report.html"), format_bytes(file_size(path("report.html")))});
+  std::fprintf(stderr, "%s", format_table("<>", rows).c_str());
+  if (exported.find("reload") != nullptr) {
+    std::fprintf(stderr, "adapter reloaded: %s\n", exported.at("reload").as_string().c_str());
+  }
 }
 
 RunResult Training::run() {

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <map>
 
+#include "adapters/peft.h"
 #include "core/error.h"
 #include "core/hash.h"
 #include "train/engine/tensor.h"
@@ -73,6 +76,69 @@ void add_lora(Model& model, const LoraSettings& settings, uint64_t seed) {
       model.trained.push_back({linear.name + ".lora_B.weight", lora.b, lora.grad_b, true});
     }
   }
+}
+
+void load_adapter(Model& model, const std::string& directory) {
+  const adapters::Adapter adapter = adapters::read_peft(directory);
+  std::map<std::string_view, Linear*> by_name;
+  std::vector<std::string_view> names;
+  for (Layer& layer : model.layers) {
+    for (Linear& linear : layer.linears) {
+      by_name[linear.name] = &linear;
+      names.push_back(linear.name);
+    }
+  }
+  for (const adapters::AdapterModule& module : adapter.modules) {
+    const auto found = by_name.find(module.name);
+    if (found == by_name.end()) {
+      const std::string near = nearest_name(module.name, names);
+      fail(ExitCode::kData, "the model has no linear \"" + module.name + "\"", directory,
+           near.empty() ? "use the base that the adapter was trained on"
+                        : "the nearest name there is \"" + near + "\"");
+    }
+    Linear& linear = *found->second;
+    if (module.in != linear.in || module.out != linear.out) {
+      fail(ExitCode::kData,
+           "the adapter is for a linear of [" + std::to_string(module.out) + ", " +
+               std::to_string(module.in) + "], the model's is [" + std::to_string(linear.out) +
+               ", " + std::to_string(linear.in) + "]",
+           directory + ": " + module.name, "use the base that the adapter was trained on");
+    }
+    linear.lora.rank = module.rank;
+    linear.lora.scale = static_cast<float>(module.scale);
+    linear.lora.a = empty_f32({module.rank, module.in});
+    linear.lora.b = empty_f32({module.out, module.rank});
+    std::memcpy(linear.lora.a.data_ptr(), module.a.data(), linear.lora.a.nbytes());
+    std::memcpy(linear.lora.b.data_ptr(), module.b.data(), linear.lora.b.nbytes());
+  }
+}
+
+std::string save_adapter(const Model& model,
+                         const LoraSettings& settings,
+                         const std::string& base_name,
+                         const std::string& directory) {
+  adapters::AdapterSpec spec;
+  spec.r = settings.rank;
+  spec.lora_alpha = settings.alpha;
+  spec.use_rslora = settings.rslora;
+  spec.lora_dropout = settings.dropout;
+  spec.base_model_name_or_path = base_name;
+  for (int p = 0; p < kProjections; ++p) {
+    if (is_target(settings, static_cast<Projection>(p))) {
+      spec.target_modules.emplace_back(short_name(static_cast<Projection>(p)));
+    }
+  }
+  std::sort(spec.target_modules.begin(), spec.target_modules.end());
+  std::vector<adapters::AdapterTensors> modules;
+  for (const Layer& layer : model.layers) {
+    for (const Linear& linear : layer.linears) {
+      if (linear.lora.rank > 0) {
+        modules.push_back({linear.name, linear.in, linear.out, linear.lora.rank,
+                           f32(linear.lora.a), f32(linear.lora.b)});
+      }
+    }
+  }
+  return adapters::write_peft(directory, spec, modules);
 }
 
 }  // namespace graft::train

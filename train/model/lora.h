@@ -24,11 +24,12 @@ float lora_scale(const LoraSettings& settings);
 // a = sqrt(5)), B zero, both trained. Errors: kUsage for a target that matches no linear.
 void add_lora(Model& model, const LoraSettings& settings, uint64_t seed);
 
-// Loads a PEFT directory into the model for inference. Errors: kIo, kData (shapes, names).
+// Loads a PEFT directory into the model for inference; the model must have no adapter yet.
+// Errors: kIo, kData (settings that mean more than LoRA, shapes or names that do not fit).
 void load_adapter(Model& model, const std::string& directory);
 
 // Writes the model's pairs as a PEFT directory. `base_name` is stored as base_model_name_or_path.
-// Returns the SHA-256 of adapter_model.safetensors.
+// Returns the SHA-256 of adapter_model.safetensors. Errors: kIo, kData (values not finite).
 std::string save_adapter(const Model& model,
                          const LoraSettings& settings,
                          const std::string& base_name,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "adapters/nf4_checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -87,22 +88,65 @@ class WeightReader {
   }
 
   BaseWeight read_linear(const Linear& linear, Precision precision) const {
+    if (const auto packed = adapters::find_nf4(files_, linear.name)) {
+      return copy_packed(linear, *packed);
+    }
     BaseWeight base;
     base.dense = read(linear.name + ".weight", {linear.out, linear.in});
     return precision == Precision::kNf4 ? quantize(base.dense) : base;
   }
 
  private:
+  BaseWeight copy_packed(const Linear& linear, const adapters::Nf4Tensor& stored) const {
+    if (stored.shape() != std::vector<int64_t>{linear.out, linear.in}) {
+      fail(ExitCode::kData,
+           "expected shape " + shape_text(std::vector<int64_t>{linear.out, linear.in}) +
+               " (from config.json), got " + shape_text(stored.shape()),
+           files_.directory() + ": " + linear.name + ".weight",
+           "config.json and the weights do not belong together");
+    }
+    const graft_nf4_weight& view = stored.view();
+    const int64_t blocks = graft_nf4_block_count(view.count, view.block_size);
+    BaseWeight base;
+    base.block_size = view.block_size;
+    base.count = view.count;
+    base.offset = view.offset;
+    base.packed = copy_u8(view.packed, graft_nf4_packed_bytes(view.count));
+    if (stored.nested()) {
+      base.absmax8 = copy_u8(view.absmax8, blocks);
+      base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
+    } else {
+      base.absmax = copy_f32(view.absmax, blocks);
+    }
+    return base;
+  }
+
+  static int64_t nested_blocks(int64_t blocks) {
+    return (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
+  }
+
+  static at::Tensor copy_u8(const uint8_t* data, int64_t count) {
+    at::Tensor tensor = empty_u8(count);
+    std::memcpy(tensor.data_ptr(), data, static_cast<size_t>(count));
+    return tensor;
+  }
+
+  static at::Tensor copy_f32(const float* data, int64_t count) {
+    at::Tensor tensor = empty_f32({count});
+    std::memcpy(tensor.data_ptr(), data, tensor.nbytes());
+    return tensor;
+  }
+
   static BaseWeight quantize(const at::Tensor& dense) {
     BaseWeight base;
     base.block_size = kNf4BlockSize;
-    base.dense_count = dense.numel();
-    const int64_t blocks = graft_nf4_block_count(base.dense_count, base.block_size);
+    base.count = dense.numel();
+    const int64_t blocks = graft_nf4_block_count(base.count, base.block_size);
     const at::Tensor absmax = empty_f32({blocks});
-    base.packed = empty_u8(graft_nf4_packed_bytes(base.dense_count));
+    base.packed = empty_u8(graft_nf4_packed_bytes(base.count));
     base.absmax8 = empty_u8(blocks);
-    base.nested_absmax = empty_f32({(blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK});
-    check(graft_nf4_quantize(f32(dense), base.dense_count, base.block_size,
+    base.nested_absmax = empty_f32({nested_blocks(blocks)});
+    check(graft_nf4_quantize(f32(dense), base.count, base.block_size,
                              base.packed.data_ptr<uint8_t>(), f32(absmax), GRAFT_CPU, nullptr));
     check(graft_nf4_compress_absmax(f32(absmax), blocks, base.absmax8.data_ptr<uint8_t>(),
                                     f32(base.nested_absmax), &base.offset, GRAFT_CPU, nullptr));
@@ -157,6 +201,26 @@ void visit_dense(Model& model, Visit visit) {
 
 std::string_view projection_name(Projection projection) { return kProjectionNames[projection]; }
 
+graft_nf4_weight BaseWeight::nf4() const {
+  graft_nf4_weight weight{};
+  weight.packed = packed.data_ptr<uint8_t>();
+  weight.absmax = f32_or_null(absmax);
+  weight.absmax8 = absmax8.defined() ? absmax8.data_ptr<uint8_t>() : nullptr;
+  weight.nested_absmax = f32_or_null(nested_absmax);
+  weight.offset = offset;
+  weight.count = count;
+  weight.block_size = block_size;
+  return weight;
+}
+
+int64_t BaseWeight::bytes() const {
+  size_t total = 0;
+  for (const at::Tensor* part : {&dense, &packed, &absmax, &absmax8, &nested_absmax}) {
+    total += part->defined() ? part->nbytes() : 0;
+  }
+  return static_cast<int64_t>(total);
+}
+
 int64_t Model::trained_count() const {
   int64_t count = 0;
   for (const Parameter& parameter : trained) {
@@ -173,10 +237,7 @@ int64_t Model::base_bytes() const {
   for (const Layer& layer : layers) {
     bytes += layer.attention_norm.nbytes() + layer.mlp_norm.nbytes();
     for (const Linear& linear : layer.linears) {
-      const BaseWeight& base = linear.base;
-      bytes += base.quantized()
-                   ? base.packed.nbytes() + base.absmax8.nbytes() + base.nested_absmax.nbytes()
-                   : base.dense.nbytes();
+      bytes += static_cast<size_t>(linear.base.bytes());
     }
   }
   return static_cast<int64_t>(bytes);

@@ -28,16 +28,19 @@ struct Parameter {
   bool decays = true;  // takes part in weight decay: matrices do, norms do not
 };
 
-// A frozen matrix [out, in]: float32, or NF4 with nested absmax.
+// A frozen matrix [out, in]: float32, or NF4 as kernels/nf4.h describes it.
 struct BaseWeight {
   at::Tensor dense;  // float32 [out, in]; undefined when quantized
   at::Tensor packed;
-  at::Tensor absmax8;
+  at::Tensor absmax;   // undefined when nested
+  at::Tensor absmax8;  // undefined when not nested
   at::Tensor nested_absmax;
   float offset = 0;
   int block_size = 0;
-  int64_t dense_count = 0;  // out * in
+  int64_t count = 0;  // out * in
   bool quantized() const { return packed.defined(); }
+  graft_nf4_weight nf4() const;  // views of the tensors above
+  int64_t bytes() const;
 };
 
 struct Lora {

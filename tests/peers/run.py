@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Compares graft with the reference implementations. Usage: run.py path/to/graft
+
+Trains a small adapter with graft, then asks the others: does PEFT load it without a missing key and
+give graft's logits, does the merge equal it, does bitsandbytes decode what graft quantized, do
+`tokenizers`, Jinja2 and h5py see the same ids, text and tokens. Needs the packages of
+requirements.txt; with ../shared (or $GRAFT_SHARED) the same on a real model.
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.filterwarnings("ignore")
+
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from peft import PeftModel  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GRAFT = pathlib.Path(sys.argv[1]).resolve()
+SHARED = pathlib.Path(os.environ.get("GRAFT_SHARED", ROOT.parent / "shared"))
+BASE = ROOT / "examples/quickstart/base"
+WORK = pathlib.Path(tempfile.mkdtemp(prefix="graft-peers-"))
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def graft(*args, text=None):
+    done = subprocess.run([str(GRAFT), *map(str, args)], input=text, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise AssertionError(f"graft {' '.join(map(str, args))}: exit {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def hf_logits(directory, ids, adapter=None):
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+        names = set(load_file(adapter / "adapter_model.safetensors"))
+        own = {name.replace(".default.", ".") for name in model.state_dict() if "lora_" in name}
+        assert names == own, f"missing or unexpected keys: {names ^ own}"
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def graft_logits(ids, *options):
+    save_file({"input_ids": ids}, WORK / "ids.safetensors")
+    graft("logits", "--ids", WORK / "ids.safetensors", "--out", WORK / "logits.safetensors", *options)
+    return load_file(WORK / "logits.safetensors")["logits"]
+
+
+def largest(a, b):
+    return (a - b).abs().max().item()
+
+
+def check_close(name, a, b, bound):
+    difference = largest(a, b)
+    print(f"    {name}: largest difference {difference:.3g} (bound {bound:g})")
+    assert difference <= bound, name
+
+
+def train_adapter(name, base, data, method, *overrides):
+    config = WORK / f"{name}.yaml"
+    config.write_text(f"base_model: {base}\ndatasets: [{data}]\nadapter: {method}\nlora_r: 8\n"
+                      f"sequence_len: 128\nmicro_batch_size: 4\nlearning_rate: 0.005\nmax_steps: 12\n"
+                      f"output_dir: {WORK / name}\n")
+    graft("train", config, *overrides)
+    return WORK / name / "adapter"
+
+
+def check_adapter_everywhere(base, data, ids, *overrides):
+    """PEFT on the fp32 base, PEFT on the decoded NF4 base, and the merge."""
+    adapter = train_adapter(f"lora-{base.name}", base, data, "lora", *overrides)
+    check_close("PEFT on the fp32 base", graft_logits(ids, "--model", base, "--adapter", adapter),
+                hf_logits(base, ids, adapter), 1e-4)
+    merged = WORK / f"merged-{base.name}"
+    graft("adapter", "merge", "--model", base, "--adapter", adapter, "--out", merged)
+    check_close("the merge", hf_logits(merged, ids), hf_logits(base, ids, adapter), 1e-4)
+    qlora = train_adapter(f"qlora-{base.name}", base, data, "qlora", *overrides)
+    decoded = WORK / f"decoded-{base.name}"
+    graft("quantize", base, "--out", decoded, "--decode")
+    check_close("PEFT on the decoded NF4 base",
+                graft_logits(ids, "--model", base, "--load-in-4bit", "--adapter", qlora),
+                hf_logits(decoded, ids, qlora), 1e-4)
+    onto_original = WORK / f"merged-q-{base.name}"
+    graft("adapter", "merge", "--model", base, "--adapter", qlora, "--out", onto_original)
+    difference = largest(hf_logits(onto_original, ids), hf_logits(decoded, ids, qlora))
+    print(f"    merge onto the original weights against the 4-bit training model: {difference:.3g}"
+          " (not equal: the base differs)")
+
+
+def some_ids(vocab, rows=3, length=40):
+    return torch.randint(3, vocab, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+@case
+def base_logits_equal_transformers():
+    ids = some_ids(512)
+    check_close("logits", graft_logits(ids, "--model", BASE), hf_logits(BASE, ids), 2e-5)
+
+
+@case
+def quickstart_adapter_loads_in_peft_and_merges():
+    check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(512))
+
+
+@case
+def tokenizer_ids_equal_tokenizers():
+    tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    slow = __import__("sentencepiece").SentencePieceProcessor(str(BASE / "tokenizer.model"))
+    texts = [json.loads(line)["instruction"]
+             for line in (ROOT / "examples/quickstart/eval.jsonl").open()]
+    texts += ["", " ", "a  b", "naïve café ☕", "tab\tnew\nline", "</s> in text", "{\"a\": 1}\n{}"]
+    out = graft("data", "encode", "--tokenizer", BASE,
+                text="".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for text, line in zip(texts, out.splitlines(), strict=True):
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        assert json.loads(line)["ids"] == expected, text
+        if "</s>" not in text:
+            assert slow.encode(text) == expected, f"sentencepiece differs: {text!r}"
+    print(f"    {len(texts)} texts, ids equal")
+
+
+@case
+def chat_template_equals_transformers():
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
+    count = 0
+    for line in (ROOT / "examples/quickstart/eval.jsonl").open():
+        row = json.loads(line)
+        messages = [{"role": "user", "content": row["instruction"]},
+                    {"role": "assistant", "content": row["output"]}]
+        expected = tokenizer.apply_chat_template(messages, tokenize=False)
+        got = json.loads(graft("data", "render", "--model", BASE,
+                               text=json.dumps({"messages": messages}) + "\n"))
+        assert got["text"] == expected, row
+        spans = [expected[begin:end] for begin, end in got["spans"]]
+        assert spans == [row["output"] + "</s>"], spans
+        count += 1
+        if count == 10:
+            break
+    print(f"    {count} conversations, text and supervised spans equal")
+
+
+@case
+def token_store_opens_in_h5py():
+    store = WORK / "store.h5"
+    graft("data", "tokenize", ROOT / "examples/quickstart/eval.jsonl", "--model", BASE, "--out", store)
+    with h5py.File(store) as file:
+        tokens, loss, offsets = file["tokens"][:], file["loss"][:], file["doc_offsets"][:]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
+    rows = [json.loads(line) for line in (ROOT / "examples/quickstart/eval.jsonl").open()]
+    assert len(offsets) == len(rows) + 1
+    for index, row in enumerate(rows):
+        begin, end = int(offsets[index]), int(offsets[index + 1])
+        trained = tokens[begin:end][loss[begin:end] != 0]
+        assert tokenizer.decode(trained) == row["output"] + "</s>", row
+    print(f"    {len(rows)} documents, exactly the answers are trained on")
+
+
+@case
+def bitsandbytes_decodes_what_graft_quantized():
+    import bitsandbytes.functional as bnb
+    quantized = WORK / "nf4"
+    graft("quantize", BASE, "--out", quantized)
+    graft("quantize", BASE, "--out", WORK / "nf4-decoded", "--decode")
+    tensors = load_file(quantized / "model.safetensors")
+    decoded = load_file(WORK / "nf4-decoded" / "model.safetensors")
+    count = 0
+    for name in [n for n in tensors if n.endswith(".quant_state.bitsandbytes__nf4")]:
+        weight = name.removesuffix(".quant_state.bitsandbytes__nf4")
+        parts = {n.removeprefix(weight + "."): t for n, t in tensors.items()
+                 if n.startswith(weight + ".")}
+        state = bnb.QuantState.from_dict({f"{weight}.{k}": v for k, v in parts.items()},
+                                         device=torch.device("cpu"))
+        # Decoded by bitsandbytes' own state, in float64 from its formula: code * absmax.
+        nested = state.state2
+        code = nested.code[state.absmax.long()].double()
+        scale = nested.absmax.double().repeat_interleave(nested.blocksize)[:code.numel()]
+        absmax = (code * scale + state.offset.double()).float()
+        packed = tensors[weight].flatten()
+        codes = torch.stack([packed >> 4, packed & 15], 1).flatten().long()[:decoded[weight].numel()]
+        values = state.code[codes] * absmax.repeat_interleave(state.blocksize)[:codes.numel()]
+        difference = (values.view(decoded[weight].shape) - decoded[weight].float()).abs().max()
+        assert difference <= 1e-6 * absmax.max(), (weight, difference)
+        count += 1
+    assert count == 28, count
+    model = transformers.AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
+    ids = some_ids(512)
+    with torch.no_grad():
+        theirs = model(input_ids=ids).logits
+    check_close("transformers + bitsandbytes on graft's checkpoint",
+                theirs, graft_logits(ids, "--model", BASE, "--load-in-4bit"), 1e-3)
+
+
+@case
+def real_model_stories260k():
+    model = SHARED / "data/models/stories260K"
+    if not model.is_dir():
+        assert os.environ.get("GRAFT_REQUIRE_SHARED") != "1", f"no {model}"
+        print("    SKIPPED: no stories260K")
+        return
+    golden = load_file(model / "golden.safetensors")
+    check_close("golden logits", graft_logits(golden["input_ids"].long(), "--model", model),
+                golden["logits"], 2e-5)
+    greedy = (model / "golden_greedy.txt").read_text()
+    data = WORK / "stories.jsonl"
+    rows = json.load((SHARED / "data/datasets/gsm_8k_train.json").open())[:300]
+    data.write_text("".join(json.dumps({"text": row["instruction"][:300]}) + "\n" for row in rows))
+    before = json.loads(graft("eval", "--model", model, "--load-in-4bit", "--data", data, "--json"))
+    check_adapter_everywhere(model, data, golden["input_ids"].long()[:, :64], "sequence_len=512")
+    after = json.loads(graft("eval", "--model", model, "--load-in-4bit", "--adapter",
+                             WORK / "qlora-stories260K/adapter", "--data", data, "--json"))
+    print(f"    QLoRA r=8 on 300 texts: loss {before['loss']:.4f} -> {after['loss']:.4f}")
+    assert after["loss"] < before["loss"]
+    assert greedy
+
+
+def main():
+    failed = 0
+    for function in CASES:
+        print(f"  {function.__name__.replace('_', ' ')}", flush=True)
+        try:
+            function()
+        except Exception:  # noqa: BLE001 - every failure is reported and counted
+            failed += 1
+            traceback.print_exc()
+    print(f"{len(CASES) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+sys.exit(main())
