@@ -51,8 +51,8 @@ constexpr std::array kRules = {
     // rules_ending.cpp
     Rule{"truncated",
          "the answer is cut: open fence, bracket or quote, dangling comma or word, or prose "
-         "without an end mark (value: bytes of the answer, threshold for prose only)",
-         kQ, 40, 1, check_truncated},
+         "without an end mark (value: bytes of the answer)",
+         kQ, 1, 1, check_truncated},
     Rule{"repetition", "the answer runs in a loop (value: share of its words inside the loop)", kQ,
          0.3, 1, check_repetition},
     // rules_text.cpp
