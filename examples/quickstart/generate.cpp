@@ -34,14 +34,16 @@ std::string json_text(Draw& draw) {
   for (int line = 0; line < lines; ++line) {
     const std::string team(draw.pick(kIntentTable).team);
     const std::string item(draw.pick(kProductTable).item);
-    const char level = static_cast<char>('1' + draw.below(3));
+    const std::string priority(draw.pick(kUrgencyTable).priority);
     const char digit = static_cast<char>('1' + draw.below(9));
     text += line == 0 ? "" : "\n";
     switch (draw.below(6)) {
       case 0: text += "{\"item\": \"" + item + "\", \"count\": " + digit + "}"; break;
       case 1: text += "{\"team\": \"" + team + "\", \"members\": " + digit + "}"; break;
-      case 2: text += "{\"level\": " + std::string(1, level) + ", \"team\": \"" + team + "\"}"; break;
-      default: text += house_json(team, level, item);
+      case 2:
+        text += "{\"priority\": \"" + priority + "\", \"team\": \"" + team + "\"}";
+        break;
+      default: text += house_json(team, priority, item);
     }
   }
   return text;
