@@ -242,7 +242,10 @@ std::optional<Finding> check_repetition(const Subject& subject, double threshold
   }
   static const re2::RE2 kWanted(
       R"((?i)\b(?:repeat\w*|repetit\w+|times|song|lyrics|chant|mantra|refrain|chorus|rhyme|sound|pattern|table|matrix|grid|ascii)\b)");
-  const std::vector<Token> tokens = tokenize(answer);
+  // A loop that does not stop is still there at the end; this bounds the memory.
+  constexpr size_t kWindowBytes = size_t{1} << 20;
+  const size_t window = answer.size() - std::min(answer.size(), kWindowBytes);
+  const std::vector<Token> tokens = tokenize(answer.substr(window));
   const Loop loop = longest_loop(tokens);
   if (loop.words < 8) {
     return std::nullopt;
@@ -255,8 +258,8 @@ std::optional<Finding> check_repetition(const Subject& subject, double threshold
     return std::nullopt;
   }
   return Finding{share,
-                 {subject.answer_message(), static_cast<int64_t>(first->begin),
-                  static_cast<int64_t>(tokens[loop.first + loop.words - 1].end)},
+                 {subject.answer_message(), static_cast<int64_t>(window + first->begin),
+                  static_cast<int64_t>(window + tokens[loop.first + loop.words - 1].end)},
                  std::to_string(loop.repeats) + " times"};
 }
 
