@@ -1,0 +1,300 @@
+#include "adapters/merge.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "adapters/checkpoint.h"
+#include "adapters/nf4_checkpoint.h"
+#include "adapters/peft.h"
+#include "adapters/quantize.h"
+#include "core/error.h"
+#include "kernels/gemm.h"
+
+namespace graft::adapters {
+namespace {
+
+// Weights of one tile.
+constexpr int64_t kTile = int64_t{1} << 20;
+constexpr std::string_view kWeight = ".weight";
+
+struct Sums {
+  double base = 0, change = 0, delta = 0, rounding = 0;  // of squares
+  void add(const Sums& other) {
+    base += other.base;
+    change += other.change;
+    delta += other.delta;
+    rounding += other.rounding;
+  }
+};
+
+double ratio(double numerator, double denominator) {
+  return denominator > 0 ? std::sqrt(numerator / denominator) : 0;
+}
+
+// Rows [begin, end) of a base weight as float32, from whatever form it has.
+class BaseRows {
+ public:
+  BaseRows(const SafetensorsFile& file, const TensorInfo& tensor)
+      : file_(&file), tensor_(&tensor) {}
+  explicit BaseRows(Nf4Owned weight) : owned_(std::make_unique<Nf4Owned>(std::move(weight))) {}
+  explicit BaseRows(Nf4Tensor weight) : packed_(std::make_unique<Nf4Tensor>(std::move(weight))) {}
+
+  void read(int64_t begin, int64_t end, std::vector<float>& out) const {
+    if (owned_ != nullptr) {
+      decode_range(owned_->view(), begin, end, out);
+    } else if (packed_ != nullptr) {
+      decode_range(packed_->view(), begin, end, out);
+    } else {
+      const size_t size = static_cast<size_t>(dtype_bytes(tensor_->dtype));
+      out.resize(static_cast<size_t>(end - begin));
+      convert_to_f32(
+          tensor_->dtype,
+          file_->bytes(*tensor_).subspan(static_cast<size_t>(begin) * size, out.size() * size),
+          out.data(), end - begin);
+    }
+  }
+
+ private:
+  const SafetensorsFile* file_ = nullptr;
+  const TensorInfo* tensor_ = nullptr;
+  std::unique_ptr<Nf4Owned> owned_;
+  std::unique_ptr<Nf4Tensor> packed_;
+};
+
+float rounded_to(float value, DType dtype) {
+  if (dtype == DType::kBF16) return bf16_to_f32(f32_to_bf16(value));
+  if (dtype == DType::kF16) return f16_to_f32(f32_to_f16(value));
+  return value;
+}
+
+// One matrix of the output: its rows stream through `write`, which also gathers the distances.
+class MergedWeight {
+ public:
+  // `open` gives the base when it is needed, so that one matrix at a time is in memory.
+  MergedWeight(TensorSpec spec, const AdapterModule* module, std::function<BaseRows()> open)
+      : spec_(std::move(spec)), module_(module), open_(std::move(open)) {}
+
+  void write(const ByteSink& sink) {
+    const BaseRows base = open_();
+    const int64_t rows = spec_.shape[0], columns = spec_.shape[1];
+    const int64_t tile_rows = std::max<int64_t>(1, kTile / columns);
+    std::vector<float> values, delta;
+    for (int64_t row = 0; row < rows; row += tile_rows) {
+      const int64_t count = std::min(tile_rows, rows - row);
+      base.read(row * columns, (row + count) * columns, values);
+      if (module_ != nullptr) add_delta(row, count, values, delta);
+      write_floats(values, spec_.dtype, sink);
+    }
+  }
+
+  const Sums& sums() const { return sums_; }
+  const TensorSpec& spec() const { return spec_; }
+  const AdapterModule* module() const { return module_; }
+
+ private:
+  void add_delta(int64_t row,
+                 int64_t count,
+                 std::vector<float>& values,
+                 std::vector<float>& delta) {
+    const int64_t columns = spec_.shape[1];
+    delta.resize(values.size());
+    const graft_status status =
+        graft_gemm_f32(GRAFT_N, GRAFT_N, count, columns, module_->rank,
+                       static_cast<float>(module_->scale), module_->b.data() + row * module_->rank,
+                       module_->rank, module_->a.data(), columns, 0.0f, delta.data(), columns);
+    if (status != GRAFT_OK) fail(ExitCode::kBug, graft_last_error(), spec_.name);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float sum = values[i] + delta[i];
+      if (!std::isfinite(sum)) {
+        fail(ExitCode::kData,
+             "merged value " + std::to_string(row * columns + static_cast<int64_t>(i)) +
+                 " is not finite",
+             spec_.name, "the base or the adapter is damaged");
+      }
+      const double base = static_cast<double>(values[i]), change = static_cast<double>(delta[i]);
+      const double kept = static_cast<double>(rounded_to(sum, spec_.dtype));
+      sums_.base += base * base;
+      sums_.change += (kept - base) * (kept - base);
+      sums_.delta += change * change;
+      sums_.rounding += (kept - (base + change)) * (kept - (base + change));
+      values[i] = sum;
+    }
+  }
+
+  TensorSpec spec_;
+  const AdapterModule* module_;  // nullptr: decoded only
+  std::function<BaseRows()> open_;
+  Sums sums_;
+};
+
+bool holds_packed_weights(const SafetensorsDirectory& model) {
+  const std::vector<std::string> names = model.names();
+  return std::any_of(names.begin(), names.end(), is_quantization_tensor);
+}
+
+MergeBase choose_base(MergeBase asked,
+                      bool packed,
+                      const SafetensorsDirectory& model,
+                      const Adapter& adapter) {
+  if (asked == MergeBase::kW16 && packed) {
+    fail(ExitCode::kUsage, "the model directory is 4-bit: it holds no 16-bit weights to merge onto",
+         model.directory(), "give the original model, or --merge-base dequant");
+  }
+  if (asked != MergeBase::kAuto) return asked;
+  const auto trained = adapter.metadata.find("base_quantization");
+  const bool on_packed = trained != adapter.metadata.end() && trained->second != "none";
+  return packed || on_packed ? MergeBase::kDequant : MergeBase::kW16;
+}
+
+const AdapterModule* find_module(const Adapter& adapter, const std::string& name) {
+  const auto found = std::find_if(adapter.modules.begin(), adapter.modules.end(),
+                                  [&](const AdapterModule& module) { return module.name == name; });
+  return found == adapter.modules.end() ? nullptr : &*found;
+}
+
+void check_shape(const AdapterModule& module,
+                 const std::vector<int64_t>& shape,
+                 const std::string& where) {
+  const std::vector<int64_t> expected = {module.out, module.in};
+  if (shape == expected) return;
+  fail(
+      ExitCode::kData,
+      "the model's weight is " + shape_text(shape) + ", the adapter is for " + shape_text(expected),
+      where, "use the model that the adapter was trained on");
+}
+
+int64_t spec_bytes(const TensorSpec& spec) {
+  int64_t count = dtype_bytes(spec.dtype);
+  for (const int64_t dimension : spec.shape) count *= dimension;
+  return count;
+}
+
+class Merge {
+ public:
+  explicit Merge(const MergeOptions& options)
+      : options_(options),
+        model_(options.model),
+        adapter_(read_peft(options.adapter)),
+        packed_model_(holds_packed_weights(model_)) {
+    check_adapter_fits(adapter_, model_);
+    report_.base = choose_base(options.base, packed_model_, model_, adapter_);
+  }
+
+  MergeReport run() {
+    Json::Object config = read_config(model_).as_object();
+    config.erase(std::remove_if(config.begin(), config.end(),
+                                [](const auto& m) { return m.first == "quantization_config"; }),
+                 config.end());
+    write_checkpoint(
+        model_, options_.out, Json(std::move(config)),
+        [this](const SafetensorsFile& file) { return plan(file); }, "merge");
+    collect();
+    report_.relative_change = ratio(total_.change, total_.base);
+    report_.rounding_share = ratio(total_.rounding, total_.delta);
+    return report_;
+  }
+
+ private:
+  // The matrix that replaces `tensor`, or nothing when it is copied.
+  std::unique_ptr<MergedWeight> merged(const SafetensorsFile& file, const TensorInfo& tensor) {
+    if (tensor.name.size() <= kWeight.size() ||
+        tensor.name.substr(tensor.name.size() - kWeight.size()) != kWeight) {
+      return nullptr;
+    }
+    const std::string name = tensor.name.substr(0, tensor.name.size() - kWeight.size());
+    const AdapterModule* module = find_module(adapter_, name);
+    TensorSpec spec{tensor.name, tensor.dtype, tensor.shape};
+    std::function<BaseRows()> open;
+    if (tensor.dtype == DType::kU8) {
+      const auto packed = find_nf4(model_, name);
+      if (!packed) return nullptr;
+      spec.shape = packed->shape();
+      spec.dtype = packed->dtype();
+      open = [this, name] { return BaseRows(*find_nf4(model_, name)); };
+    } else if (report_.base == MergeBase::kDequant && !packed_model_ &&
+               is_quantized_weight(tensor)) {
+      // Every weight that QLoRA saw becomes its decoded value, adapted or not.
+      open = [&file, &tensor] { return BaseRows(quantize_tensor(file, tensor, {})); };
+    } else if (module != nullptr) {
+      open = [&file, &tensor] { return BaseRows(file, tensor); };
+    } else {
+      return nullptr;
+    }
+    if (module != nullptr) check_shape(*module, spec.shape, file.path() + ": " + tensor.name);
+    return std::make_unique<MergedWeight>(std::move(spec), module, std::move(open));
+  }
+
+  std::vector<OutputTensor> plan(const SafetensorsFile& file) {
+    collect();
+    std::vector<OutputTensor> output;
+    for (const TensorInfo& tensor : file.tensors()) {
+      if (is_quantization_tensor(tensor.name)) continue;
+      std::unique_ptr<MergedWeight> weight = merged(file, tensor);
+      if (weight == nullptr) {
+        output.push_back(copied_tensor(file, tensor));
+        ++report_.copied_tensors;
+      } else {
+        MergedWeight* const pointer = weight.get();
+        output.push_back(
+            {weight->spec(), [pointer](const ByteSink& sink) { pointer->write(sink); }});
+        held_.push_back(std::move(weight));
+      }
+      report_.bytes += spec_bytes(output.back().spec);
+    }
+    return output;
+  }
+
+  // Takes the distances of the matrices that were written.
+  void collect() {
+    for (const auto& weight : held_) {
+      if (weight->module() == nullptr) continue;
+      ++report_.merged_tensors;
+      total_.add(weight->sums());
+      const double change = ratio(weight->sums().change, weight->sums().base);
+      if (report_.most_changed.empty() || change > report_.most_changed_value) {
+        report_.most_changed = weight->module()->name;
+        report_.most_changed_value = change;
+      }
+    }
+    held_.clear();
+  }
+
+  const MergeOptions& options_;
+  SafetensorsDirectory model_;
+  Adapter adapter_;
+  bool packed_model_;
+  std::vector<std::unique_ptr<MergedWeight>> held_;  // of the file that is being written
+  Sums total_;
+  MergeReport report_;
+};
+
+}  // namespace
+
+MergeBase parse_merge_base(std::string_view text) {
+  for (const MergeBase base : {MergeBase::kAuto, MergeBase::kW16, MergeBase::kDequant}) {
+    if (text == merge_base_name(base)) return base;
+  }
+  constexpr std::string_view kKnown[] = {"auto", "w16", "dequant"};
+  fail(ExitCode::kUsage, unknown_name("merge base", text, kKnown), "--merge-base");
+}
+
+std::string_view merge_base_name(MergeBase base) {
+  switch (base) {
+    case MergeBase::kW16:
+      return "w16";
+    case MergeBase::kDequant:
+      return "dequant";
+    case MergeBase::kAuto:
+      break;
+  }
+  return "auto";
+}
+
+MergeReport merge_adapter(const MergeOptions& options) {
+  return Merge(options).run();
+}
+
+}  // namespace graft::adapters

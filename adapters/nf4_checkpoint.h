@@ -1,0 +1,57 @@
+// Reading bitsandbytes' 4-bit checkpoints: NF4 weights as views for kernels/nf4.h.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+#include "core/safetensors.h"
+#include "kernels/nf4.h"
+
+namespace graft::adapters {
+
+// One packed matrix of a checkpoint; borrows the directory's mapping.
+class Nf4Tensor {
+ public:
+  Nf4Tensor(Nf4Tensor&&) = default;
+  Nf4Tensor& operator=(Nf4Tensor&&) = default;
+  Nf4Tensor(const Nf4Tensor&) = delete;  // the view points into the object's own vectors
+  Nf4Tensor& operator=(const Nf4Tensor&) = delete;
+  const std::vector<int64_t>& shape() const { return shape_; }  // of the weight: [out, in]
+  int64_t count() const { return view_.count; }
+  DType dtype() const { return dtype_; }  // what the file says it decodes to
+  bool nested() const { return view_.absmax8 != nullptr; }
+  const graft_nf4_weight& view() const { return view_; }
+
+ private:
+  friend std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory&, std::string_view);
+  Nf4Tensor() = default;
+  graft_nf4_weight view_{};
+  std::vector<int64_t> shape_;
+  DType dtype_ = DType::kBF16;
+  std::vector<float> absmax_;  // copied: a file may place it at any byte
+  std::vector<float> nested_absmax_;
+};
+
+// The packed weight of `module` ("model.layers.0.mlp.up_proj"), or nothing when the directory holds
+// it in another form. Errors: kData, naming the tensor, for FP4 and other types, a table that is
+// not NF4's own, sizes that do not agree, unknown keys in the quant_state, missing or extra
+// tensors.
+std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::string_view module);
+
+// The quant_state of a packed weight as bitsandbytes writes it, to the byte.
+struct QuantState {
+  int block_size = 64;
+  DType dtype = DType::kBF16;
+  std::vector<int64_t> shape;
+  std::optional<float> nested_offset;  // with double quantization
+};
+std::string quant_state_json(const QuantState& state);
+
+// Names of the tensors that belong to a packed `<module>.weight`.
+bool is_quantization_tensor(std::string_view name);
+
+}  // namespace graft::adapters

@@ -1,0 +1,89 @@
+// LoRA adapters as PEFT directories: adapter_config.json and adapter_model.safetensors.
+//
+// Only what changes nothing beyond W + scale * B * A is read; a setting or tensor that means
+// anything else is refused by its name, so that nothing of an adapter is ever dropped silently.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "core/json.h"
+#include "core/safetensors.h"
+
+namespace graft::adapters {
+
+// A setting for the modules whose full name matches (.*\.)?(pattern)$; the first match counts.
+template <class Value>
+using Patterns = std::vector<std::pair<std::string, Value>>;
+
+struct AdapterSpec {
+  int64_t r = 0;
+  double lora_alpha = 0;
+  std::vector<std::string> target_modules;  // sorted; one entry with target_is_pattern
+  bool target_is_pattern = false;           // target_modules is one regular expression
+  bool use_rslora = false;                  // scale alpha / sqrt(r) in place of alpha / r
+  Patterns<int64_t> rank_pattern;
+  Patterns<double> alpha_pattern;
+  double lora_dropout = 0;
+  std::string base_model_name_or_path;  // "" is written as null
+
+  // The rank and the factor of B * A that the settings give a module.
+  // Errors: kData for a pattern that RE2 does not accept.
+  int64_t rank_of(std::string_view module) const;
+  double scale_of(std::string_view module) const;
+};
+
+// One adapted linear: `name` is the Hugging Face module path ("model.layers.0.self_attn.q_proj").
+struct AdapterModule {
+  std::string name;
+  int64_t in = 0;
+  int64_t out = 0;
+  int64_t rank = 0;
+  double scale = 0;      // of B * A
+  std::vector<float> a;  // [rank, in]
+  std::vector<float> b;  // [out, rank]
+};
+
+struct Adapter {
+  AdapterSpec spec;
+  std::vector<AdapterModule> modules;           // by name
+  std::map<std::string, std::string> metadata;  // of the safetensors header
+  std::string sha256;                           // of adapter_model.safetensors
+};
+
+// Reads a directory. 16-bit tensors are widened. Errors: kIo; kData for a setting that is not
+// supported, a pickle file, a tensor that is not half of a LoRA pair, a rank that the settings do
+// not give, a value that is not finite.
+Adapter read_peft(const std::string& directory);
+
+// The settings alone, from the parsed adapter_config.json. Errors: kData.
+AdapterSpec parse_adapter_config(const Json& config);
+
+// What write_peft needs of a module; borrowed for the call.
+struct AdapterTensors {
+  std::string name;
+  int64_t in = 0;
+  int64_t out = 0;
+  int64_t rank = 0;
+  const float* a = nullptr;
+  const float* b = nullptr;
+};
+
+// Writes both files into `directory` (made when absent), float32. The bytes depend on the arguments
+// only: sorted keys, no time, host or path. Gives the SHA-256 of adapter_model.safetensors.
+// Errors: kIo; kData when a module's rank is not the one that the settings give, or a value is not
+// finite.
+std::string write_peft(const std::string& directory,
+                       const AdapterSpec& spec,
+                       std::span<const AdapterTensors> modules,
+                       const std::map<std::string, std::string>& metadata = {});
+
+// Every module is a matrix [out, in] of the model. Errors: kData naming module and both shapes.
+void check_adapter_fits(const Adapter& adapter, const SafetensorsDirectory& model);
+
+}  // namespace graft::adapters

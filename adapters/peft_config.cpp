@@ -1,0 +1,185 @@
+// adapter_config.json: which settings are read, which mean nothing here, which are refused.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <set>
+
+#include <re2/re2.h>
+
+#include "adapters/peft.h"
+#include "core/error.h"
+
+namespace graft::adapters {
+namespace {
+
+constexpr int64_t kMaxRank = 65536;
+
+enum class Meaning {
+  kRead,     // by parse_adapter_config
+  kIgnored,  // says nothing about the weights that the file holds
+  kNeutral,  // refused unless null, false, empty or the neutral word
+};
+
+struct Setting {
+  std::string_view name;
+  Meaning meaning;
+  std::string_view neutral_word = "";
+};
+
+// The fields of PEFT 0.21's LoraConfig. One that is not here is refused unless it is empty.
+constexpr std::array kSettings = {
+    Setting{"alpha_pattern", Meaning::kRead},
+    Setting{"auto_mapping", Meaning::kIgnored},
+    Setting{"base_model_name_or_path", Meaning::kRead},
+    Setting{"bias", Meaning::kNeutral, "none"},
+    Setting{"ensure_weight_tying", Meaning::kIgnored},
+    Setting{"exclude_modules", Meaning::kIgnored},
+    Setting{"inference_mode", Meaning::kIgnored},
+    Setting{"init_lora_weights", Meaning::kRead},
+    Setting{"layers_pattern", Meaning::kIgnored},
+    Setting{"layers_to_transform", Meaning::kIgnored},
+    Setting{"lora_alpha", Meaning::kRead},
+    Setting{"lora_dropout", Meaning::kRead},
+    Setting{"megatron_core", Meaning::kIgnored},
+    Setting{"peft_type", Meaning::kRead},
+    Setting{"peft_version", Meaning::kIgnored},
+    Setting{"qalora_group_size", Meaning::kIgnored},
+    Setting{"r", Meaning::kRead},
+    Setting{"rank_pattern", Meaning::kRead},
+    Setting{"revision", Meaning::kIgnored},
+    Setting{"runtime_config", Meaning::kIgnored},
+    Setting{"target_modules", Meaning::kRead},
+    Setting{"task_type", Meaning::kIgnored},
+    Setting{"use_rslora", Meaning::kRead},
+};
+
+std::string place(const Json& value, std::string_view key) {
+  return "adapter_config.json:" + std::to_string(value.mark().line) + ": " + std::string(key);
+}
+
+bool is_empty(const Json& value) {
+  return value.is_null() || (value.is_bool() && !value.as_bool()) ||
+         ((value.is_array() || value.is_object()) && value.size() == 0);
+}
+
+void check_setting(const std::string& key, const Json& value) {
+  const auto* known = std::find_if(kSettings.begin(), kSettings.end(),
+                                   [&](const Setting& setting) { return setting.name == key; });
+  if (known != kSettings.end() && known->meaning != Meaning::kNeutral) return;
+  if (is_empty(value)) return;
+  if (known != kSettings.end() && value.is_string() && value.as_string() == known->neutral_word) {
+    return;
+  }
+  fail(ExitCode::kData,
+       "adapter setting \"" + key + "\" is " + dump_json(value) +
+           ", expected it to be off: graft adapters are plain LoRA",
+       place(value, key), "merge the adapter with PEFT, or train it without this setting");
+}
+
+// Initialisations that change the base weights: their A and B belong to another base.
+void check_initialisation(const Json& value) {
+  if (value.is_bool() || value.is_null()) return;
+  static const std::set<std::string_view> kHarmless = {"gaussian", "eva", "orthogonal"};
+  if (value.is_string() && kHarmless.count(value.as_string()) != 0) return;
+  fail(ExitCode::kData,
+       "init_lora_weights is " + dump_json(value) + ", which changes the base weights at load",
+       place(value, "init_lora_weights"),
+       "convert the adapter to plain LoRA (PEFT: path_initial_model_for_weight_conversion)");
+}
+
+int64_t read_rank(const Json& value, std::string_view key) {
+  if (!value.is_int() || value.as_int() < 1 || value.as_int() > kMaxRank) {
+    fail(ExitCode::kData,
+         "rank must be in 1.." + std::to_string(kMaxRank) + ", got " + dump_json(value),
+         place(value, key));
+  }
+  return value.as_int();
+}
+
+double read_alpha(const Json& value, std::string_view key) {
+  if (!value.is_number() || !std::isfinite(value.as_double())) {
+    fail(ExitCode::kData, "alpha must be a finite number, got " + dump_json(value),
+         place(value, key));
+  }
+  return value.as_double();
+}
+
+template <class Value, class Read>
+Patterns<Value> read_patterns(const Json& config, std::string_view key, const Read& read) {
+  Patterns<Value> patterns;
+  const Json* object = config.find(key);
+  if (object == nullptr || object->is_null()) return patterns;
+  for (const auto& [pattern, value] : object->as_object()) {
+    patterns.emplace_back(pattern, read(value, std::string(key) + "." + pattern));
+  }
+  return patterns;
+}
+
+// PEFT's rule: re.match(rf"(.*\.)?({pattern})$", module).
+bool matches(const std::string& pattern, std::string_view module) {
+  RE2::Options options;
+  options.set_log_errors(false);
+  options.set_max_mem(1 << 20);
+  const RE2 expression("(?:.*\\.)?(?:" + pattern + ")", options);
+  if (!expression.ok()) {
+    fail(ExitCode::kData,
+         "pattern \"" + pattern + "\" is no regular expression: " + expression.error(),
+         "adapter_config.json");
+  }
+  return RE2::FullMatch(re2::StringPiece(module.data(), module.size()), expression);
+}
+
+template <class Value>
+Value value_for(const Patterns<Value>& patterns, std::string_view module, Value fallback) {
+  for (const auto& [pattern, value] : patterns) {
+    if (matches(pattern, module)) return value;
+  }
+  return fallback;
+}
+
+}  // namespace
+
+int64_t AdapterSpec::rank_of(std::string_view module) const {
+  return value_for(rank_pattern, module, r);
+}
+
+double AdapterSpec::scale_of(std::string_view module) const {
+  const double rank = static_cast<double>(rank_of(module));
+  const double alpha = value_for(alpha_pattern, module, lora_alpha);
+  return use_rslora ? alpha / std::sqrt(rank) : alpha / rank;
+}
+
+AdapterSpec parse_adapter_config(const Json& config) {
+  for (const auto& [key, value] : config.as_object()) check_setting(key, value);
+  const std::string& type = config.at("peft_type").as_string();
+  if (type != "LORA") {
+    fail(ExitCode::kData, "peft_type is \"" + type + "\", expected \"LORA\"",
+         place(config.at("peft_type"), "peft_type"));
+  }
+  const Json* fan = config.find("fan_in_fan_out");
+  if (fan != nullptr) check_setting("fan_in_fan_out", *fan);
+  if (const Json* init = config.find("init_lora_weights")) check_initialisation(*init);
+
+  AdapterSpec spec;
+  spec.r = read_rank(config.at("r"), "r");
+  spec.lora_alpha = read_alpha(config.at("lora_alpha"), "lora_alpha");
+  const Json* targets = config.find("target_modules");
+  if (targets != nullptr && targets->is_string()) {
+    spec.target_modules = {targets->as_string()};
+    spec.target_is_pattern = true;
+  } else if (targets != nullptr && !targets->is_null()) {
+    for (const Json& name : targets->as_array()) spec.target_modules.push_back(name.as_string());
+    std::sort(spec.target_modules.begin(), spec.target_modules.end());
+  }
+  const Json* rslora = config.find("use_rslora");
+  spec.use_rslora = rslora != nullptr && !rslora->is_null() && rslora->as_bool();
+  spec.rank_pattern = read_patterns<int64_t>(config, "rank_pattern", read_rank);
+  spec.alpha_pattern = read_patterns<double>(config, "alpha_pattern", read_alpha);
+  const Json* dropout = config.find("lora_dropout");
+  if (dropout != nullptr && dropout->is_number()) spec.lora_dropout = dropout->as_double();
+  const Json* base = config.find("base_model_name_or_path");
+  if (base != nullptr && base->is_string()) spec.base_model_name_or_path = base->as_string();
+  return spec;
+}
+
+}  // namespace graft::adapters
