@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <memory>
 #include <thread>
 
 #include "core/error.h"
@@ -57,18 +58,22 @@ CleanOptions clean_options(const Args& args) {
   return options;
 }
 
-// A bar for work that people wait for; small inputs finish before the first line.
+// Progress of one pass over the records; the bar appears with the first block that is done.
 class WorkProgress {
  public:
-  explicit WorkProgress(std::string label) : progress_(std::move(label), 0, "records") {}
+  explicit WorkProgress(std::string label) : label_(std::move(label)) {}
   OnProgress callback() {
     return [this](int64_t done, int64_t total) {
-      progress_.update(done, total > 0 ? "of " + format_count(total) : "");
+      if (!progress_) {
+        progress_ = std::make_unique<Progress>(label_, total, "records");
+      }
+      progress_->update(done);
     };
   }
 
  private:
-  Progress progress_;
+  std::string label_;
+  std::unique_ptr<Progress> progress_;
 };
 
 int64_t removed_count(const CleanResult& result) {

@@ -51,16 +51,16 @@ constexpr std::array kRules = {
     // rules_ending.cpp
     Rule{"truncated",
          "the answer is cut: open fence, bracket or quote, dangling comma or word, or prose "
-         "without an end mark (value: bytes of the answer, threshold for prose only)",
-         kQ, 40, 1, check_truncated},
+         "without an end mark (value: bytes of the answer)",
+         kQ, 1, 1, check_truncated},
     Rule{"repetition", "the answer runs in a loop (value: share of its words inside the loop)", kQ,
          0.3, 1, check_repetition},
     // rules_text.cpp
     Rule{"template_leak",
          "role markers or special tokens of a chat or prompt template inside the text (value: 1)",
          kQ, 1, 1, check_template_leak},
-    Rule{"control_characters", "control characters or U+FFFD (value: how many)", kQ, 1, 1,
-         check_control_characters},
+    Rule{"control_characters", "control characters, invisible marks or U+FFFD (value: how many)",
+         kQ, 1, 1, check_control_characters},
     Rule{"mojibake",
          "UTF-8 read as Latin-1 or Windows-1252, such as \"\xC3\x83\xC2\xA9\" (value: how many)",
          kQ, 1, 1, check_mojibake},

@@ -88,7 +88,8 @@ std::optional<Finding> check_marker_output(const Subject& subject, double) {
     return std::nullopt;
   }
   static const re2::RE2 kMarker(
-      R"((?i)^[<\[({"'*]*\s*(?:n\.?\s*/\s*a\.?|not applicable|no ?[-_]?(?:output|answer|response|input)|)"
+      R"((?i)^[<\[({"'*]*\s*(?:n\.?\s*/\s*a\.?|not applicable|no ?[-_]?(?:output|answer|response|input)(?: (?:is )?(?:provided|given|available|found|needed|required|necessary|returned|generated|specified))?|)"
+      R"(redacted|)"
       R"((?:output|answer|response|input|text|your (?:answer|response|output)(?: here)?|)"
       R"((?:insert|enter|add|put|write|your|the) (?:the |your |an? )?(?:answer|response|output|text)(?: here)?) *(?:[>\]})]+)|)"
       R"((?:your|insert|enter|write|add|put) (?:the |your |an? )?(?:answer|response|output|text) here|)"
@@ -103,17 +104,20 @@ std::optional<Finding> check_marker_output(const Subject& subject, double) {
       R"((?i)^(?:missing|empty|pending|unavailable|not available|-+)\W*$)");
   if (matches(kDoubtful, answer)) {
     static const re2::RE2 kExpected(
-        R"((?i)\b(?:none|null|nan|nil|undefined|na)\b|how many|which of|is there|are there|what)");
+        R"((?i)\b(?:none|null|nan|nil|undefined|na)\b|how many|which of|is there|are there|what|any\b)");
+    static const re2::RE2 kNamed(R"((?i)\b(?:none|null|nan|nil|undefined)\b)");
     if (matches(kExpected, subject.prompt()) || subject.prompt_is_about_code()) {
-      // "None" answers "which of these is a mammal"; nan and N/A spellings answer nothing.
-      static const re2::RE2 kNothing(R"((?i)^\W*(?:nan|#N/A)\W*$)");
-      if (!matches(kNothing, answer) || subject.prompt_is_about_code()) {
+      // "None" answers "which of these is a mammal"; what a program prints for it does not.
+      static const re2::RE2 kNothing(R"(^\W*(?:(?i:nan|null|nil|undefined|#N/A)|none)\W*$)");
+      if (!matches(kNothing, answer) || matches(kNamed, subject.prompt()) ||
+          subject.prompt_is_about_code()) {
         return std::nullopt;
       }
     }
     return whole_answer(subject, static_cast<double>(answer.size()));
   }
-  if (!matches(kMarker, answer)) {
+  static const re2::RE2 kNote(R"(^(?:TODO|FIXME|XXX)\b)");
+  if (!matches(kMarker, answer) && !matches(kNote, answer)) {
     return std::nullopt;
   }
   if (matches(kTrueLabels, answer)) {
@@ -148,9 +152,10 @@ std::optional<Finding> check_refusal(const Subject& subject, double) {
   // Said of oneself, wherever it stands.
   static const re2::RE2 kSelf(
       R"((?i)\bas an? (?:ai|artificial intelligence|large|text-based ai|machine learning)[ -]?(?:language|based)?[ -]?(?:language )?model\b|)"
+      R"(\bas a language model\b|\bas an artificial intelligence,? (?:i|my)\b|)"
       R"(\bi(?:'|’)?(?: a)?m (?:just |only |merely )?an? (?:ai|large) language model\b|)"
       R"(\bas an ai(?: assistant| system| chatbot)?, i (?:do not|don(?:'|’)t|cannot|can(?:'|’)t|am (?:not|unable)|have no|lack)\b|)"
-      R"(\bi(?:'|’)?(?: a)?m an ai(?: assistant)?(?:,| and) (?:so )?i? ?(?:do not|don(?:'|’)t|cannot|can(?:'|’)t|have no)\b|)"
+      R"(\bi(?:'|’)?(?: a)?m (?:just |only |merely |simply )?an ai(?: assistant| model| program)?,?(?: and| so| but)? (?:so )?i? ?(?:do not|don(?:'|’)t|cannot|can(?:'|’)t|have no)\b|)"
       R"(\bmy (?:knowledge cutoff|training data (?:only )?(?:goes|extends|ends))\b|\b(?:against|violates?) (?:openai|my (?:guidelines|programming|content policy)))");
   static const re2::RE2 kPlaysOne(
       R"((?is)\b(?:pretend|imagine|act|role|play|perspective|point of view|story|dialogue|you are)\b.*\b(?:ai|a\.i\.|artificial intelligence|language model|chatbot|robot)\b)");
@@ -164,7 +169,7 @@ std::optional<Finding> check_refusal(const Subject& subject, double) {
   }
   static const re2::RE2 kRefusal(
       R"((?i)^\W*(?:(?:i(?:'|’)?(?: a)?m |we(?:'|’)?(?: a)?re )?(?:(?:so |very |really )?sorry|afraid)|i apologi[sz]e|my apologies|unfortunately|regrettably)?[,. ]*(?:but |that |however,? )?)"
-      R"((?:i|we) (?:(?:cannot|can(?:'|’)t|can not|could not|couldn(?:'|’)t|will not|won(?:'|’)t|must decline to|have to decline to) (?:really |actually |in good conscience )?(?:assist|help|provide|comply|fulfil?l?|answer|complete|do (?:that|this)|generate|create|write|share|support|discuss|give|offer|respond|process|perform|access|browse|engage|continue|carry out|make that|tell)|)"
+      R"((?:i|we) (?:(?:cannot|can(?:'|’)t|can not|could not|couldn(?:'|’)t|(?:will not|won(?:'|’)t) be able to|will not|won(?:'|’)t|must decline to|have to decline to) (?:really |actually |in good conscience )?(?:assist|help|provide|comply|fulfil?l?|answer|complete|do (?:that|this)|generate|create|write|share|support|discuss|give|offer|respond|process|perform|access|browse|engage|continue|carry out|make that|tell)|)"
       R"((?:am|(?:'|’)m) (?:not able|unable|not allowed|not permitted|not programmed|not comfortable|not in a position) to|(?:do not|don(?:'|’)t) (?:feel comfortable|have (?:the ability|access|enough (?:information|context)|sufficient (?:information|context)|real-time))|must decline|have to decline|refuse to))");
   static const re2::RE2 kAbout(
       R"((?i)apolog|refus|declin|reject|sorry|reply|respond|customer|excuse|complain|say no|turn down|resign)");
@@ -240,7 +245,7 @@ std::optional<Finding> check_missing_input(const Subject& subject, double) {
   }
   const std::string_view prompt = trim(subject.instruction());
   const auto says = [&](std::string_view word) { return prompt.find(word) != prompt.npos; };
-  if (!says("ollowing") && !says("elow") && !says("given")) {
+  if (!says("ollowing") && !says("elow") && !says("given") && !says("this ")) {
     return std::nullopt;
   }
   // The sentence that points must be the last one and hold nothing that could be the text itself:
@@ -256,12 +261,15 @@ std::optional<Finding> check_missing_input(const Subject& subject, double) {
       "below|above)\\b[a-z ,'-]{0,90})?[.?!]?$";
   static const re2::RE2 kPoints(
       "(?i)\\b(?:the |these |this )?following (?:[a-z-]+ ){0,3}?" + kNoun + kTask +
-      "|\\b(?:the|this) (?:[a-z-]+ ){0,2}?" + kNoun +
-      " (?:given |provided |shown |listed )?below[.?!]?$" +
-      "|^(?:given|based on|using|considering|from) the following (?:[a-z-]+ ){0,2}?" + kNoun +
-      ", [a-z ,'-]{5,120}[.?!]?$");
+      "|\\b(?:the|this) (?:[a-z-]+ ){0,2}?" + kNoun + " (?:given |provided |shown |listed )?below" +
+      kTask + "|^(?:given|based on|using|considering|from) the following (?:[a-z-]+ ){0,2}?" +
+      kNoun + ", [a-z ,'-]{5,120}[.?!]?$");
   static const re2::RE2 kGiven("(?i)\\b(?:the|this) given (?:[a-z-]+ ){0,2}?" + kNoun + kTask);
+  // One sentence that ends in "this text": nothing stands before or behind it.
+  static const re2::RE2 kThis(
+      R"((?i)^[a-z ,'-]+ (?:of|in|to|from|about|with|for|[a-z]+) this (?:sentence|paragraph|text|passage|article|e-?mail|code|snippet|review|tweet|poem|letter|excerpt|statement|essay|document)[.?]?$)");
   Match hit = find_match(kPoints, prompt);
+  hit = hit || subject.prompt_is_about_code() ? hit : find_match(kThis, prompt);
   if (!hit && !subject.prompt_is_about_code()) {
     // "a function that reverses the given string" asks for something general.
     static const re2::RE2 kGeneral(

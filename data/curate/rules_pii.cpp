@@ -111,24 +111,27 @@ std::optional<Finding> check_email(const Subject& subject, double) {
 
 namespace {
 
-// North American numbers: area code and exchange begin with 2-9 and are no N11 service code.
 // Toll-free numbers belong to nobody in person.
+bool is_toll_free(std::string_view area) {
+  constexpr std::array<std::string_view, 7> kAreas = {"800", "833", "844", "855",
+                                                      "866", "877", "888"};
+  return std::find(kAreas.begin(), kAreas.end(), area) != kAreas.end();
+}
+
+// North American numbers: area code and exchange begin with 2-9 and are no N11 service code.
 bool is_nanp(std::string_view ten) {
-  constexpr std::array<std::string_view, 7> kTollFree = {"800", "833", "844", "855",
-                                                         "866", "877", "888"};
   const auto service = [](std::string_view code) { return code[1] == '1' && code[2] == '1'; };
   const std::string_view area = ten.substr(0, 3);
   const std::string_view exchange = ten.substr(3, 3);
-  const bool toll_free = std::find(kTollFree.begin(), kTollFree.end(), area) != kTollFree.end();
-  if (area[0] < '2' || exchange[0] < '2' || service(area) || service(exchange) || toll_free) {
+  if (area[0] < '2' || exchange[0] < '2' || service(area) || service(exchange)) {
     return false;
   }
-  return area != exchange;  // 555-555-1234 and the like are placeholders
+  return area != exchange && !is_toll_free(area);  // 555-555-1234 is a placeholder
 }
 
 bool speaks_of_phone(std::string_view text, const Match& hit) {
   static const re2::RE2 kContext(
-      R"((?i)\b(?:phones?|telephone|tel|mobile|cell|call|dial|fax|whatsapp|sms|text (?:me|us|him|her)|contact|hotline|reach (?:me|us|him|her|out))\b)");
+      R"((?i)\b(?:phones?|telephone|tel|mobile|cell|call|dial|fax|whatsapp|sms|text (?:me|us|him|her)|contact|hotline|number is|my number|reach (?:me|us|him|her|out))\b)");
   const size_t from = hit.begin > 60 ? hit.begin - 60 : 0;
   return matches(kContext, text.substr(from, hit.begin - from)) ||
          matches(kContext, text.substr(hit.end, 30));
@@ -159,7 +162,7 @@ double phone_digits(std::string_view text, const Match& hit) {
   if (shape.front() == '+') {
     const bool north_american = digits.size() == 11 && digits.front() == '1';
     if (north_american) {
-      return is_nanp(std::string_view(digits).substr(1)) ? value : 0;
+      return digits[1] > '1' && !is_toll_free(std::string_view(digits).substr(1, 3)) ? value : 0;
     }
     return digits.size() >= 9 && digits.size() <= 15 && digits.front() != '0' ? value : 0;
   }
@@ -170,6 +173,14 @@ double phone_digits(std::string_view text, const Match& hit) {
     if (is_nanp(ten) && (separated || speaks_of_phone(text, hit))) {
       return value;
     }
+    // "(555) 123-4567" is no assigned number, but nothing else is written so.
+    if (shape.find('(') != std::string_view::npos && ten.substr(0, 1) > "1" &&
+        !is_toll_free(ten.substr(0, 3))) {
+      return value;
+    }
+  }
+  if (digits.size() == 7) {
+    return shape.front() > '1' && speaks_of_phone(text, hit) ? value : 0;
   }
   // National formats of other countries are told from other numbers by what stands around them.
   const bool national = digits.size() >= 9 && digits.size() <= 12 && digits.front() == '0';
@@ -183,9 +194,9 @@ std::optional<Finding> check_phone(const Subject& subject, double threshold) {
     return std::nullopt;
   }
   static const re2::RE2 kPhone(
-      R"(\+\d{1,3}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d{1,4}(?:[ .\-]?\d{2,4}){1,4}|)"
+      R"(\+\d{1,3}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d{1,8}(?:[ .\-]?\d{2,8}){0,4}|)"
       R"((?:1[ .\-])?\(\d{3}\) ?\d{3}[ .\-]\d{4}|(?:1[ .\-])?\d{3}[.\-]\d{3}[.\-]\d{4}|\d{3} \d{3} \d{4}|)"
-      R"(\(?0\d{1,4}\)?[ \-/]?\d{2,4}(?:[ \-]?\d{2,4}){1,3}|\d{10})");
+      R"(\(?0\d{1,4}\)?[ \-/]?\d{2,4}(?:[ \-]?\d{2,4}){1,3}|\d{10}|\d{3}-\d{4})");
   return find_in_messages(subject, kPhone, [&](std::string_view text, const Match& hit) {
     const double digits = phone_digits(text, hit);
     return digits >= threshold ? digits : 0;

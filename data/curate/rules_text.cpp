@@ -54,7 +54,7 @@ Match find_sentence_token(const Subject& subject, std::string_view text) {
 Match find_speaker(const Subject& subject, std::string_view text) {
   static const re2::RE2 kSpeaker(
       R"((?m)^[ \t]*(?:\*\*)?(?:USER|ASSISTANT|HUMAN|SYSTEM|Human|Assistant|GPT|ChatGPT|AI Assistant|User|System)(?:\*\*)?:(?:\s|$|\*\*)|)"
-      R"((?m)^[ \t]*Instruction: )");
+      R"((?m)^[ \t]*Instruction: |[a-z][.!?] (?:USER|ASSISTANT|HUMAN|Human|Assistant): [A-Za-z])");
   if (!subject.has(':') || subject.prompt_is_about_dialogue() || subject.prompt_is_about_code()) {
     return {};
   }
@@ -80,7 +80,8 @@ std::optional<Finding> check_template_leak(const Subject& subject, double) {
 }
 
 std::optional<Finding> check_control_characters(const Subject& subject, double) {
-  // C0 without tab, line feed and carriage return; DEL; C1 (0xC2 0x80..0x9F); U+FFFD.
+  // C0 without tab, line feed and carriage return; DEL; C1 (0xC2 0x80..0x9F); the invisible zero
+  // width space, byte order mark and direction overrides; U+FFFD.
   static const ByteSet kSuspects = [] {
     ByteSet set;
     for (size_t b = 0; b < 32; ++b) {
@@ -88,6 +89,7 @@ std::optional<Finding> check_control_characters(const Subject& subject, double) 
     }
     set[0x7F] = true;
     set[0xC2] = true;
+    set[0xE2] = true;
     set[0xEF] = true;
     return set;
   }();
@@ -95,7 +97,8 @@ std::optional<Finding> check_control_characters(const Subject& subject, double) 
     return std::nullopt;
   }
   static const re2::RE2 kControl(
-      "[\\x00-\\x08\\x0B\\x0C\\x0E-\\x1F\\x7F\\x{80}-\\x{84}\\x{86}-\\x{9F}\\x{FFFD}]");
+      "[\\x00-\\x08\\x0B\\x0C\\x0E-\\x1F\\x7F\\x{80}-\\x{84}\\x{86}-\\x{9F}\\x{200B}\\x{202D}\\x{"
+      "202E}\\x{FEFF}\\x{FFFD}]");
   const Record& record = subject.record();
   double count = 0;
   std::optional<Finding> first;
@@ -152,12 +155,18 @@ std::optional<Finding> check_literal_escapes(const Subject& subject, double) {
   // A line feed is followed by a new line's first character, never by a lower-case letter: \nu and
   // \neq are LaTeX. A backslash before a quote is an escape that was escaped twice.
   static const re2::RE2 kEscape(
-      R"((?:\\r)?\\n(?:[A-Z0-9\s"'*•\-(\\]|$)|\\t(?:[A-Z0-9\s\\]|$)|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|[^\\]\\")");
+      R"((?:\\r)?\\n(?:[A-Z0-9\s"'*•\-(\\]|$)|[a-z.!?,;)]\\n[a-z]{2,}|\\t(?:[A-Z0-9\s\\]|$)|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|[^\\]\\")");
   const Record& record = subject.record();
   double count = 0;
   std::optional<Finding> first;
   for (size_t i = 0; i < record.messages.size(); ++i) {
     const std::string& text = record.messages[i].content;
+    // "C:\new", \nu, \neq: paths and LaTeX spell their names with the same two bytes.
+    static const re2::RE2 kOther(
+        R"(\b[A-Za-z]:\\|\$|\\(?:n(?:u|e|eq|abla|ot|otin|ewline|ewcommand|onumber|mid|i)|[a-mo-qsv-z][a-zA-Z]+|frac|text|times|theta|tau|tan|rho|right)\b)");
+    if (matches(kOther, text)) {
+      continue;
+    }
     for (Match hit = find_match(kEscape, text); hit; hit = find_match(kEscape, text, hit.end)) {
       ++count;
       if (!first) {

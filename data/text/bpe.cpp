@@ -46,8 +46,8 @@ class BpeModel::Workspace {
   Workspace() : slots_(kCacheSlots) {}
 
   std::vector<Symbol> symbols;
-  std::vector<uint32_t> ranks;   // merge_short: rank of the pair that starts at each symbol
-  std::vector<int32_t> results;  // and the id it becomes
+  std::vector<uint32_t> ranks;    // merge_short: rank of the pair that starts at each symbol
+  std::vector<int32_t> results;   // and the id it becomes
   std::vector<int32_t> previous;  // merge_long: linked list over symbols
   std::vector<int32_t> next;
 
@@ -73,11 +73,8 @@ class BpeModel::Workspace {
     for (size_t probe = 0; probe < kProbes; ++probe) {
       Slot& slot = slots_[(hash + probe) & (kCacheSlots - 1)];
       if (slot.count != 0 && probe + 1 < kProbes) continue;
-      slot = {hash,
-              static_cast<uint32_t>(keys_.size()),
-              static_cast<uint32_t>(values_.size()),
-              static_cast<uint16_t>(word.size()),
-              static_cast<uint16_t>(symbols.size())};
+      slot = {hash, static_cast<uint32_t>(keys_.size()), static_cast<uint32_t>(values_.size()),
+              static_cast<uint16_t>(word.size()), static_cast<uint16_t>(symbols.size())};
       keys_.append(word);
       values_.insert(values_.end(), symbols.begin(), symbols.end());
       return;
@@ -138,14 +135,15 @@ BpeModel::BpeModel(const std::unordered_map<std::string, int32_t>& vocabulary,
     const auto found = vocabulary.find(token);
     byte_ids_[byte] = found == vocabulary.end() ? -1 : found->second;
     if (rules_.byte_fallback && byte_ids_[byte] < 0) {
-      fail(ExitCode::kData, "byte_fallback needs all 256 byte tokens, " + token + " is missing", name);
+      fail(ExitCode::kData, "byte_fallback needs all 256 byte tokens, " + token + " is missing",
+           name);
     }
   }
   if (!rules_.byte_fallback && rules_.unk < 0) {
-    fail(ExitCode::kData,
-         "the model has neither byte fallback nor an unknown token: unknown characters would vanish",
-         name,
-         "set model.unk_token");
+    fail(
+        ExitCode::kData,
+        "the model has neither byte fallback nor an unknown token: unknown characters would vanish",
+        name, "set model.unk_token");
   }
 
   size_t capacity = 16;
@@ -339,8 +337,8 @@ void BpeModel::emit_word(std::string_view text,
                          Workspace& workspace,
                          std::vector<int32_t>& ids,
                          std::vector<ByteRange>* spans) const {
-  const std::string_view bytes = text.substr(static_cast<size_t>(word.begin),
-                                             static_cast<size_t>(word.end - word.begin));
+  const std::string_view bytes =
+      text.substr(static_cast<size_t>(word.begin), static_cast<size_t>(word.end - word.begin));
   const Symbol* symbols = nullptr;
   size_t count = 0;
   // A word with the dummy prefix occurs once a part: not worth a cache entry of its own.
@@ -391,12 +389,8 @@ void BpeModel::encode(std::string_view text,
     const size_t mark = byte == ' ' || byte == kWordMark[0] ? mark_length(at) : 0;
     const bool cut = mark > 0 && (!in_run || (rules_.split_at_each_mark && has_mark));
     if (cut) {
-      emit_word(text,
-                {static_cast<int64_t>(begin), static_cast<int64_t>(at)},
-                prefix,
-                workspace,
-                ids,
-                spans);
+      emit_word(text, {static_cast<int64_t>(begin), static_cast<int64_t>(at)}, prefix, workspace,
+                ids, spans);
       prefix = Prefix::kNo;
       begin = at;
     }
@@ -404,11 +398,7 @@ void BpeModel::encode(std::string_view text,
     has_mark = has_mark || mark > 0;
     at += mark > 0 ? mark : 1;
   }
-  emit_word(text,
-            {static_cast<int64_t>(begin), static_cast<int64_t>(end)},
-            prefix,
-            workspace,
-            ids,
+  emit_word(text, {static_cast<int64_t>(begin), static_cast<int64_t>(end)}, prefix, workspace, ids,
             spans);
 }
 

@@ -2,8 +2,8 @@
 //
 // The text is never copied into its normalized form: a space counts as U+2581, and the dummy prefix
 // is a symbol of length 0. Where no token has U+2581 behind another character (checked when the
-// model is built), cutting before each run of U+2581 is exact, and each word is merged once and kept
-// in a cache; otherwise the whole part is merged with a heap in O(n log n).
+// model is built), cutting before each run of U+2581 is exact, and each word is merged once and
+// kept in a cache; otherwise the whole part is merged with a heap in O(n log n).
 #pragma once
 
 #include <array>
@@ -25,17 +25,17 @@ constexpr std::string_view kWordMark = "\xE2\x96\x81";  // U+2581
 constexpr int64_t kMaxTokenId = (int64_t{1} << 22) - 1;
 
 struct BpeRules {
-  bool space_is_mark = true;    // " " is read as U+2581
+  bool space_is_mark = true;  // " " is read as U+2581
   bool byte_fallback = false;
   bool fuse_unk = false;
   bool split_at_each_mark = false;  // Metaspace(split = true)
-  int32_t unk = -1;             // -1 = none
+  int32_t unk = -1;                 // -1 = none
 };
 
 class BpeModel {
  public:
-  // `vocabulary`: token -> id. `merges`: pairs of tokens, best first; a pair given twice counts with
-  // its last rank, as in `tokenizers`. Errors: kData (part or result not in the vocabulary).
+  // `vocabulary`: token -> id. `merges`: pairs of tokens, best first; a pair given twice counts
+  // with its last rank, as in `tokenizers`. Errors: kData (part or result not in the vocabulary).
   BpeModel(const std::unordered_map<std::string, int32_t>& vocabulary,
            const std::vector<std::pair<std::string, std::string>>& merges,
            BpeRules rules,

@@ -27,7 +27,9 @@ void print(std::string_view text) {
   }
 }
 
-void print_json(const Json& value) { print(dump_json(value) + "\n"); }
+void print_json(const Json& value) {
+  print(dump_json(value) + "\n");
+}
 
 void flush_stdout() {
   if (std::fflush(stdout) != 0) fail_io("cannot write", "stdout");
@@ -51,9 +53,7 @@ int answer_lines(const std::function<Json(const Json&, const std::string& where)
 const Json& need_member(const Json& object, std::string_view key, const std::string& where) {
   const Json* value = object.find(key);
   if (value) return *value;
-  fail(ExitCode::kData,
-       "each line must be an object with \"" + std::string(key) + "\"",
-       where,
+  fail(ExitCode::kData, "each line must be an object with \"" + std::string(key) + "\"", where,
        "write lines like {\"" + std::string(key) + "\": …}");
 }
 
@@ -82,8 +82,8 @@ int run_encode(const Args& args) {
 
 int run_decode(const Args& args) {
   const auto tokenizer = load_tokenizer(args.need("--tokenizer"));
-  const auto skip = args.flag("--skip-special") ? Tokenizer::SkipSpecial::kYes
-                                                : Tokenizer::SkipSpecial::kNo;
+  const auto skip =
+      args.flag("--skip-special") ? Tokenizer::SkipSpecial::kYes : Tokenizer::SkipSpecial::kNo;
   return answer_lines([&](const Json& row, const std::string& where) {
     std::vector<int32_t> ids;
     for (const Json& id : need_member(row, "ids", where).as_array()) {
@@ -105,9 +105,7 @@ ChatTemplate template_of(const Args& args) {
   }
   std::optional<ChatTemplate> chat = ChatTemplate::load(args.need("--model"));
   if (!chat) {
-    fail(ExitCode::kData,
-         "the model has no chat template",
-         args.need("--model"),
+    fail(ExitCode::kData, "the model has no chat template", args.need("--model"),
          "add chat_template.jinja to the directory, or use --template FILE");
   }
   return std::move(*chat);
@@ -117,7 +115,8 @@ ChatTemplate template_of(const Args& args) {
 std::vector<ByteRange> in_characters(std::string_view text, const std::vector<ByteRange>& ranges) {
   std::vector<ByteRange> result;
   for (const ByteRange& range : ranges) {
-    const auto begin = static_cast<int64_t>(utf8_count(text.substr(0, static_cast<size_t>(range.begin))));
+    const auto begin =
+        static_cast<int64_t>(utf8_count(text.substr(0, static_cast<size_t>(range.begin))));
     const auto length = static_cast<int64_t>(utf8_count(text.substr(
         static_cast<size_t>(range.begin), static_cast<size_t>(range.end - range.begin))));
     result.push_back({begin, begin + length});
@@ -224,8 +223,8 @@ void print_summary(const TokenizeSummary& summary) {
   }
   print(format_table("<>", rows));
   for (const RefusedRecord& record : summary.refused) {
-    print("  " + record.file + ":" + std::to_string(record.line) + ": " + record.rule + ": " +
-          record.reason + "\n");
+    print("  " + record.file + ":" + std::to_string(record.line) + ": row " +
+          std::to_string(record.row) + ": " + record.rule + ": " + record.reason + "\n");
   }
   if (summary.refused_count > static_cast<int64_t>(summary.refused.size())) {
     print("  and " +
@@ -233,8 +232,9 @@ void print_summary(const TokenizeSummary& summary) {
           " more\n");
   }
   if (summary.turns_without_stop > 0) {
-    print("warning: turns without a trained stop token teach the model to go on for ever;\n"
-          "  fix: end assistant turns with a special token in the chat template\n");
+    print(
+        "warning: turns without a trained stop token teach the model to go on for ever;\n"
+        "  fix: end assistant turns with a special token in the chat template\n");
   }
   print(summary.store + "  " + format_bytes(file_size(summary.store)) + "  digest " +
         summary.digest.substr(0, 16) + "\n");
@@ -247,8 +247,8 @@ int run_tokenize(const Args& args) {
   options.threads = static_cast<int>(args.integer("--threads", 0, 1024));
   const std::string model = args.need("--model");
   std::optional<Progress> bar;
-  const TokenizeSummary summary = tokenize_files(
-      args.positionals(), model, options, [&](int64_t done, int64_t total) {
+  const TokenizeSummary summary =
+      tokenize_files(args.positionals(), model, options, [&](int64_t done, int64_t total) {
         if (!bar) bar.emplace("tokenize", total, "bytes");
         bar->update(done);
       });
@@ -294,8 +294,7 @@ void print_shown(int64_t document, const ShownDocument& shown, const std::string
   print(styled("document " + std::to_string(document) + ": " + file + " row " +
                    std::to_string(shown.source.row) + ": " + format_count(shown.tokens) +
                    " tokens, " + format_count(shown.trained) + " trained" + roles,
-               "2",
-               is_terminal) +
+               "2", is_terminal) +
         "\n");
   for (const ShownSegment& segment : shown.segments) {
     if (!segment.trained) {
@@ -312,7 +311,8 @@ void print_shown(int64_t document, const ShownDocument& shown, const std::string
 std::string file_name(const TokenStore& store, int32_t file) {
   const Json* inputs = store.settings().find("inputs");
   const auto index = static_cast<size_t>(file);
-  if (!inputs || !inputs->is_array() || index >= inputs->size()) return "file " + std::to_string(file);
+  if (!inputs || !inputs->is_array() || index >= inputs->size())
+    return "file " + std::to_string(file);
   return inputs->as_array()[index].at("name").as_string();
 }
 
@@ -322,9 +322,7 @@ int run_show(const Args& args) {
   if (model.empty()) {
     const Json* made_with = store.settings().find("model");
     if (!made_with || !made_with->is_string() || !directory_exists(made_with->as_string())) {
-      fail(ExitCode::kUsage,
-           "the model that made this store is not where it was",
-           store.path(),
+      fail(ExitCode::kUsage, "the model that made this store is not where it was", store.path(),
            "name the model directory with --model DIR");
     }
     model = made_with->as_string();
@@ -359,8 +357,8 @@ int run_show(const Args& args) {
   return 0;
 }
 
-constexpr Option kTokenizer{
-    "--tokenizer", "DIR|FILE", "", "a model directory, tokenizer.json or tokenizer.model"};
+constexpr Option kTokenizer{"--tokenizer", "DIR|FILE", "",
+                            "a model directory, tokenizer.json or tokenizer.model"};
 
 }  // namespace
 
@@ -375,9 +373,7 @@ std::vector<Command> text_commands() {
         {"--out", "STORE.h5", "", "the store; its sidecar STORE.h5.json stands beside it"},
         {"--sequence-len", "N", "0", "longest document in tokens; 0 = any"},
         {"--over-long", "P", "raise", "longer ones: raise, drop or truncate_right"},
-        {"--specials",
-         "P",
-         "refuse",
+        {"--specials", "P", "refuse",
          "special tokens' text in the data: refuse the record, literal, or parse"},
         {"--now", "YYYY-MM-DD", "", "the date for templates that write one"},
         {"--threads", "N", "0", "0 = all cores; the store is the same for any"}},

@@ -38,10 +38,8 @@ void set_named_token(const Json& config,
   if (text.empty()) return;
   const auto found = parts.ids.find(text);
   if (found == parts.ids.end()) {
-    fail(ExitCode::kData,
-         std::string(key) + " \"" + text + "\" is not in the vocabulary",
-         parts.name,
-         "correct tokenizer_config.json");
+    fail(ExitCode::kData, std::string(key) + " \"" + text + "\" is not in the vocabulary",
+         parts.name, "correct tokenizer_config.json");
   }
   id = found->second;
 }
@@ -81,8 +79,7 @@ void fill_missing_ids(const std::string& directory, Tokenizer::Parts& parts) {
   if (!parts.bos && !parts.front.empty()) parts.bos = parts.front.front();
   if (parts.bos && parts.eos) return;
   const auto take = [&](const std::optional<int32_t>& from, std::optional<int32_t>& to) {
-    const bool is_known = from && *from >= 0 &&
-                          static_cast<size_t>(*from) < parts.present.size() &&
+    const bool is_known = from && *from >= 0 && static_cast<size_t>(*from) < parts.present.size() &&
                           parts.present[static_cast<size_t>(*from)];
     if (!to && is_known) to = from;
   };
@@ -123,12 +120,8 @@ std::string digest_of(const std::string& bytes, const Tokenizer::Parts& parts) {
   settings.set("pad", number(parts.pad));
   Json added = Json::array();
   for (const AddedToken& token : parts.added) {
-    added.push_back(Json::array({token.id,
-                                 token.content,
-                                 token.special,
-                                 token.normalized,
-                                 token.lstrip,
-                                 token.rstrip}));
+    added.push_back(Json::array(
+        {token.id, token.content, token.special, token.normalized, token.lstrip, token.rstrip}));
   }
   settings.set("added", added);
   settings.set("prefix", static_cast<int>(parts.prefix));
@@ -145,9 +138,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
     file = join_path(path, "tokenizer.json");
     if (!file_exists(file)) file = join_path(path, "tokenizer.model");
     if (!file_exists(file)) {
-      fail(ExitCode::kIo,
-           "the directory holds neither tokenizer.json nor tokenizer.model",
-           path,
+      fail(ExitCode::kIo, "the directory holds neither tokenizer.json nor tokenizer.model", path,
            "name a model directory, a tokenizer.json or a tokenizer.model");
     }
   }

@@ -10,8 +10,8 @@
 namespace graft::data {
 namespace {
 
-constexpr std::array<std::string_view, 6> kRoleNames = {
-    "template", "system", "user", "assistant", "tool", "text"};
+constexpr std::array<std::string_view, 6> kRoleNames = {"template",  "system", "user",
+                                                        "assistant", "tool",   "text"};
 constexpr std::array<std::string_view, 6> kRefusalNames = {
     "none", "template", "special_in_content", "nothing_trained", "too_long", "double_bos"};
 
@@ -51,9 +51,7 @@ RenderInput render_input(const Record& record, size_t messages, const MaskOption
 
 const ChatTemplate& need_template(const ChatTemplate* chat) {
   if (chat) return *chat;
-  fail(ExitCode::kUsage,
-       "the model has no chat template, and these records have turns",
-       "",
+  fail(ExitCode::kUsage, "the model has no chat template, and these records have turns", "",
        "add chat_template.jinja to the model directory, or give records of the form {\"text\": …}");
 }
 
@@ -263,7 +261,10 @@ class TurnFinder {
   const MaskOptions& options_;
 };
 
-void set_roles(const Record& record, const Rendered& rendered, const Encoding& encoding, Document& doc) {
+void set_roles(const Record& record,
+               const Rendered& rendered,
+               const Encoding& encoding,
+               Document& doc) {
   doc.role.assign(encoding.ids.size(), static_cast<uint8_t>(Role::kTemplate));
   auto piece = rendered.pieces.begin();
   for (size_t i = 0; i < encoding.ids.size(); ++i) {
@@ -316,9 +317,9 @@ Document checked(Document doc, const Tokenizer& tokenizer, const MaskOptions& op
   const auto length = static_cast<int64_t>(doc.ids.size());
   if (options.sequence_len > 0 && length > options.sequence_len) {
     if (options.over_long != OverLong::kTruncateRight) {
-      return refused(Refusal::kTooLong,
-                     "the document has " + std::to_string(length) + " tokens, sequence_len is " +
-                         std::to_string(options.sequence_len));
+      return refused(Refusal::kTooLong, "the document has " + std::to_string(length) +
+                                            " tokens, sequence_len is " +
+                                            std::to_string(options.sequence_len));
     }
     doc.truncated = length - options.sequence_len;
     const auto kept = static_cast<size_t>(options.sequence_len);
@@ -326,7 +327,8 @@ Document checked(Document doc, const Tokenizer& tokenizer, const MaskOptions& op
     doc.loss.resize(kept);
     doc.role.resize(kept);
   }
-  doc.supervised = std::count_if(doc.loss.begin(), doc.loss.end(), [](uint8_t w) { return w != 0; });
+  doc.supervised =
+      std::count_if(doc.loss.begin(), doc.loss.end(), [](uint8_t w) { return w != 0; });
   if (doc.supervised == 0) {
     return refused(doc.truncated > 0 ? Refusal::kTooLong : Refusal::kNothingTrained,
                    doc.truncated > 0 ? "no trained token is left of the first " +
@@ -379,7 +381,9 @@ Document encode_text_record(const Record& record,
 
 }  // namespace
 
-std::string_view role_name(Role role) { return kRoleNames[static_cast<size_t>(role)]; }
+std::string_view role_name(Role role) {
+  return kRoleNames[static_cast<size_t>(role)];
+}
 
 Role role_of(std::string_view name) {
   if (name == "system" || name == "developer") return Role::kSystem;

@@ -6,8 +6,8 @@
 //     the turn's stop token (the first special token there; without one, the text there that the
 //     conversation's last turn ends with as well).
 // What the generation prompt supplies when the model is served (role header, an empty think block)
-// is not trained; white space between it and what the message says is (the model writes it). A token
-// that straddles a border is not trained, and counted. A message with `"train": false` or
+// is not trained; white space between it and what the message says is (the model writes it). A
+// token that straddles a border is not trained, and counted. A message with `"train": false` or
 // `"weight": 0` is not trained. BOS stands in front exactly once where the tokenizer adds one,
 // whether the template writes it or not.
 //
@@ -94,8 +94,8 @@ Document encode_record(const Record& record,
 
 // What the model reads before it answers: the messages in front of the last assistant turn (all of
 // them when there is none) and the generation prompt, with the BOS of encode_record, so that
-// a record's prompt is the beginning of its document. For kText: BOS alone. Errors: kUsage (no template), kData (the template raised, a
-// special token in content under kRefuse).
+// a record's prompt is the beginning of its document. For kText: BOS alone. Errors: kUsage (no
+// template), kData (the template raised, a special token in content under kRefuse).
 std::vector<int32_t> encode_prompt(const Record& record,
                                    const Tokenizer& tokenizer,
                                    const ChatTemplate* chat,

@@ -75,8 +75,8 @@ std::vector<PackedRow> pack(std::span<const int64_t> lengths, const PackOptions&
 
   std::vector<PackedRow> shuffled;
   shuffled.reserve(rows.size());
-  for (const int64_t row : keyed_permutation(
-           static_cast<int64_t>(rows.size()), options.seed, epoch * 2 + kRowStream)) {
+  for (const int64_t row :
+       keyed_permutation(static_cast<int64_t>(rows.size()), options.seed, epoch * 2 + kRowStream)) {
     shuffled.push_back(std::move(rows[static_cast<size_t>(row)]));
   }
   return shuffled;

@@ -1,9 +1,9 @@
 // tokenizer.model of SentencePiece: BPE models become the same BPE as tokenizer.json's, everything
 // else runs on libsentencepiece.
-#include <sentencepiece_processor.h>
-
 #include <algorithm>
 #include <bit>
+
+#include <sentencepiece_processor.h>
 
 #include "core/error.h"
 #include "data/text/tokenizer_parts.h"
@@ -46,10 +46,8 @@ class WireReader {
 
  private:
   [[noreturn]] void damaged() const {
-    fail(ExitCode::kData,
-         "not a SentencePiece model, or a truncated one",
-         name_ + ": byte " + std::to_string(at_),
-         "copy the file again");
+    fail(ExitCode::kData, "not a SentencePiece model, or a truncated one",
+         name_ + ": byte " + std::to_string(at_), "copy the file again");
   }
   std::string_view take(uint64_t count) {
     if (count > bytes_.size() - at_) damaged();
@@ -80,7 +78,14 @@ class WireReader {
 };
 
 // sentencepiece_model.proto
-enum PieceType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
+enum PieceType {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
 enum ModelType { kUnigram = 1, kBpe = 2 };
 
 struct Piece {
@@ -152,8 +157,8 @@ Model read_model(const std::string& bytes, const std::string& name) {
   return model;
 }
 
-// Every way to make a normal piece from two pieces, the best score first; among equals the lexically
-// longer (left, right) lengths, as Hugging Face's converter orders them.
+// Every way to make a normal piece from two pieces, the best score first; among equals the
+// lexically longer (left, right) lengths, as Hugging Face's converter orders them.
 std::vector<std::pair<std::string, std::string>> merges_of(
     const Model& model, const std::unordered_map<std::string, int32_t>& vocabulary) {
   struct Candidate {
@@ -179,24 +184,19 @@ std::vector<std::pair<std::string, std::string>> merges_of(
       const auto left = vocabulary.find(piece.text.substr(0, cut));
       const auto right = vocabulary.find(piece.text.substr(cut));
       if (left == vocabulary.end() || right == vocabulary.end()) continue;
-      candidates.push_back({piece.score,
-                            left_characters,
-                            characters - left_characters,
-                            index,
-                            static_cast<uint32_t>(cut),
-                            left->second,
-                            right->second});
+      candidates.push_back({piece.score, left_characters, characters - left_characters, index,
+                            static_cast<uint32_t>(cut), left->second, right->second});
     }
-    std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first),
-              candidates.end(),
+    std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
               [](const Candidate& a, const Candidate& b) {
                 return std::pair(a.left, a.right) < std::pair(b.left, b.right);
               });
   }
-  std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-    return std::tuple(a.score, a.left_characters, a.right_characters) >
-           std::tuple(b.score, b.left_characters, b.right_characters);
-  });
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) {
+                     return std::tuple(a.score, a.left_characters, a.right_characters) >
+                            std::tuple(b.score, b.left_characters, b.right_characters);
+                   });
   std::vector<std::pair<std::string, std::string>> merges;
   merges.reserve(candidates.size());
   for (const Candidate& candidate : candidates) {
@@ -224,8 +224,8 @@ void SentencePieceLibrary::encode(std::string_view text,
                                   ByteRange part,
                                   std::vector<int32_t>& ids,
                                   std::vector<ByteRange>* spans) const {
-  const auto result = state_->processor.EncodeAsImmutableProto(text.substr(
-      static_cast<size_t>(part.begin), static_cast<size_t>(part.end - part.begin)));
+  const auto result = state_->processor.EncodeAsImmutableProto(
+      text.substr(static_cast<size_t>(part.begin), static_cast<size_t>(part.end - part.begin)));
   int64_t at = part.begin;
   for (size_t i = 0; i < result.pieces_size(); ++i) {
     const auto& piece = result.pieces(static_cast<int>(i));
@@ -280,8 +280,7 @@ void read_sentencepiece_model(const std::string& bytes,
     if (model.type != kBpe && model.type != kUnigram) {
       fail(ExitCode::kData,
            "SentencePiece models of type " + std::to_string(model.type) + " are not supported",
-           name,
-           "graft reads BPE (2) and Unigram (1)");
+           name, "graft reads BPE (2) and Unigram (1)");
     }
     parts.library = std::make_unique<SentencePieceLibrary>(bytes, name);
     return;

@@ -15,8 +15,8 @@ using jinja::Tag;
 using jinja::Value;
 
 // Members of a message that are what it says, not how it is labelled.
-constexpr std::array<std::string_view, 5> kSaidMembers = {
-    "content", "reasoning_content", "reasoning", "thinking", "tool_calls"};
+constexpr std::array<std::string_view, 5> kSaidMembers = {"content", "reasoning_content",
+                                                          "reasoning", "thinking", "tool_calls"};
 
 Value message_value(const Json& message, int32_t index) {
   const Tag field = {Origin::kField, index, 0};
@@ -44,10 +44,7 @@ std::vector<Piece> pieces_of(const jinja::Text& text) {
   std::vector<Piece> pieces;
   int64_t begin = 0;
   for (const jinja::Text::Run& run : text.runs()) {
-    const Piece piece = {begin,
-                         static_cast<int64_t>(run.end),
-                         run.tag.origin,
-                         run.tag.message,
+    const Piece piece = {begin, static_cast<int64_t>(run.end), run.tag.origin, run.tag.message,
                          run.tag.generation > 0};
     begin = piece.end;
     const bool joins = !pieces.empty() && pieces.back().origin == piece.origin &&
@@ -64,13 +61,8 @@ std::vector<Piece> pieces_of(const jinja::Text& text) {
 
 // Special tokens of a settings file, as the variables that transformers gives to a template.
 void add_special_tokens(const Json& settings, Json& variables) {
-  for (const char* name : {"bos_token",
-                           "eos_token",
-                           "unk_token",
-                           "sep_token",
-                           "pad_token",
-                           "cls_token",
-                           "mask_token"}) {
+  for (const char* name : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
+                           "cls_token", "mask_token"}) {
     const Json* value = settings.find(name);
     if (value && value->is_object()) value = value->find("content");
     if (value && value->is_string() && !variables.find(name)) variables.set(name, *value);
@@ -95,8 +87,7 @@ struct ChatTemplate::Program {
 ChatTemplate::ChatTemplate(std::string text, std::string name, Json default_vars) {
   auto program = std::make_unique<Program>();
   program->tree = jinja::parse_template(text, name);
-  program->digest =
-      sha256_hex(sha256_hex(text) + dump_json(default_vars, {.sort_keys = true}));
+  program->digest = sha256_hex(sha256_hex(text) + dump_json(default_vars, {.sort_keys = true}));
   program->text = std::move(text);
   program->name = std::move(name);
   program->default_vars = std::move(default_vars);
@@ -124,7 +115,8 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::string& model_dir,
   for (const Json& entry : value->as_array()) {
     known.push_back(entry.at("name").as_string());
     if (known.back() == wanted) {
-      return ChatTemplate(entry.at("template").as_string(), name + " \"" + wanted + "\"", variables);
+      return ChatTemplate(entry.at("template").as_string(), name + " \"" + wanted + "\"",
+                          variables);
     }
   }
   fail(ExitCode::kData, unknown_name("chat template", wanted, known), name);
@@ -157,9 +149,17 @@ Rendered ChatTemplate::render(const RenderInput& input) const {
   return {result.text.bytes(), pieces_of(result.text), result.generation};
 }
 
-bool ChatTemplate::marks_generation() const { return program_->tree.has_generation; }
-const std::string& ChatTemplate::text() const { return program_->text; }
-const std::string& ChatTemplate::name() const { return program_->name; }
-const std::string& ChatTemplate::digest() const { return program_->digest; }
+bool ChatTemplate::marks_generation() const {
+  return program_->tree.has_generation;
+}
+const std::string& ChatTemplate::text() const {
+  return program_->text;
+}
+const std::string& ChatTemplate::name() const {
+  return program_->name;
+}
+const std::string& ChatTemplate::digest() const {
+  return program_->digest;
+}
 
 }  // namespace graft::data

@@ -48,19 +48,19 @@ std::vector<Token> tokenize_template(std::string_view source, const std::string&
 
 enum class NodeKind : uint8_t {
   // expressions
-  kConst,      // value
-  kName,       // name
-  kGetattr,    // [0].text
-  kGetitem,    // [0][[1]]
-  kSlice,      // [0][[1]:[2]:[3]], absent parts are nullptr
-  kCall,       // [0](children 1.., keywords)
-  kFilter,     // [0] | text(children 1.., keywords); [0] is nullptr in a filter block
-  kTest,       // [0] is text(children 1..)
-  kNegative,   // -[0]
-  kPositive,   // +[0]
-  kBinary,     // [0] text [1]
-  kCompare,    // [0] texts[i] [i + 1] ...
-  kConcat,     // [0] ~ [1] ~ ...
+  kConst,     // value
+  kName,      // name
+  kGetattr,   // [0].text
+  kGetitem,   // [0][[1]]
+  kSlice,     // [0][[1]:[2]:[3]], absent parts are nullptr
+  kCall,      // [0](children 1.., keywords)
+  kFilter,    // [0] | text(children 1.., keywords); [0] is nullptr in a filter block
+  kTest,      // [0] is text(children 1..)
+  kNegative,  // -[0]
+  kPositive,  // +[0]
+  kBinary,    // [0] text [1]
+  kCompare,   // [0] texts[i] [i + 1] ...
+  kConcat,    // [0] ~ [1] ~ ...
   kAnd,
   kOr,
   kNot,

@@ -34,7 +34,9 @@ namespace {
 
 constexpr int kMaxCalls = 200;
 
-[[noreturn]] void bad(const std::string& what) { fail(ExitCode::kData, what); }
+[[noreturn]] void bad(const std::string& what) {
+  fail(ExitCode::kData, what);
+}
 
 enum class Flow { kNormal, kBreak, kContinue };
 
@@ -188,7 +190,8 @@ class Evaluator {
 
   void execute_with(const Node& node, Text& out) {
     std::vector<Value> values;
-    for (size_t i = 1; i < node.children.size(); i += 2) values.push_back(evaluate(*node.children[i]));
+    for (size_t i = 1; i < node.children.size(); i += 2)
+      values.push_back(evaluate(*node.children[i]));
     const Frame frame(*this, scope_);
     for (size_t i = 0; i < values.size(); ++i) assign(*node.children[2 * i], std::move(values[i]));
     execute(node.body, out);
@@ -252,9 +255,8 @@ class Evaluator {
       const Frame frame(*this, scope_);
       if (loop_name_ == kUnknownName) {
         const auto found = std::find(tree_.names.begin(), tree_.names.end(), "loop");
-        loop_name_ = found == tree_.names.end()
-                         ? kNoName
-                         : static_cast<int32_t>(found - tree_.names.begin());
+        loop_name_ = found == tree_.names.end() ? kNoName
+                                                : static_cast<int32_t>(found - tree_.names.begin());
       }
       if (loop_name_ != kNoName) scope_->set(loop_name_, loop_value);
       assign(*node.children[0], items[i]);
@@ -369,8 +371,8 @@ class Evaluator {
     {
       const Frame frame(*this, macro.scope);
       for (const auto& keyword : arguments.keywords) {
-        const bool is_known = std::any_of(
-            node.parameters.begin(), node.parameters.end(), [&](int32_t parameter) {
+        const bool is_known =
+            std::any_of(node.parameters.begin(), node.parameters.end(), [&](int32_t parameter) {
               return tree_.names[static_cast<size_t>(parameter)] == keyword.first;
             });
         if (!is_known) {
@@ -381,9 +383,7 @@ class Evaluator {
         const std::string& name = tree_.names[static_cast<size_t>(node.parameters[i])];
         const Node* fallback = node.keywords[i].second.get();
         const Value* given = arguments.find(i, name);
-        Value value = given      ? *given
-                      : fallback ? evaluate(*fallback)
-                                 : Value::undefined(name);
+        Value value = given ? *given : fallback ? evaluate(*fallback) : Value::undefined(name);
         scope_->set(node.parameters[i], std::move(value));
       }
       if (caller) {
@@ -455,9 +455,7 @@ class Evaluator {
     if (arguments.positional.empty()) bad("strftime_now needs a format");
     const std::string format = need_text(arguments.positional[0], "strftime_now").bytes();
     if (input_.now.empty()) {
-      fail(ExitCode::kData,
-           "the template writes today's date",
-           "",
+      fail(ExitCode::kData, "the template writes today's date", "",
            "give the date as YYYY-MM-DD, so that the same data gives the same tokens every day");
     }
     std::tm date{};
@@ -516,7 +514,7 @@ class Evaluator {
 
   Value filtered(const Node& node, const Value* block) {
     const Node* input = node.children[0].get();
-    const Value value = !input                           ? *block
+    const Value value = !input                                      ? *block
                         : block && input->kind == NodeKind::kFilter ? filtered(*input, block)
                                                                     : evaluate(*input);
     const Arguments arguments = arguments_of(node);
@@ -627,7 +625,8 @@ class Evaluator {
     if (value.is_undefined()) fail_undefined(value);
     const int64_t sign = node.kind == NodeKind::kNegative ? -1 : 1;
     if (value.is_integer()) return Value::integer(sign * value.as_integer());
-    if (!value.is_number()) bad("bad operand type for a sign: '" + std::string(value.type_name()) + "'");
+    if (!value.is_number())
+      bad("bad operand type for a sign: '" + std::string(value.type_name()) + "'");
     return Value(Value::Data(static_cast<double>(sign) * value.as_double()));
   }
 
@@ -696,14 +695,14 @@ class Evaluator {
       Value right = evaluate(*node.children[i + 1]);
       position_ = node.position;
       const std::string& operation = node.texts[i];
-      const bool holds = operation == "==" ? equal(left, right)
-                         : operation == "!=" ? !equal(left, right)
-                         : operation == "in" ? contains(right, left)
+      const bool holds = operation == "=="       ? equal(left, right)
+                         : operation == "!="     ? !equal(left, right)
+                         : operation == "in"     ? contains(right, left)
                          : operation == "not in" ? !contains(right, left)
-                         : operation == "<"  ? less(left, right)
-                         : operation == ">"  ? less(right, left)
-                         : operation == "<=" ? !less(right, left)
-                                             : !less(left, right);
+                         : operation == "<"      ? less(left, right)
+                         : operation == ">"      ? less(right, left)
+                         : operation == "<="     ? !less(right, left)
+                                                 : !less(left, right);
       if (!holds) return Value::boolean(false);
       left = std::move(right);
     }

@@ -9,8 +9,7 @@
 namespace graft::data::jinja {
 
 void fail_at(const std::string& name, Position position, std::string what, std::string fix) {
-  fail(ExitCode::kData,
-       std::move(what),
+  fail(ExitCode::kData, std::move(what),
        name + ":" + std::to_string(position.line) + ":" + std::to_string(position.column),
        std::move(fix));
 }
@@ -35,7 +34,9 @@ std::string normal_newlines(std::string_view source) {
 bool is_name_start(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
 }
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 class Lexer {
  public:
@@ -67,7 +68,9 @@ class Lexer {
     tokens_.push_back({kind, std::move(text), position_of(token_begin_)});
   }
 
-  bool looking_at(std::string_view text) const { return source_.compare(at_, text.size(), text) == 0; }
+  bool looking_at(std::string_view text) const {
+    return source_.compare(at_, text.size(), text) == 0;
+  }
 
   // Plain text up to the next tag, with the tag's white space control applied; then the tag.
   void read_text() {
@@ -101,7 +104,8 @@ class Lexer {
     if (is_last) return;
     token_begin_ = open;
     at_ += 2;
-    if (at_ < source_.size() && (source_[at_] == '-' || (source_[at_] == '+' && kind != '{'))) ++at_;
+    if (at_ < source_.size() && (source_[at_] == '-' || (source_[at_] == '+' && kind != '{')))
+      ++at_;
     if (kind == '#') {
       read_comment();
     } else if (kind == '%' && read_raw()) {
@@ -151,9 +155,8 @@ class Lexer {
       token_begin_ = at_;
       if (at_ >= source_.size()) error("the tag has no end \"" + end + "\"");
       if (depth == 0) {
-        const bool signed_end =
-            (source_[at_] == '-' || (source_[at_] == '+' && is_block)) &&
-            source_.compare(at_ + 1, 2, end) == 0;
+        const bool signed_end = (source_[at_] == '-' || (source_[at_] == '+' && is_block)) &&
+                                source_.compare(at_ + 1, 2, end) == 0;
         if (signed_end || looking_at(end)) {
           const char sign = signed_end ? source_[at_] : ' ';
           add(is_block ? TokenKind::kBlockEnd : TokenKind::kVariableEnd, "");
@@ -211,14 +214,15 @@ class Lexer {
     char32_t value = 0;
     for (size_t i = 0; i < digits; ++i, ++at_) {
       const char c = at_ < source_.size() ? source_[at_] : ' ';
-      const int digit = is_digit(c)              ? c - '0'
+      const int digit = is_digit(c)            ? c - '0'
                         : c >= 'a' && c <= 'f' ? c - 'a' + 10
                         : c >= 'A' && c <= 'F' ? c - 'A' + 10
                                                : -1;
       if (digit < 0) error("a hexadecimal escape needs " + std::to_string(digits) + " digits");
       value = value * 16 + static_cast<char32_t>(digit);
     }
-    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) error("the escape is no character");
+    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000))
+      error("the escape is no character");
     return value;
   }
 
@@ -274,7 +278,8 @@ class Lexer {
     }
     const char c = source_[at_];
     constexpr std::string_view one = "+-*/%~<>=.:|,()[]{}";
-    if (one.find(c) == std::string_view::npos) error(std::string("unexpected character '") + c + "'");
+    if (one.find(c) == std::string_view::npos)
+      error("unexpected character '" + source_.substr(at_, utf8_length(c)) + "'");
     if (c == '(' || c == '[' || c == '{') ++depth;
     if (c == ')' || c == ']' || c == '}') {
       if (depth == 0) error(std::string("unexpected '") + c + "'");

@@ -1,10 +1,10 @@
 #include "data/text/template_library.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <array>
 #include <span>
+
+#include <utf8proc.h>
 
 #include "core/error.h"
 #include "data/text/utf8.h"
@@ -12,7 +12,9 @@
 namespace graft::data::jinja {
 namespace {
 
-[[noreturn]] void bad(const std::string& what) { fail(ExitCode::kData, what); }
+[[noreturn]] void bad(const std::string& what) {
+  fail(ExitCode::kData, what);
+}
 
 enum class Sides { kBoth, kLeft, kRight };
 
@@ -91,8 +93,8 @@ Value split_lines(Budget& budget, const Value& self, const Arguments& arguments)
   for (size_t at = 0; at < text.size();) {
     const char32_t c = utf8_at(text.bytes(), at);
     const size_t length = utf8_length(text.bytes()[at]);
-    const bool is_end = (c >= 10 && c <= 13) || (c >= 0x1C && c <= 0x1E) || c == 0x85 ||
-                        c == 0x2028 || c == 0x2029;
+    const bool is_end =
+        (c >= 10 && c <= 13) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
     size_t next = at + length;
     if (is_end) {
       lines.push_back(Value::string(text.part(begin, at)));
@@ -126,8 +128,7 @@ Value replace(Budget& budget, const Text& text, const Value& from, const Value& 
     }
     if (begin == text.size() && (most < 0 || done < most)) add_fresh();
   } else {
-    for (size_t at = text.bytes().find(old);
-         at != std::string::npos && (most < 0 || done < most);
+    for (size_t at = text.bytes().find(old); at != std::string::npos && (most < 0 || done < most);
          at = text.bytes().find(old, begin), ++done) {
       result.append(text, begin, at);
       add_fresh();
@@ -235,24 +236,30 @@ Value strip_method(const Value& self, const Arguments& arguments, Sides sides) {
 }
 
 constexpr std::array kStringMethods = {
-    MethodRow{"strip", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"strip",
+              [](Budget&, const Value& s, const Arguments& a) {
                 return strip_method(s, a, Sides::kBoth);
               }},
-    MethodRow{"lstrip", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"lstrip",
+              [](Budget&, const Value& s, const Arguments& a) {
                 return strip_method(s, a, Sides::kLeft);
               }},
-    MethodRow{"rstrip", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"rstrip",
+              [](Budget&, const Value& s, const Arguments& a) {
                 return strip_method(s, a, Sides::kRight);
               }},
     MethodRow{"split", split},
     MethodRow{"splitlines", split_lines},
-    MethodRow{"startswith", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"startswith",
+              [](Budget&, const Value& s, const Arguments& a) {
                 return Value::boolean(has_affix(s, a, false));
               }},
-    MethodRow{"endswith", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"endswith",
+              [](Budget&, const Value& s, const Arguments& a) {
                 return Value::boolean(has_affix(s, a, true));
               }},
-    MethodRow{"replace", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"replace",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(3, {"count"});
                 if (a.positional.size() < 2) bad("replace needs two strings");
                 const Value* count = a.find(2, "count");
@@ -260,23 +267,28 @@ constexpr std::array kStringMethods = {
                 return replace(b, *s.text(), a.positional[0], a.positional[1],
                                count ? count->as_integer() : -1);
               }},
-    MethodRow{"upper", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"upper",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 return change_case(b, *s.text(), Case::kUpper);
               }},
-    MethodRow{"lower", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"lower",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 return change_case(b, *s.text(), Case::kLower);
               }},
-    MethodRow{"title", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"title",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 return change_case(b, *s.text(), Case::kTitle);
               }},
-    MethodRow{"capitalize", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"capitalize",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 return change_case(b, *s.text(), Case::kCapitalize);
               }},
-    MethodRow{"join", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"join",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(1);
                 if (a.positional.empty()) bad("join needs a list");
                 const std::vector<Value> items = items_of(b, a.positional[0]);
@@ -284,7 +296,8 @@ constexpr std::array kStringMethods = {
                 return join(b, items, *s.text());
               }},
     MethodRow{"format", format},
-    MethodRow{"find", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"find",
+              [](Budget&, const Value& s, const Arguments& a) {
                 a.allow(1);
                 if (a.positional.empty()) bad("find needs a string");
                 const std::string& text = s.text()->bytes();
@@ -293,7 +306,8 @@ constexpr std::array kStringMethods = {
                 return Value::integer(
                     static_cast<int64_t>(utf8_count(std::string_view(text).substr(0, at))));
               }},
-    MethodRow{"count", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"count",
+              [](Budget&, const Value& s, const Arguments& a) {
                 a.allow(1);
                 if (a.positional.empty()) bad("count needs a string");
                 const std::string& part = need_text(a.positional[0], "count").bytes();
@@ -310,12 +324,12 @@ constexpr std::array kStringMethods = {
 
 // Python's other string methods: known to be missing, so that they are refused and not undefined.
 constexpr std::array<std::string_view, 32> kOtherStringMethods = {
-    "casefold",  "center",     "encode",     "expandtabs",   "format_map",
-    "index",     "isalnum",    "isalpha",    "isascii",      "isdecimal",    "isdigit",
-    "isidentifier", "islower", "isnumeric",  "isprintable",  "isspace",      "istitle",
-    "isupper",   "ljust",      "maketrans",  "partition",    "removeprefix", "removesuffix",
-    "rfind",     "rindex",     "rjust",      "rpartition",   "rsplit",       "swapcase",
-    "translate", "zfill",      "__len__"};
+    "casefold", "center",    "encode",      "expandtabs",   "format_map",   "index",
+    "isalnum",  "isalpha",   "isascii",     "isdecimal",    "isdigit",      "isidentifier",
+    "islower",  "isnumeric", "isprintable", "isspace",      "istitle",      "isupper",
+    "ljust",    "maketrans", "partition",   "removeprefix", "removesuffix", "rfind",
+    "rindex",   "rjust",     "rpartition",  "rsplit",       "swapcase",     "translate",
+    "zfill",    "__len__"};
 
 Value dict_items(Budget& budget, const Dict& dict) {
   std::vector<Value> items;
@@ -328,7 +342,8 @@ Value dict_items(Budget& budget, const Dict& dict) {
 }
 
 constexpr std::array kDictMethods = {
-    MethodRow{"get", [](Budget&, const Value& s, const Arguments& a) {
+    MethodRow{"get",
+              [](Budget&, const Value& s, const Arguments& a) {
                 a.allow(2);
                 if (a.positional.empty()) bad("get needs a key");
                 const Text* key = a.positional[0].text();
@@ -336,15 +351,18 @@ constexpr std::array kDictMethods = {
                 if (found) return *found;
                 return a.positional.size() > 1 ? a.positional[1] : Value::none();
               }},
-    MethodRow{"items", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"items",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 return dict_items(b, *s.dict());
               }},
-    MethodRow{"keys", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"keys",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 return Value::list(items_of(b, s));
               }},
-    MethodRow{"values", [](Budget& b, const Value& s, const Arguments& a) {
+    MethodRow{"values",
+              [](Budget& b, const Value& s, const Arguments& a) {
                 a.allow(0);
                 std::vector<Value> values;
                 for (const auto& item : s.dict()->items) values.push_back(item.second);
@@ -355,8 +373,8 @@ constexpr std::array kDictMethods = {
 constexpr std::array<std::string_view, 7> kOtherDictMethods = {
     "clear", "copy", "fromkeys", "pop", "popitem", "setdefault", "update"};
 constexpr std::array<std::string_view, 11> kOtherListMethods = {
-    "append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse",
-    "sort"};
+    "append", "clear", "copy",   "count",   "extend", "index",
+    "insert", "pop",   "remove", "reverse", "sort"};
 
 const MethodRow* find_method(std::span<const MethodRow> rows, std::string_view name) {
   const auto row =
@@ -381,8 +399,12 @@ const Value& only(const Arguments& arguments) {
   return arguments.positional[0];
 }
 
-bool is_equal(const Value& v, const Arguments& a) { return equal(v, only(a)); }
-bool is_different(const Value& v, const Arguments& a) { return !equal(v, only(a)); }
+bool is_equal(const Value& v, const Arguments& a) {
+  return equal(v, only(a));
+}
+bool is_different(const Value& v, const Arguments& a) {
+  return !equal(v, only(a));
+}
 bool is_sequence(const Value& v, const Arguments&) {
   return v.text() || v.list() || v.dict() || v.is_undefined();
 }
@@ -404,14 +426,18 @@ constexpr std::array kTests = {
     TestRow{"sequence", is_sequence},
     TestRow{"iterable", is_sequence},
     TestRow{"callable", [](const Value& v, const Arguments&) { return v.callable() != nullptr; }},
-    TestRow{"odd", [](const Value& v, const Arguments&) {
-              return v.is_integer() ? v.as_integer() % 2 != 0 : (bad("odd needs an integer"), false);
+    TestRow{"odd",
+            [](const Value& v, const Arguments&) {
+              return v.is_integer() ? v.as_integer() % 2 != 0
+                                    : (bad("odd needs an integer"), false);
             }},
-    TestRow{"even", [](const Value& v, const Arguments&) {
+    TestRow{"even",
+            [](const Value& v, const Arguments&) {
               return v.is_integer() ? v.as_integer() % 2 == 0
                                     : (bad("even needs an integer"), false);
             }},
-    TestRow{"divisibleby", [](const Value& v, const Arguments& a) {
+    TestRow{"divisibleby",
+            [](const Value& v, const Arguments& a) {
               if (!v.is_integer() || !only(a).is_integer() || only(a).as_integer() == 0) {
                 bad("divisibleby needs integers other than 0");
               }
@@ -532,10 +558,9 @@ Value sorted_pairs(Budget& budget, const Value& v, const Arguments& a) {
 
 Arguments tail(const Arguments& arguments, size_t from) {
   Arguments rest;
-  rest.positional.assign(
-      arguments.positional.begin() +
-          static_cast<std::ptrdiff_t>(std::min(from, arguments.positional.size())),
-      arguments.positional.end());
+  rest.positional.assign(arguments.positional.begin() + static_cast<std::ptrdiff_t>(std::min(
+                                                            from, arguments.positional.size())),
+                         arguments.positional.end());
   return rest;
 }
 
@@ -681,7 +706,8 @@ Value case_filter(Budget& budget, const Value& v, const Arguments& a, Case chang
 }
 
 constexpr std::array kFilters = {
-    FilterRow{"trim", [](Budget&, const Value& v, const Arguments& a) {
+    FilterRow{"trim",
+              [](Budget&, const Value& v, const Arguments& a) {
                 a.allow(1, {"chars"});
                 return Value::string(strip(to_text(v), Sides::kBoth, a.find(0, "chars")));
               }},
@@ -691,16 +717,20 @@ constexpr std::array kFilters = {
     FilterRow{"default", default_filter},
     FilterRow{"d", default_filter},
     FilterRow{"join", join_filter},
-    FilterRow{"upper", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"upper",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return case_filter(b, v, a, Case::kUpper);
               }},
-    FilterRow{"lower", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"lower",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return case_filter(b, v, a, Case::kLower);
               }},
-    FilterRow{"capitalize", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"capitalize",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return case_filter(b, v, a, Case::kCapitalize);
               }},
-    FilterRow{"replace", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"replace",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 a.allow(3, {"count"});
                 if (a.positional.size() < 2) bad("replace needs two strings");
                 const Value* count = a.find(2, "count");
@@ -712,39 +742,44 @@ constexpr std::array kFilters = {
     FilterRow{"items", items_filter},
     FilterRow{"dictsort", sorted_pairs},
     FilterRow{"map", map_filter},
-    FilterRow{"select", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"select",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return select(b, v, a, Keep::kPassing, Subject::kItem);
               }},
-    FilterRow{"reject", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"reject",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return select(b, v, a, Keep::kFailing, Subject::kItem);
               }},
-    FilterRow{"selectattr", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"selectattr",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return select(b, v, a, Keep::kPassing, Subject::kAttribute);
               }},
-    FilterRow{"rejectattr", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"rejectattr",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 return select(b, v, a, Keep::kFailing, Subject::kAttribute);
               }},
-    FilterRow{"string", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"string",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 a.allow(0);
                 return b.string(to_text(v));
               }},
-    FilterRow{"safe", [](Budget& b, const Value& v, const Arguments& a) {
+    FilterRow{"safe",
+              [](Budget& b, const Value& v, const Arguments& a) {
                 a.allow(0);
                 return b.string(to_text(v));
               }},
-    FilterRow{"first", [](Budget& b, const Value& v, const Arguments& a) {
-                return end_item(b, v, a, false);
-              }},
-    FilterRow{"last", [](Budget& b, const Value& v, const Arguments& a) {
-                return end_item(b, v, a, true);
-              }},
+    FilterRow{
+        "first",
+        [](Budget& b, const Value& v, const Arguments& a) { return end_item(b, v, a, false); }},
+    FilterRow{
+        "last",
+        [](Budget& b, const Value& v, const Arguments& a) { return end_item(b, v, a, true); }},
     FilterRow{"reverse", reverse_filter},
-    FilterRow{"min", [](Budget& b, const Value& v, const Arguments& a) {
-                return extreme(b, v, a, false);
-              }},
-    FilterRow{"max", [](Budget& b, const Value& v, const Arguments& a) {
-                return extreme(b, v, a, true);
-              }},
+    FilterRow{
+        "min",
+        [](Budget& b, const Value& v, const Arguments& a) { return extreme(b, v, a, false); }},
+    FilterRow{"max",
+              [](Budget& b, const Value& v, const Arguments& a) { return extreme(b, v, a, true); }},
     FilterRow{"unique", unique_filter},
     FilterRow{"int", int_filter},
     FilterRow{"indent", indent_filter},
@@ -762,9 +797,7 @@ std::vector<std::string_view> names_of(const Rows& rows) {
 void Budget::charge(int64_t steps) {
   steps_ += steps;
   if (steps_ > kMaxSteps) {
-    fail(ExitCode::kData,
-         "the template took more than " + std::to_string(kMaxSteps) + " steps",
-         "",
+    fail(ExitCode::kData, "the template took more than " + std::to_string(kMaxSteps) + " steps", "",
          "templates of real models take less than 100,000: this one loops");
   }
 }
@@ -777,7 +810,9 @@ void Budget::charge_text(size_t bytes) {
   charge(static_cast<int64_t>(bytes / 16));
 }
 
-void Budget::charge_items(size_t items) { charge(static_cast<int64_t>(items)); }
+void Budget::charge_items(size_t items) {
+  charge(static_cast<int64_t>(items));
+}
 
 Value Budget::string(Text text) {
   charge_text(text.size());
@@ -904,8 +939,8 @@ Value item_of(const Value& value, const Value& key) {
   if (value.is_undefined()) fail_undefined(value);
   if (key.is_integer() && (value.list() || value.text())) {
     const Text* text = value.text();
-    const auto size = static_cast<int64_t>(text ? utf8_count(text->bytes())
-                                                : value.list()->items.size());
+    const auto size =
+        static_cast<int64_t>(text ? utf8_count(text->bytes()) : value.list()->items.size());
     const int64_t index = key.as_integer() < 0 ? key.as_integer() + size : key.as_integer();
     if (index < 0 || index >= size) return Value::undefined("item " + std::to_string(index));
     if (!text) return value.list()->items[static_cast<size_t>(index)];
@@ -926,9 +961,8 @@ bool contains(const Value& container, const Value& item) {
     return text->bytes().find(need_text(item, "in").bytes()) != std::string::npos;
   }
   if (const List* list = container.list()) {
-    return std::any_of(list->items.begin(), list->items.end(), [&](const Value& other) {
-      return equal(item, other);
-    });
+    return std::any_of(list->items.begin(), list->items.end(),
+                       [&](const Value& other) { return equal(item, other); });
   }
   if (const Dict* dict = container.dict()) {
     return item.text() && dict->find(item.text()->bytes());

@@ -50,8 +50,8 @@ class Parser {
   [[noreturn]] void error_here(const std::string& expected) const {
     const Token& found = token();
     error("expected " + expected + ", got " +
-          (found.kind == TokenKind::kEnd        ? "the end of the template"
-           : found.kind == TokenKind::kBlockEnd ? "the end of the block"
+          (found.kind == TokenKind::kEnd           ? "the end of the template"
+           : found.kind == TokenKind::kBlockEnd    ? "the end of the block"
            : found.kind == TokenKind::kVariableEnd ? "the end of the expression"
                                                    : "\"" + found.text + "\""));
   }
@@ -186,9 +186,7 @@ class Parser {
       expect_block_end();
       return make(word == "break" ? NodeKind::kBreak : NodeKind::kContinue, position);
     }
-    fail_at(name_,
-            position,
-            "the statement \"" + word + "\" is not supported",
+    fail_at(name_, position, "the statement \"" + word + "\" is not supported",
             "graft knows if, for, set, macro, call, filter, generation, with, break, continue");
   }
 
@@ -246,8 +244,8 @@ class Parser {
       }
       NodePtr node = make(NodeKind::kName);
       node->text = expect_name();
-      constexpr std::array<std::string_view, 6> constants = {
-          "true", "True", "false", "False", "none", "None"};
+      constexpr std::array<std::string_view, 6> constants = {"true",  "True", "false",
+                                                             "False", "none", "None"};
       if (std::find(constants.begin(), constants.end(), node->text) != constants.end() ||
           (node->text == "loop")) {
         fail_at(name_, node->position, "cannot assign to \"" + node->text + "\"");
@@ -362,8 +360,7 @@ class Parser {
     NodePtr value = parse_or();
     while (skip_word("if")) {
       NodePtr condition = parse_or();
-      NodePtr node =
-          make(NodeKind::kConditional, position, std::move(condition), std::move(value));
+      NodePtr node = make(NodeKind::kConditional, position, std::move(condition), std::move(value));
       node->children.push_back(skip_word("else") ? parse_expression() : nullptr);
       value = std::move(node);
     }
@@ -673,8 +670,8 @@ class Parser {
       parse_arguments(*node);
     } else if (kind == TokenKind::kString || kind == TokenKind::kInteger ||
                kind == TokenKind::kFloat || is_operator("[") || is_operator("{") ||
-               (kind == TokenKind::kName && !is_word("else") && !is_word("or") &&
-                !is_word("and") && !is_word("not") && !is_word("if") && !is_word("in"))) {
+               (kind == TokenKind::kName && !is_word("else") && !is_word("or") && !is_word("and") &&
+                !is_word("not") && !is_word("if") && !is_word("in"))) {
       if (is_word("is")) error("tests cannot be chained with is");
       node->children.push_back(parse_postfix(parse_primary()));
     }

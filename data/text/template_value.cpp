@@ -1,11 +1,11 @@
 #include "data/text/template_value.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
+
+#include <utf8proc.h>
 
 #include "core/error.h"
 #include "data/text/utf8.h"
@@ -27,8 +27,8 @@ void Text::append(std::string_view bytes, Tag tag) {
 }
 
 size_t Text::run_at(size_t at) const {
-  const auto run = std::upper_bound(
-      runs_.begin(), runs_.end(), at, [](size_t value, const Run& r) { return value < r.end; });
+  const auto run = std::upper_bound(runs_.begin(), runs_.end(), at,
+                                    [](size_t value, const Run& r) { return value < r.end; });
   return static_cast<size_t>(run - runs_.begin());
 }
 
@@ -154,9 +154,9 @@ bool Value::is_true() const {
 }
 
 std::string_view Value::type_name() const {
-  constexpr std::array<std::string_view, 11> names = {
-      "undefined", "None", "bool",      "int",  "float",   "str",
-      "list",      "dict", "Namespace", "loop", "callable"};
+  constexpr std::array<std::string_view, 11> names = {"undefined", "None", "bool",    "int",
+                                                      "float",     "str",  "list",    "dict",
+                                                      "Namespace", "loop", "callable"};
   if (const List* value = list(); value && value->is_tuple) return "tuple";
   return names[data_.index()];
 }
@@ -205,9 +205,9 @@ std::string float_text(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
   std::array<char, 64> buffer{};
-  const auto end =
-      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::scientific)
-          .ptr;
+  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
+                                 std::chars_format::scientific)
+                       .ptr;
   const std::string scientific(buffer.data(), end);
   const size_t e = scientific.find('e');
   const int exponent = std::stoi(scientific.substr(e + 1));
@@ -215,7 +215,8 @@ std::string float_text(double value) {
     return scientific;
   }
   const auto fixed =
-      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::fixed).ptr;
+      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::fixed)
+          .ptr;
   std::string text(buffer.data(), fixed);
   if (text.find('.') == std::string::npos) text += ".0";
   return text;
@@ -317,9 +318,8 @@ class JsonWriter {
     if (const Text* text = value.text()) {
       write_string(*text, tag);
     } else if (const List* list = value.list()) {
-      write_items('[', ']', list->items.size(), level, tag, [&](size_t i) {
-        write(list->items[i], level + 1);
-      });
+      write_items('[', ']', list->items.size(), level, tag,
+                  [&](size_t i) { write(list->items[i], level + 1); });
     } else if (const Dict* dict = value.dict()) {
       std::vector<size_t> order(dict->items.size());
       for (size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -359,7 +359,8 @@ class JsonWriter {
   }
 
   template <class WriteItem>
-  void write_items(char open, char close, size_t count, int64_t level, Tag tag, const WriteItem& item) {
+  void write_items(
+      char open, char close, size_t count, int64_t level, Tag tag, const WriteItem& item) {
     out_.append(std::string_view(&open, 1), tag);
     for (size_t i = 0; i < count; ++i) {
       if (i > 0) separator(format_.item_separator, tag);

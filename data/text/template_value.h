@@ -81,9 +81,7 @@ class Value {
   static Value string(Text text) {
     return Value(Data(std::make_shared<const Text>(std::move(text))));
   }
-  static Value string(std::string text, Tag tag = {}) {
-    return string(Text(std::move(text), tag));
-  }
+  static Value string(std::string text, Tag tag = {}) { return string(Text(std::move(text), tag)); }
   // Errors: kData when nested deeper than kMaxNesting.
   static Value list(std::vector<Value> items, bool is_tuple = false, Tag tag = {});
   static Value dict(std::vector<std::pair<std::shared_ptr<const Text>, Value>> items, Tag tag = {});
@@ -95,8 +93,8 @@ class Value {
   }
   bool is_undefined() const { return get<Undefined>() != nullptr; }
   bool is_none() const { return get<None>() != nullptr; }
-  const Text* text() const;      // nullptr when this is no string
-  const List* list() const;      // list or tuple
+  const Text* text() const;  // nullptr when this is no string
+  const List* list() const;  // list or tuple
   const Dict* dict() const;
   Namespace* name_space() const;
   Loop* loop() const;

@@ -95,8 +95,8 @@ TokenStore TokenStore::open(const std::string& path) {
   TokenStore store(path);
   const std::span<const std::byte> file = store.file_.bytes();
   if (sidecar.at("bytes").as_int() != static_cast<int64_t>(file.size())) {
-    damaged("the store must have " + std::to_string(sidecar.at("bytes").as_int()) +
-                " bytes, got " + std::to_string(file.size()),
+    damaged("the store must have " + std::to_string(sidecar.at("bytes").as_int()) + " bytes, got " +
+                std::to_string(file.size()),
             path);
   }
   std::array<std::span<const std::byte>, kStoreArrayCount> arrays;
@@ -181,8 +181,7 @@ void check_store_matches(const TokenStore& store,
     fail(ExitCode::kData,
          std::string("the store belongs to another model: its ") + member + " is " +
              (found ? text(*found) : "unknown") + ", the model's is " + text(expected),
-         store.path(),
-         "tokenize the data again with this model");
+         store.path(), "tokenize the data again with this model");
   };
   check("tokenizer", tokenizer.digest());
   check("template", chat ? Json(chat->digest()) : Json());

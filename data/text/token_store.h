@@ -72,7 +72,8 @@ class TokenStore {
   // {"tokenizer": sha256, "template": sha256 or null, "policy": {…}, "inputs": [{"name", "sha256",
   //  "bytes"}], "model": directory, …}
   const Json& settings() const { return settings_; }
-  // The content address: SHA-256 over the format's version and the settings without file names and "model".
+  // The content address: SHA-256 over the format's version and the settings without file names and
+  // "model".
   const std::string& digest() const { return digest_; }
   const std::string& path() const { return file_.path(); }
 

@@ -11,7 +11,7 @@ namespace graft::data {
 
 constexpr std::string_view kStoreFormat = "graft-token-store";
 constexpr int64_t kStoreVersion = 1;
-constexpr int64_t kStoreAlignment = 4096;          // a page: the arrays are mapped
+constexpr int64_t kStoreAlignment = 4096;               // a page: the arrays are mapped
 constexpr int64_t kStoreBlockBytes = int64_t{1} << 20;  // one XXH3 each
 constexpr int64_t kWeightCount = 256;
 constexpr int kFileShift = 40;  // source = file << 40 | row

@@ -1,12 +1,12 @@
-#include <fcntl.h>
-#include <hdf5.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <functional>
 #include <mutex>
+
+#include <fcntl.h>
+#include <hdf5.h>
+#include <unistd.h>
 
 #include "core/error.h"
 #include "core/hash.h"
@@ -20,7 +20,8 @@ static_assert(std::endian::native == std::endian::little, "the store is little-e
 
 class Descriptor {
  public:
-  Descriptor(const std::string& path, int flags) : path_(path), fd_(open(path.c_str(), flags, 0644)) {
+  Descriptor(const std::string& path, int flags)
+      : path_(path), fd_(open(path.c_str(), flags, 0644)) {
     if (fd_ < 0) fail_io("cannot open", path);
   }
   ~Descriptor() {
@@ -120,13 +121,16 @@ hid_t hdf5_type(StoreArrayIndex array) {
   }
 }
 
-void write_attribute(hid_t file, const char* name, const std::string& text, const std::string& path) {
+void write_attribute(hid_t file,
+                     const char* name,
+                     const std::string& text,
+                     const std::string& path) {
   const Hdf5Id type(H5Tcopy(H5T_C_S1), H5Tclose, path);
   check(H5Tset_size(type.get(), std::max<size_t>(text.size(), 1)), path);
   check(H5Tset_cset(type.get(), H5T_CSET_UTF8), path);
   const Hdf5Id space(H5Screate(H5S_SCALAR), H5Sclose, path);
-  const Hdf5Id attribute(
-      H5Acreate2(file, name, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT), H5Aclose, path);
+  const Hdf5Id attribute(H5Acreate2(file, name, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT),
+                         H5Aclose, path);
   check(H5Awrite(attribute.get(), type.get(), text.c_str()), path);
 }
 
@@ -134,13 +138,16 @@ using ArraySizes = std::array<int64_t, kStoreArrayCount>;  // bytes of each
 
 // Creates the file with room for every array and returns their file offsets. The data itself is
 // written past the library, straight to these offsets.
-ArraySizes create_hdf5(const std::string& path, const ArraySizes& bytes, const std::string& digest) {
+ArraySizes create_hdf5(const std::string& path,
+                       const ArraySizes& bytes,
+                       const std::string& digest) {
   static std::mutex mutex;  // Debian's HDF5 is not thread-safe
   const std::lock_guard lock(mutex);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // its errors are ours to print
   const Hdf5Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, path);
   check(H5Pset_alignment(access.get(), 1, kStoreAlignment), path);
-  const Hdf5Id file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), H5Fclose, path);
+  const Hdf5Id file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), H5Fclose,
+                    path);
   const Hdf5Id layout(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, path);
   check(H5Pset_layout(layout.get(), H5D_CONTIGUOUS), path);
   check(H5Pset_alloc_time(layout.get(), H5D_ALLOC_TIME_EARLY), path);
@@ -151,15 +158,10 @@ ArraySizes create_hdf5(const std::string& path, const ArraySizes& bytes, const s
     const StoreArray& array = kStoreArrays[i];
     const auto count = static_cast<hsize_t>(bytes[i] / array.item_bytes);
     const Hdf5Id space(H5Screate_simple(1, &count, nullptr), H5Sclose, path);
-    const Hdf5Id dataset(H5Dcreate2(file.get(),
-                                    std::string(array.name).c_str(),
-                                    hdf5_type(static_cast<StoreArrayIndex>(i)),
-                                    space.get(),
-                                    H5P_DEFAULT,
-                                    layout.get(),
-                                    H5P_DEFAULT),
-                         H5Dclose,
-                         path);
+    const Hdf5Id dataset(H5Dcreate2(file.get(), std::string(array.name).c_str(),
+                                    hdf5_type(static_cast<StoreArrayIndex>(i)), space.get(),
+                                    H5P_DEFAULT, layout.get(), H5P_DEFAULT),
+                         H5Dclose, path);
     const haddr_t offset = H5Dget_offset(dataset.get());
     if (offset == HADDR_UNDEF || offset % kStoreAlignment != 0) {
       fail(ExitCode::kBug, "HDF5 gave no aligned place for " + std::string(array.name), path);

@@ -101,15 +101,16 @@ class Collector {
     ++summary_.refused_count;
     ++by_rule_[rule];
     if (summary_.refused.size() < kShownRefusals) {
-      summary_.refused.push_back(
-          {files_[static_cast<size_t>(item.raw.file)], item.raw.line, rule, reason});
+      summary_.refused.push_back({files_[static_cast<size_t>(item.raw.file)], item.raw.line,
+                                  item.raw.index, rule, reason});
     }
   }
 
   std::string first_refusal(const std::string& rule) const {
     for (const RefusedRecord& record : summary_.refused) {
       if (rule.empty() || record.rule == rule) {
-        return record.file + ":" + std::to_string(record.line) + ": " + record.reason;
+        return record.file + ":" + std::to_string(record.line) + ": row " +
+               std::to_string(record.row) + ": " + record.reason;
       }
     }
     return files_.front();
@@ -128,16 +129,14 @@ class Collector {
     if (summary_.documents == 0) {
       fail(ExitCode::kData,
            "none of the " + format_count(summary_.records) + " records gives a document",
-           first_refusal(""),
-           "correct the records, or the model's chat template");
+           first_refusal(""), "correct the records, or the model's chat template");
     }
     if (static_cast<double>(summary_.straddling) >
         kMaxStraddlingTurns * static_cast<double>(summary_.turns)) {
       fail(ExitCode::kData,
            format_count(summary_.straddling) + " tokens straddle the border of the " +
                format_count(summary_.turns) + " trained turns, more than 1 % of them",
-           files_.front(),
-           "the template must part turns by special tokens or line ends");
+           files_.front(), "the template must part turns by special tokens or line ends");
     }
   }
 
@@ -154,8 +153,7 @@ Json tokenize_settings(const std::vector<std::string>& files,
                        const ChatTemplate* chat,
                        const MaskOptions& mask) {
   Json policy = Json::object();
-  policy.set("content_specials",
-             kContentSpecialsNames[static_cast<size_t>(mask.content_specials)]);
+  policy.set("content_specials", kContentSpecialsNames[static_cast<size_t>(mask.content_specials)]);
   policy.set("over_long", kOverLongNames[static_cast<size_t>(mask.over_long)]);
   // Under "raise" the documents do not depend on the length.
   if (mask.over_long != OverLong::kRaise) policy.set("sequence_len", mask.sequence_len);
@@ -192,8 +190,8 @@ TokenizeSummary tokenize_files(const std::vector<std::string>& files,
   settings.set("model", std::filesystem::absolute(model_dir).lexically_normal().string());
   TokenStoreWriter writer(options.out, std::move(settings));
   Collector collector(files, writer);
-  const int threads =
-      options.threads > 0 ? options.threads
+  const int threads = options.threads > 0
+                          ? options.threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 
   const auto encode = [&](Item& item) {

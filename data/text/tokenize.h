@@ -20,7 +20,8 @@ struct TokenizeOptions {
 // A record that was left out.
 struct RefusedRecord {
   std::string file;
-  int64_t line = 0;
+  int64_t line = 0;  // 1-based
+  int64_t row = 0;   // 0-based record of the file
   std::string rule;  // refusal_name(), or "unreadable"
   std::string reason;
 };

@@ -14,10 +14,9 @@ namespace {
 constexpr size_t kMaxTextBytes = size_t{1} << 28;
 
 bool overlaps(std::span<const ByteRange> ranges, int64_t begin, int64_t end) {
-  const auto first = std::upper_bound(
-      ranges.begin(), ranges.end(), begin, [](int64_t at, const ByteRange& range) {
-        return at < range.end;
-      });
+  const auto first =
+      std::upper_bound(ranges.begin(), ranges.end(), begin,
+                       [](int64_t at, const ByteRange& range) { return at < range.end; });
   return first != ranges.end() && first->begin < end;
 }
 
@@ -57,7 +56,8 @@ class Encoder {
   // `source_of` maps positions of `text` to positions of the original text.
   template <class Part>
   void split(std::string_view text, size_t from, const TokenFinder& finder, const Part& part) {
-    split_mapped(text, from, finder, [](size_t at) { return at; }, part);
+    split_mapped(
+        text, from, finder, [](size_t at) { return at; }, part);
   }
 
   template <class Map, class Part>
@@ -136,16 +136,12 @@ class Encoder {
     source.push_back(end);
     const size_t prefix_bytes = parts_.normalizer_prepends ? kWordMark.size() : 0;
     split_mapped(
-        normalized,
-        0,
-        parts_.normalized_finder,
-        [&](size_t at) { return source[at]; },
+        normalized, 0, parts_.normalized_finder, [&](size_t at) { return source[at]; },
         [&](size_t from, size_t to, int32_t added) {
           if (added >= 0) {
             emit(parts_.added[static_cast<size_t>(added)].id, source[from], source[to]);
           } else if (prefix_bytes > 0) {
-            encode_model(source[from],
-                         source[to],
+            encode_model(source[from], source[to],
                          from == 0 ? BpeModel::Prefix::kYes : BpeModel::Prefix::kNo);
           } else {
             encode_model(source[from], source[to], prefix_of(source[from], source[to]));
@@ -258,9 +254,8 @@ void Tokenizer::Parts::add_added_token(AddedToken token) {
   if (token.content.empty()) fail(ExitCode::kData, "an added token is empty", name);
   add_token(token.content, token.id);
   if (token.special) special[static_cast<size_t>(token.id)] = true;
-  const auto same = std::find_if(added.begin(), added.end(), [&](const AddedToken& other) {
-    return other.id == token.id;
-  });
+  const auto same = std::find_if(added.begin(), added.end(),
+                                 [&](const AddedToken& other) { return other.id == token.id; });
   if (same != added.end()) {
     *same = std::move(token);
   } else {
@@ -279,7 +274,14 @@ void Tokenizer::Parts::finish() {
     if (normalizer_prepends) pattern.insert(0, kWordMark);
     if (normalizer_replaces_space) replace_all(pattern, " ", kWordMark);
     normalized_finder.add(pattern, value);
+    normalized_texts[added[i].id] = pattern;
   }
+}
+
+const std::string& Tokenizer::Parts::decoder_text(int32_t id) const {
+  const auto normalized = normalized_texts.find(id);
+  return normalized == normalized_texts.end() ? tokens[static_cast<size_t>(id)]
+                                              : normalized->second;
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
@@ -308,7 +310,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, SkipSpecial skip) co
   std::string bytes;  // of the current run of byte tokens
   bool is_first = true;
   for (const int32_t id : ids) {
-    const std::string& name = token(id);
+    token(id);  // refuses ids that do not exist
     if (skip == SkipSpecial::kYes && is_special(id)) continue;
     const int32_t byte = decoding.byte_fallback ? parts_->byte_values[static_cast<size_t>(id)] : -1;
     if (!decoding.fuse && !is_first) text += ' ';
@@ -317,7 +319,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, SkipSpecial skip) co
     } else {
       text += decoded_bytes(bytes);
       bytes.clear();
-      text += decoded_token(decoding, name, is_first);
+      text += decoded_token(decoding, parts_->decoder_text(id), is_first);
     }
     is_first = false;
   }
@@ -326,11 +328,21 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, SkipSpecial skip) co
   return text;
 }
 
-int64_t Tokenizer::vocab_size() const { return static_cast<int64_t>(parts_->tokens.size()); }
-std::optional<int32_t> Tokenizer::bos_id() const { return parts_->bos; }
-std::optional<int32_t> Tokenizer::eos_id() const { return parts_->eos; }
-std::optional<int32_t> Tokenizer::unk_id() const { return parts_->unk; }
-std::optional<int32_t> Tokenizer::pad_id() const { return parts_->pad; }
+int64_t Tokenizer::vocab_size() const {
+  return static_cast<int64_t>(parts_->tokens.size());
+}
+std::optional<int32_t> Tokenizer::bos_id() const {
+  return parts_->bos;
+}
+std::optional<int32_t> Tokenizer::eos_id() const {
+  return parts_->eos;
+}
+std::optional<int32_t> Tokenizer::unk_id() const {
+  return parts_->unk;
+}
+std::optional<int32_t> Tokenizer::pad_id() const {
+  return parts_->pad;
+}
 
 bool Tokenizer::adds_bos() const {
   return parts_->bos && std::count(parts_->front.begin(), parts_->front.end(), *parts_->bos) > 0;
@@ -345,8 +357,7 @@ const std::string& Tokenizer::token(int32_t id) const {
     fail(ExitCode::kData,
          "the vocabulary has ids 0.." + std::to_string(vocab_size() - 1) + ", got " +
              std::to_string(id),
-         parts_->name,
-         "use the tokenizer that made these ids");
+         parts_->name, "use the tokenizer that made these ids");
   }
   return parts_->tokens[static_cast<size_t>(id)];
 }
@@ -361,8 +372,12 @@ bool Tokenizer::is_special(int32_t id) const {
   return id >= 0 && id < vocab_size() && parts_->special[static_cast<size_t>(id)];
 }
 
-std::string_view Tokenizer::kind() const { return parts_->bpe ? "bpe" : "sentencepiece"; }
-const std::string& Tokenizer::digest() const { return parts_->digest; }
+std::string_view Tokenizer::kind() const {
+  return parts_->bpe ? "bpe" : "sentencepiece";
+}
+const std::string& Tokenizer::digest() const {
+  return parts_->digest;
+}
 
 std::vector<ByteRange> reference_offsets(std::string_view text, const Encoding& encoding) {
   std::vector<ByteRange> offsets = encoding.spans;
@@ -389,24 +404,27 @@ StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, Tokenizer::SkipSpecial 
 
 std::string StreamDecoder::next(int32_t id) {
   const Tokenizer::Parts& parts = *tokenizer_.parts_;
-  const std::string& name = tokenizer_.token(id);
+  tokenizer_.token(id);  // refuses ids that do not exist
   if (skip_ == Tokenizer::SkipSpecial::kYes && tokenizer_.is_special(id)) return "";
   const bool is_first = at_start_;
   at_start_ = false;
   std::string text;
   if (!parts.decoding.fuse && !is_first) text += ' ';
-  const int32_t byte = parts.decoding.byte_fallback ? parts.byte_values[static_cast<size_t>(id)] : -1;
+  const int32_t byte =
+      parts.decoding.byte_fallback ? parts.byte_values[static_cast<size_t>(id)] : -1;
   if (byte >= 0) {
     pending_.push_back(static_cast<char>(byte));
     text += take_complete();
   } else {
     text += flush_pending();
-    text += decoded_token(parts.decoding, name, is_first);
+    text += decoded_token(parts.decoding, parts.decoder_text(id), is_first);
   }
   return strip(std::move(text));
 }
 
-std::string StreamDecoder::finish() { return strip(flush_pending()); }
+std::string StreamDecoder::finish() {
+  return strip(flush_pending());
+}
 
 std::string StreamDecoder::flush_pending() {
   std::string text;

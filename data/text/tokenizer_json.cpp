@@ -10,13 +10,13 @@ namespace graft::data {
 namespace {
 
 [[noreturn]] void refuse(const std::string& what, const std::string& name) {
-  fail(ExitCode::kData,
-       what + " is not supported",
-       name,
+  fail(ExitCode::kData, what + " is not supported", name,
        "graft reads SentencePiece-style BPE: Prepend/Replace or Metaspace, byte fallback");
 }
 
-std::string type_of(const Json& step) { return step.at("type").as_string(); }
+std::string type_of(const Json& step) {
+  return step.at("type").as_string();
+}
 
 // A member that is absent or null reads as `fallback`.
 bool flag(const Json& object, std::string_view key, bool fallback) {
@@ -24,7 +24,9 @@ bool flag(const Json& object, std::string_view key, bool fallback) {
   return value && !value->is_null() ? value->as_bool() : fallback;
 }
 
-bool is_set(const Json* value) { return value && !value->is_null(); }
+bool is_set(const Json* value) {
+  return value && !value->is_null();
+}
 
 // The steps of a Sequence (under `member`), or the step itself; none for null.
 std::vector<const Json*> steps_of(const Json* value, std::string_view member) {
@@ -84,7 +86,7 @@ void read_pre_tokenizer(const Json* value,
     }
     if (parts.normalizer_prepends) refuse("pre_tokenizer Metaspace after Prepend", name);
     const Json* scheme = step->find("prepend_scheme");
-    const std::string prepend = is_set(scheme) ? scheme->as_string()
+    const std::string prepend = is_set(scheme)                          ? scheme->as_string()
                                 : flag(*step, "add_prefix_space", true) ? "always"
                                                                         : "never";
     if (prepend == "always") {
@@ -148,8 +150,8 @@ void read_post_processor(const Json* value, const std::string& name, Tokenizer::
       const int64_t number = id.as_int();
       if (number < 0 || number >= static_cast<int64_t>(parts.tokens.size())) {
         fail(ExitCode::kData,
-             "post_processor names token id " + std::to_string(number) +
-                 ", the vocabulary has " + std::to_string(parts.tokens.size()),
+             "post_processor names token id " + std::to_string(number) + ", the vocabulary has " +
+                 std::to_string(parts.tokens.size()),
              name);
       }
       (behind ? parts.back : parts.front).push_back(static_cast<int32_t>(number));
@@ -182,8 +184,7 @@ std::vector<std::pair<std::string, std::string>> read_merges(const Json& model,
     const std::string& text = item.as_string();
     const size_t space = text.find(' ');
     if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-      fail(ExitCode::kData,
-           "a merge must be two tokens apart by one space, got \"" + text + "\"",
+      fail(ExitCode::kData, "a merge must be two tokens apart by one space, got \"" + text + "\"",
            name + ":" + std::to_string(item.mark().line));
     }
     merges.emplace_back(text.substr(0, space), text.substr(space + 1));
@@ -211,7 +212,8 @@ void read_tokenizer_json(const std::string& text,
   if (is_set(unk)) {
     const auto found = parts.ids.find(unk->as_string());
     if (found == parts.ids.end()) {
-      fail(ExitCode::kData, "unk_token \"" + unk->as_string() + "\" is not in the vocabulary", name);
+      fail(ExitCode::kData, "unk_token \"" + unk->as_string() + "\" is not in the vocabulary",
+           name);
     }
     rules.unk = found->second;
     parts.unk = found->second;

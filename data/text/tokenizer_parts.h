@@ -38,7 +38,7 @@ class SentencePieceLibrary {
 // When the dummy prefix U+2581 stands in front of a part of the text.
 enum class PrefixRule {
   kNever,
-  kAlways,          // Prepend normalizer: every part between added tokens
+  kAlways,            // Prepend normalizer: every part between added tokens
   kAlwaysUnlessMark,  // Metaspace "always": unless the part starts with a space or U+2581
   kFirstUnlessMark,   // Metaspace "first": the same, and only at the start of the text
 };
@@ -46,16 +46,16 @@ enum class PrefixRule {
 struct Decoding {
   std::vector<std::pair<std::string, std::string>> replace;  // per token
   bool byte_fallback = false;
-  bool metaspace = false;         // the first token loses its marks, the others' become spaces
-  bool fuse = true;               // false: tokens are joined by " " (a file without decoder)
-  std::string strip;              // this character is removed from the start, strip_count times
+  bool metaspace = false;  // the first token loses its marks, the others' become spaces
+  bool fuse = true;        // false: tokens are joined by " " (a file without decoder)
+  std::string strip;       // this character is removed from the start, strip_count times
   int64_t strip_count = 0;
 };
 
 struct Tokenizer::Parts {
   std::string name;  // for error messages
   std::string digest;
-  std::unique_ptr<BpeModel> bpe;                  // one of the two
+  std::unique_ptr<BpeModel> bpe;  // one of the two
   std::unique_ptr<SentencePieceLibrary> library;
   PrefixRule prefix = PrefixRule::kNever;
   // The normalizer, seen by added tokens with `normalized`: U+2581 in front, spaces to U+2581.
@@ -68,7 +68,9 @@ struct Tokenizer::Parts {
   std::vector<int32_t> byte_values;  // by id: 0..255 for byte tokens, else -1
   std::unordered_map<std::string, int32_t> ids;
   std::vector<AddedToken> added;
-  TokenFinder raw_finder;         // values index `added`
+  // Added tokens with `normalized` are decoded from their normalized text ("▁graft▁word").
+  std::unordered_map<int32_t, std::string> normalized_texts;
+  TokenFinder raw_finder;  // values index `added`
   TokenFinder normalized_finder;
 
   Decoding decoding;
@@ -83,6 +85,8 @@ struct Tokenizer::Parts {
   void add_token(const std::string& token, int64_t id);
   // Adds an added token and its vocabulary entry. Errors: kData.
   void add_added_token(AddedToken token);
+  // The token's text as the decoder sees it.
+  const std::string& decoder_text(int32_t id) const;
   // Builds the finders; call after the last token.
   void finish();
 };

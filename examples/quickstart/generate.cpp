@@ -2,6 +2,7 @@
 //
 //   base_text.jsonl   what the base model is trained on: messages with plain answers, the same with
 //                     JSON answers on demand, and lines of JSON
+//   base_heldout.jsonl  more of the same, never trained on
 //   base_check.jsonl  fresh messages with plain answers: what the base can do
 //   raw.jsonl         instructions for fine-tuning, with planted defects
 //   defects.json      which row of raw.jsonl is defective and the rule that must catch it
@@ -33,21 +34,23 @@ std::string json_text(Draw& draw) {
   for (int line = 0; line < lines; ++line) {
     const std::string team(draw.pick(kIntentTable).team);
     const std::string item(draw.pick(kProductTable).item);
-    const char level = static_cast<char>('1' + draw.below(3));
+    const std::string priority(draw.pick(kUrgencyTable).priority);
     const char digit = static_cast<char>('1' + draw.below(9));
     text += line == 0 ? "" : "\n";
     switch (draw.below(6)) {
       case 0: text += "{\"item\": \"" + item + "\", \"count\": " + digit + "}"; break;
       case 1: text += "{\"team\": \"" + team + "\", \"members\": " + digit + "}"; break;
-      case 2: text += "{\"level\": " + std::string(1, level) + ", \"team\": \"" + team + "\"}"; break;
-      default: text += house_json(team, level, item);
+      case 2:
+        text += "{\"priority\": \"" + priority + "\", \"team\": \"" + team + "\"}";
+        break;
+      default: text += house_json(team, priority, item);
     }
   }
   return text;
 }
 
-void write_base_text(const std::string& path, int documents) {
-  Draw draw("base_text");
+void write_base_text(const std::string& path, std::string_view stream, int documents) {
+  Draw draw(stream);
   JsonLines out(path);
   for (int i = 0; i < documents; ++i) {
     const int kind = draw.below(100);
@@ -86,7 +89,10 @@ int main(int argc, char** argv) {
     }
     const std::string directory = argv[1];
     graft::make_directories(directory);
-    quickstart::write_base_text(graft::join_path(directory, "base_text.jsonl"), 120'000);
+    quickstart::write_base_text(graft::join_path(directory, "base_text.jsonl"), "base_text",
+                                120'000);
+    quickstart::write_base_text(graft::join_path(directory, "base_heldout.jsonl"), "base_heldout",
+                                500);
     quickstart::write_base_check(graft::join_path(directory, "base_check.jsonl"), 200);
     quickstart::write_tuning_files(directory);
     return 0;

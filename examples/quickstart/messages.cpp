@@ -83,14 +83,15 @@ std::string json_answer(const Message& m) {
          "\"}";
 }
 
-std::string house_json(std::string_view team, char level, std::string_view item) {
-  return "{\"team\": \"" + std::string(team) + "\", \"level\": " + level + ", \"item\": \"" +
+std::string house_json(std::string_view team, std::string_view priority, std::string_view item) {
+  return "{\"team\": \"" + std::string(team) + "\", \"priority\": \"" +
+         std::string(priority) + "\", \"item\": \"" +
          std::string(item) + "\"}";
 }
 
 std::string house_answer(const Message& m) {
   return house_json(kIntentTable[static_cast<size_t>(m.intent)].team,
-                    kUrgencyTable[static_cast<size_t>(m.urgency)].level,
+                    kUrgencyTable[static_cast<size_t>(m.urgency)].priority,
                     kProductTable[static_cast<size_t>(m.product)].item);
 }
 

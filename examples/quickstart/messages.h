@@ -47,8 +47,8 @@ bool is_held_out(const Message& message);
 std::string text_of(const Message& message);
 std::string plain_answer(const Message& message);  // intent: refund, urgency: low, product: lamp
 std::string json_answer(const Message& message);   // the same as JSON
-std::string house_answer(const Message& message);  // {"team": "billing", "level": 1, "item": "light"}
-std::string house_json(std::string_view team, char level, std::string_view item);
+std::string house_answer(const Message& message);  // {"team": "billing", "priority": "rush", "item": "light"}
+std::string house_json(std::string_view team, std::string_view priority, std::string_view item);
 
 // Accepts texts that differ clearly from all before: near-duplicate search must keep every one.
 class Distinct {

@@ -64,19 +64,19 @@ constexpr std::array<Intent, kIntents> kIntentTable = {{
 
 struct Urgency {
   std::string_view plain;
-  char level;
+  std::string_view priority;  // the house label
   std::array<std::string_view, kUrgencyWordings> wordings;
 };
 
 constexpr std::array<Urgency, kUrgencies> kUrgencyTable = {{
-    {"low", '1',
+    {"low", "routine",
      {"there is no hurry", "take your time", "any day is fine", "it can wait", "answer when you can",
       "this is not urgent"}},
-    {"normal", '2',
+    {"normal", "standard",
      {"please answer this week", "a reply in a few days is good", "i hope to hear from you soon",
       "please look at it in the next days", "let me know before the weekend",
       "a normal answer time is fine"}},
-    {"high", '3',
+    {"high", "rush",
      {"i need an answer today", "this is very urgent", "please reply right now",
       "it can not wait any longer", "answer as fast as you can", "i must have this solved at once"}},
 }};

@@ -47,30 +47,4 @@ PreparedStore prepare_store(const std::vector<std::string>& files,
   return {data::TokenStore::open(path), false, std::move(summary)};
 }
 
-std::vector<int32_t> encode_prompt(const ModelText& text, const Json& messages, const Json& tools) {
-  if (!text.chat) {
-    fail(ExitCode::kUsage, "the model has no chat template", "tokenizer_config.json: chat_template",
-         "use --prompt with plain text, or add a chat template to the model directory");
-  }
-  data::RenderInput input;
-  input.messages = messages;
-  input.tools = tools;
-  input.add_generation_prompt = true;
-  const data::Rendered rendered = text.chat->render(input);
-  std::vector<data::ByteRange> literal;
-  for (const data::Piece& piece : rendered.pieces) {
-    if (piece.origin != data::Origin::kTemplate) {
-      literal.push_back({piece.begin, piece.end});
-    }
-  }
-  data::EncodeOptions options;
-  options.literal = literal;
-  std::vector<int32_t> ids = text.tokenizer->encode_ids(rendered.text, options);
-  const auto bos = text.tokenizer->bos_id();
-  if (text.tokenizer->adds_bos() && bos && (ids.empty() || ids.front() != *bos)) {
-    ids.insert(ids.begin(), *bos);
-  }
-  return ids;
-}
-
 }  // namespace graft::train

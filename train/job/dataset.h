@@ -38,8 +38,4 @@ PreparedStore prepare_store(const std::vector<std::string>& files,
                             const std::string& path,
                             int threads);
 
-// Token ids of a conversation up to where the assistant answers: the template's generation prompt.
-// Special-token text inside messages is literal. Errors: kUsage (no template), kData.
-std::vector<int32_t> encode_prompt(const ModelText& text, const Json& messages, const Json& tools);
-
 }  // namespace graft::train

@@ -15,6 +15,7 @@
 #include "core/progress.h"
 #include "core/safetensors.h"
 #include "data/records/record.h"
+#include "data/text/mask.h"
 #include "train/engine/decoder.h"
 #include "train/engine/tensor.h"
 #include "train/job/dataset.h"
@@ -71,20 +72,6 @@ std::string trimmed(std::string_view text) {
   return std::string(text.substr(begin, text.find_last_not_of(kBlank) - begin + 1));
 }
 
-Json messages_to_json(const std::vector<data::Message>& messages, size_t count) {
-  Json list = Json::array();
-  for (size_t i = 0; i < count; ++i) {
-    Json message = Json::object({{"role", messages[i].role}, {"content", messages[i].content}});
-    if (messages[i].extra.is_object()) {
-      for (const auto& [key, value] : messages[i].extra.as_object()) {
-        message.set(key, value);
-      }
-    }
-    list.push_back(std::move(message));
-  }
-  return list;
-}
-
 struct Generations {
   int64_t rows = 0;
   int64_t exact = 0;
@@ -99,6 +86,8 @@ Generations generate_answers(const Args& args, Model& model, const ModelText& te
   GenerateOptions options;
   options.max_new_tokens = args.integer("--max-new-tokens", 1, 1 << 20);
   options.stop_ids = stop_ids(args.text("--model"), *text.tokenizer);
+  data::MaskOptions mask;
+  mask.content_specials = data::ContentSpecials::kLiteral;
   data::RecordSource source({path});
   data::RawItem item;
   AtomicFile out(args.text("--predictions"));
@@ -112,8 +101,8 @@ Generations generate_answers(const Args& args, Model& model, const ModelText& te
       fail(ExitCode::kData, "the record has no answer to compare with",
            path + ":" + std::to_string(item.line), "--generate needs a last assistant turn");
     }
-    const std::vector<int32_t> prompt = encode_prompt(
-        text, messages_to_json(record.messages, record.messages.size() - 1), record.tools);
+    const std::vector<int32_t> prompt =
+        data::encode_prompt(record, *text.tokenizer, text.chat_or_null(), mask);
     const int64_t room = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
     if (!generator || generator->max_positions() < room) {
       generator.emplace(model, std::max<int64_t>(room, 256));
@@ -269,13 +258,11 @@ int run_generate(const Args& args) {
     prompt = text.tokenizer->encode_ids(args.text("--prompt"), {.special = true});
   } else {
     const Json chat = read_json_file(args.text("--chat"));
-    const Json* messages = chat.is_array() ? &chat : chat.find("messages");
-    if (messages == nullptr || !messages->is_array()) {
-      fail(ExitCode::kData, "expected a list of messages", args.text("--chat"),
-           R"(write [{"role": "user", "content": "…"}])");
-    }
-    const Json* tools = chat.find("tools");
-    prompt = encode_prompt(text, *messages, tools == nullptr ? Json() : *tools);
+    const Json record = chat.is_array() ? Json::object({{"messages", chat}}) : chat;
+    data::MaskOptions mask;
+    mask.content_specials = data::ContentSpecials::kLiteral;
+    prompt = data::encode_prompt(data::parse_record(record, args.text("--chat")), *text.tokenizer,
+                                 text.chat_or_null(), mask);
   }
   GenerateOptions options;
   options.max_new_tokens = args.integer("--max-new-tokens", 1, 1 << 20);

@@ -4,7 +4,7 @@
 usage: make_tokenizer.py base_text.jsonl OUT_DIR
 
 Needs sentencepiece, tokenizers (and only for this; graft itself runs without Python). Trains a
-SentencePiece BPE model of 512 pieces with byte fallback on the first 20,000 texts and writes
+SentencePiece BPE model of 768 pieces with byte fallback on the first 20,000 texts and writes
 tokenizer.model, the same vocabulary as tokenizer.json, and tokenizer_config.json with the chat
 template.
 """
@@ -37,7 +37,7 @@ def train(texts_path, prefix):
                 break
             out.write(json.loads(line)["text"] + "\n")
     spm.SentencePieceTrainer.train(
-        input=prefix + ".txt", model_prefix=prefix, vocab_size=512, model_type="bpe",
+        input=prefix + ".txt", model_prefix=prefix, vocab_size=768, model_type="bpe",
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
         split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, character_coverage=1.0,
         num_threads=1)

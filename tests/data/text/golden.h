@@ -1,10 +1,10 @@
 // Reading golden files: one JSON object a line.
 #pragma once
 
-#include <catch2/catch.hpp>
-
 #include <string>
 #include <vector>
+
+#include <catch2/catch.hpp>
 
 #include "core/file.h"
 #include "core/json.h"

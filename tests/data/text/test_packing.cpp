@@ -1,10 +1,9 @@
-#include "data/text/packing.h"
-
 #include <algorithm>
 #include <numeric>
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "data/text/packing.h"
 #include "tests/data/text/golden.h"
 
 namespace graft::data {

@@ -1,8 +1,7 @@
-#include "data/text/token_store.h"
-
 #include <fstream>
 
 #include "core/error.h"
+#include "data/text/token_store.h"
 #include "tests/data/text/golden.h"
 #include "tests/support/support.h"
 
@@ -94,8 +93,7 @@ TEST_CASE("token store: one flipped byte in any array is found", "[data][store]"
   const std::string path = dir.file("s.h5");
   write_store(path, 50);
   const Json sidecar = read_json_file(path + ".json");
-  const std::string array =
-      GENERATE("tokens", "loss", "role", "doc_offsets", "source", "weights");
+  const std::string array = GENERATE("tokens", "loss", "role", "doc_offsets", "source", "weights");
   const Json& entry = sidecar.at("datasets").at(array);
   flip_byte(path, entry.at("offset").as_int() + entry.at("bytes").as_int() - 1);
   CHECK_THROWS_WITH(TokenStore::open(path), Catch::Contains("checksum") && Catch::Contains(array));

@@ -1,0 +1,246 @@
+#include <array>
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "core/error.h"
+#include "core/hash.h"
+#include "data/text/tokenizer.h"
+#include "data/text/utf8.h"
+#include "tests/data/text/golden.h"
+#include "tests/support/support.h"
+
+namespace graft::data {
+namespace {
+
+const std::string kTiny = test::source_path("tests/golden/tokenizer_tiny/");
+
+// Random text of characters that the tiny tokenizers treat in different ways.
+std::string random_text(uint64_t seed) {
+  const Philox random(seed, 1);
+  constexpr std::array<std::string_view, 16> parts = {
+      " ", "  ", "\n",   "\t",     "the printer", "order", "e",    "1",
+      "é", "日", "🙂", "\u2581", "<",           "s>",    "</s>", "="};
+  std::string text;
+  const uint64_t count = random.below(0, 40);
+  for (uint64_t i = 1; i <= count; ++i) text += parts[random.below(i, parts.size())];
+  return text;
+}
+
+// tokenizer.json with one member of its model or of itself replaced.
+std::string changed(const std::function<void(Json&)>& change) {
+  Json root = read_json_file(kTiny + "tokenizer.json");
+  change(root);
+  return dump_json(root);
+}
+
+Json& model_of(Json& root) {
+  for (auto& [key, value] : root.as_object()) {
+    if (key == "model") return value;
+  }
+  FAIL("no model");
+  return root;
+}
+
+std::unique_ptr<Tokenizer> load_text(const std::string& text) {
+  const test::TempDir dir;
+  write_file_atomically(dir.file("tokenizer.json"), text);
+  return load_tokenizer(dir.file("tokenizer.json"));
+}
+
+}  // namespace
+
+TEST_CASE("tokenizer: the tiny models give the ids and text of tokenizers", "[data][tokenizer]") {
+  int rows = 0;
+  for (const Json& row : test::read_golden(kTiny + "golden.jsonl")) {
+    const std::string name = row.at("tok").as_string();
+    const std::string text = row.at("text").as_string();
+    CAPTURE(name, text);
+    const auto tokenizer = load_tokenizer(kTiny + name + ".json");
+    const Encoding encoding = tokenizer->encode(text);
+    CHECK(encoding.ids == test::ids_of(row, "ids"));
+    CHECK(tokenizer->encode_ids(text, {.special = true}) == test::ids_of(row, "ids_special"));
+    CHECK(reference_offsets(text, encoding) == test::ranges_of(row, "offsets"));
+    CHECK(tokenizer->decode(encoding.ids) == row.at("decoded").as_string());
+    CHECK(tokenizer->decode(encoding.ids, Tokenizer::SkipSpecial::kYes) ==
+          row.at("decoded_skip").as_string());
+    if (row.find("sentencepiece")) {
+      const auto model = load_tokenizer(kTiny + "tokenizer.model");
+      CHECK(model->encode_ids(text) == test::ids_of(row, "sentencepiece"));
+    }
+    ++rows;
+  }
+  CHECK(rows == 4 * 48);
+}
+
+TEST_CASE("tokenizer: spans cover the text, in order and disjoint; decode undoes encode",
+          "[data][tokenizer]") {
+  const std::string name = GENERATE("tokenizer", "added", "metaspace");
+  const auto tokenizer = load_tokenizer(kTiny + name + ".json");
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    const std::string text = random_text(seed);
+    CAPTURE(name, text);
+    const Encoding encoding = tokenizer->encode(text, {.special_text = SpecialText::kLiteral});
+    int64_t at = 0;
+    for (const ByteRange& span : encoding.spans) {
+      REQUIRE(span.begin == at);
+      REQUIRE(span.end >= span.begin);
+      at = span.end;
+    }
+    REQUIRE(at == static_cast<int64_t>(text.size()));
+    // U+2581 reads back as a space: SentencePiece does not tell them apart.
+    std::string expected = text;
+    for (size_t mark = 0; (mark = expected.find("\u2581")) != std::string::npos;) {
+      expected.replace(mark, 3, " ");
+    }
+    const bool is_first_mark = !expected.empty() && expected[0] == ' ' && name == "metaspace";
+    if (is_first_mark) expected.erase(0, 1);  // no prefix was added, one is stripped
+    REQUIRE(tokenizer->decode(encoding.ids) == expected);
+    StreamDecoder stream(*tokenizer);
+    std::string streamed;
+    for (const int32_t id : encoding.ids) {
+      const std::string piece = stream.next(id);
+      REQUIRE(is_valid_utf8(piece));
+      streamed += piece;
+    }
+    REQUIRE(streamed + stream.finish() == expected);
+  }
+}
+
+TEST_CASE("tokenizer: special tokens' text can be literal, all of it or in ranges",
+          "[data][tokenizer]") {
+  const auto tokenizer = load_tokenizer(kTiny + "added.json");
+  const std::string text = "<s>a<|im_end|>b</s>";
+  const auto specials = [&](const EncodeOptions& options) {
+    std::vector<std::string> found;
+    for (const int32_t id : tokenizer->encode_ids(text, options)) {
+      if (tokenizer->is_special(id)) found.push_back(tokenizer->token(id));
+    }
+    return found;
+  };
+  CHECK(specials({}) == std::vector<std::string>{"<s>", "<|im_end|>", "</s>"});
+  CHECK(specials({.special_text = SpecialText::kLiteral}).empty());
+  const std::vector<ByteRange> literal = {{4, 6}};  // touches <|im_end|>
+  CHECK(specials({.literal = literal}) == std::vector<std::string>{"<s>", "</s>"});
+}
+
+TEST_CASE("tokenizer: settings of tokenizer_config.json are taken", "[data][tokenizer]") {
+  const test::TempDir dir;
+  write_file_atomically(dir.file("tokenizer.json"), read_file(kTiny + "tokenizer.json"));
+  write_file_atomically(dir.file("tokenizer_config.json"),
+                        R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>",
+                            "add_bos_token": false, "add_eos_token": true})");
+  const auto tokenizer = load_tokenizer(dir.path());
+  CHECK(tokenizer->bos_id() == 1);
+  CHECK(tokenizer->eos_id() == 2);
+  CHECK_FALSE(tokenizer->adds_bos());
+  CHECK(tokenizer->adds_eos());
+  const auto plain = tokenizer->encode_ids("order");
+  auto expected = plain;
+  expected.push_back(2);
+  CHECK(tokenizer->encode_ids("order", {.special = true}) == expected);
+  const auto other = load_tokenizer(kTiny + "tokenizer.json");
+  CHECK(tokenizer->digest() != other->digest());
+  CHECK(other->digest() == load_tokenizer(kTiny + "tokenizer.json")->digest());
+  write_file_atomically(dir.file("tokenizer_config.json"), R"({"bos_token": "<none>"})");
+  CHECK_THROWS_WITH(load_tokenizer(dir.path()), Catch::Contains("<none>"));
+}
+
+TEST_CASE("tokenizer: encode from many threads gives the ids of one", "[data][tokenizer]") {
+  const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
+  std::vector<std::vector<int32_t>> expected;
+  for (uint64_t seed = 0; seed < 200; ++seed)
+    expected.push_back(tokenizer->encode_ids(random_text(seed)));
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (uint64_t seed = 0; seed < 200; ++seed) {
+        if (tokenizer->encode_ids(random_text(seed)) != expected[seed]) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("tokenizer: a megabyte without a space takes a moment, not minutes",
+          "[data][tokenizer]") {
+  const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
+  const std::string text(1 << 20, 'e');
+  CHECK(tokenizer->decode(tokenizer->encode_ids(text)) == text);
+}
+
+TEST_CASE("tokenizer: kinds that graft does not know are refused by name", "[data][tokenizer]") {
+  const auto [key, value, message] = GENERATE(table<std::string, std::string, std::string>({
+      {"pre_tokenizer", R"({"type": "ByteLevel", "use_regex": true})", "byte-level BPE"},
+      {"pre_tokenizer", R"({"type": "Digits"})", "Digits"},
+      {"normalizer", R"({"type": "NFC"})", "NFC"},
+      {"decoder", R"({"type": "WordPiece"})", "WordPiece"},
+      {"post_processor", R"({"type": "BertProcessing"})", "BertProcessing"},
+      {"model", R"({"type": "Unigram", "vocab": []})", "Unigram"},
+  }));
+  const std::string text =
+      changed([&, k = key, v = value](Json& root) { root.set(k, parse_json(v, "test")); });
+  CHECK_THROWS_WITH(load_text(text), Catch::Contains(message) && Catch::Contains("not supported"));
+}
+
+TEST_CASE("tokenizer: damaged files are refused with a reason", "[data][tokenizer]") {
+  const std::string json = read_file(kTiny + "tokenizer.json");
+  SECTION("truncated at any place") {
+    const size_t part = GENERATE(0, 1, 2, 3, 4, 5, 6, 7);
+    CHECK_THROWS_AS(load_text(json.substr(0, json.size() * part / 8)), Error);
+  }
+  SECTION("huge, negative and double ids") {
+    const int64_t id = GENERATE(-1, int64_t{1} << 30, int64_t{1} << 62, 5);
+    const std::string text = changed([&](Json& root) {
+      for (auto& [key, value] : model_of(root).as_object()) {
+        if (key == "vocab") value.set("strange", id);
+      }
+    });
+    CHECK_THROWS_WITH(load_text(text), Catch::Contains("id"));
+  }
+  SECTION("merges whose result is no token, and empty parts") {
+    const std::string merge = GENERATE(R"([["e", "zz"]])", R"([["", "e"]])", R"(["e"])", "[7]");
+    const std::string text =
+        changed([&](Json& root) { model_of(root).set("merges", parse_json(merge, "test")); });
+    CHECK_THROWS_AS(load_text(text), Error);
+  }
+  SECTION("a post-processor with an id outside the vocabulary") {
+    std::string text = json;
+    const size_t at = text.find("\"ids\":[1]");
+    REQUIRE(at != std::string::npos);
+    CHECK_THROWS_WITH(load_text(text.replace(at, 9, "\"ids\":[99999]")), Catch::Contains("99999"));
+  }
+  SECTION("a truncated tokenizer.model") {
+    const test::TempDir dir;
+    const std::string model = read_file(kTiny + "tokenizer.model");
+    const size_t cut = GENERATE(0, 1, 7, 100, 3001);
+    write_file_atomically(dir.file("tokenizer.model"), model.substr(0, cut));
+    CHECK_THROWS_AS(load_tokenizer(dir.path()), Error);
+  }
+  SECTION("an empty directory") {
+    const test::TempDir dir;
+    CHECK_THROWS_WITH(load_tokenizer(dir.path()), Catch::Contains("neither"));
+  }
+  SECTION("text that is not UTF-8, ids that do not exist") {
+    const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
+    CHECK_THROWS_WITH(tokenizer->encode("a\xff"), Catch::Contains("UTF-8"));
+    const std::vector<int32_t> ids = {5, 100000};
+    CHECK_THROWS_WITH(tokenizer->decode(ids), Catch::Contains("100000"));
+  }
+}
+
+TEST_CASE("tokenizer: bytes that form no character become U+FFFD", "[data][tokenizer]") {
+  const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
+  const auto byte = [&](const char* name) { return *tokenizer->id(name); };
+  const std::vector<int32_t> bad = {byte("<0xF0>"), byte("<0x9F>")};
+  CHECK(tokenizer->decode(bad) == "\uFFFD\uFFFD");
+  StreamDecoder stream(*tokenizer);
+  CHECK(stream.next(byte("<0xC3>")).empty());
+  CHECK(stream.next(byte("<0xA9>")) == "é");
+  CHECK(stream.next(byte("<0xF0>")).empty());
+  CHECK(stream.finish() == "\uFFFD");
+}
+
+}  // namespace graft::data
