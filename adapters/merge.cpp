@@ -169,17 +169,6 @@ const AdapterModule* find_module(const Adapter& adapter, const std::string& name
   return found == adapter.modules.end() ? nullptr : &*found;
 }
 
-void check_shape(const AdapterModule& module,
-                 const std::vector<int64_t>& shape,
-                 const std::string& where) {
-  const std::vector<int64_t> expected = {module.out, module.in};
-  if (shape == expected) return;
-  fail(
-      ExitCode::kData,
-      "the model's weight is " + shape_text(shape) + ", the adapter is for " + shape_text(expected),
-      where, "use the model that the adapter was trained on");
-}
-
 int64_t spec_bytes(const TensorSpec& spec) {
   int64_t count = dtype_bytes(spec.dtype);
   for (const int64_t dimension : spec.shape) count *= dimension;
@@ -237,7 +226,6 @@ class Merge {
     } else {
       return nullptr;
     }
-    if (module != nullptr) check_shape(*module, spec.shape, file.path() + ": " + tensor.name);
     return std::make_unique<MergedWeight>(std::move(spec), module, std::move(open));
   }
 
