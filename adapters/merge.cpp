@@ -113,21 +113,24 @@ class MergedWeight {
     for (const int64_t index : not_finite) {
       if (index < 0) continue;
       fail(ExitCode::kData,
-           "merged value " + std::to_string(row * columns + index) + " is not finite", spec_.name,
-           "the base or the adapter is damaged");
+           "merged value " + std::to_string(row * columns + index) + " is not finite as " +
+               std::string(dtype_name(spec_.dtype)),
+           spec_.name, "the base or the adapter is damaged, or too large for the base's type");
     }
     for (const Sums& piece : sums) sums_.add(piece);
   }
 
-  // values += delta over [begin, end); gives the first index that is not finite, or -1.
+  // values += delta over [begin, end); gives the first index whose rounded sum is not finite, or
+  // -1.
   int64_t add_piece(
       int64_t begin, int64_t end, float* values, const float* delta, Sums& sums) const {
     Sums local;
     for (int64_t i = begin; i < end; ++i) {
       const float sum = values[i] + delta[i];
-      if (!std::isfinite(sum)) return i;
+      const float rounded = rounded_to(sum, spec_.dtype);
+      if (!std::isfinite(rounded)) return i;
       const double base = static_cast<double>(values[i]), change = static_cast<double>(delta[i]);
-      const double kept = static_cast<double>(rounded_to(sum, spec_.dtype));
+      const double kept = static_cast<double>(rounded);
       local.base += base * base;
       local.change += (kept - base) * (kept - base);
       local.delta += change * change;
