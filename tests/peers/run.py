@@ -33,7 +33,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRAFT = pathlib.Path(sys.argv[1]).resolve()
 SHARED = pathlib.Path(os.environ.get("GRAFT_SHARED", ROOT.parent / "shared"))
 BASE = ROOT / "examples/quickstart/base"
-WORK = pathlib.Path(tempfile.mkdtemp(prefix="graft-peers-"))
+SCRATCH = tempfile.TemporaryDirectory(prefix="graft-peers-")
+WORK = pathlib.Path(SCRATCH.name)
 CASES = []
 
 
