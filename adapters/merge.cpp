@@ -113,21 +113,24 @@ class MergedWeight {
     for (const int64_t index : not_finite) {
       if (index < 0) continue;
       fail(ExitCode::kData,
-           "merged value " + std::to_string(row * columns + index) + " is not finite", spec_.name,
-           "the base or the adapter is damaged");
+           "merged value " + std::to_string(row * columns + index) + " is not finite as " +
+               std::string(dtype_name(spec_.dtype)),
+           spec_.name, "the base or the adapter is damaged, or too large for the base's type");
     }
     for (const Sums& piece : sums) sums_.add(piece);
   }
 
-  // values += delta over [begin, end); gives the first index that is not finite, or -1.
+  // values += delta over [begin, end); gives the first index whose rounded sum is not finite, or
+  // -1.
   int64_t add_piece(
       int64_t begin, int64_t end, float* values, const float* delta, Sums& sums) const {
     Sums local;
     for (int64_t i = begin; i < end; ++i) {
       const float sum = values[i] + delta[i];
-      if (!std::isfinite(sum)) return i;
+      const float rounded = rounded_to(sum, spec_.dtype);
+      if (!std::isfinite(rounded)) return i;
       const double base = static_cast<double>(values[i]), change = static_cast<double>(delta[i]);
-      const double kept = static_cast<double>(rounded_to(sum, spec_.dtype));
+      const double kept = static_cast<double>(rounded);
       local.base += base * base;
       local.change += (kept - base) * (kept - base);
       local.delta += change * change;
@@ -149,6 +152,36 @@ bool holds_packed_weights(const SafetensorsDirectory& model) {
   return std::any_of(names.begin(), names.end(), is_quantization_tensor);
 }
 
+bool trained_on_packed(const Adapter& adapter) {
+  const auto trained = adapter.metadata.find("base_quantization");
+  return trained != adapter.metadata.end() && trained->second != "none";
+}
+
+// |W - decoded NF4(W)| / |W| over the weights that `graft quantize` would pack.
+double nf4_distance(const SafetensorsDirectory& model) {
+  Sums sums;
+  std::vector<float> original, decoded;
+  for (const auto& file : model.files()) {
+    for (const TensorInfo& tensor : file->tensors()) {
+      if (!is_quantized_weight(tensor)) continue;
+      const Nf4Owned packed = quantize_tensor(*file, tensor, {});
+      for (int64_t begin = 0; begin < packed.count; begin += kTile) {
+        const int64_t end = std::min(begin + kTile, packed.count);
+        decode_range(packed.view(), begin, end, decoded);
+        original.resize(decoded.size());
+        read_floats(*file, tensor, begin, original);
+        for (size_t i = 0; i < decoded.size(); ++i) {
+          const double value = static_cast<double>(original[i]);
+          const double change = static_cast<double>(decoded[i]) - value;
+          sums.base += value * value;
+          sums.change += change * change;
+        }
+      }
+    }
+  }
+  return ratio(sums.change, sums.base);
+}
+
 MergeBase choose_base(MergeBase asked,
                       bool packed,
                       const SafetensorsDirectory& model,
@@ -158,9 +191,7 @@ MergeBase choose_base(MergeBase asked,
          model.directory(), "give the original model, or --merge-base dequant");
   }
   if (asked != MergeBase::kAuto) return asked;
-  const auto trained = adapter.metadata.find("base_quantization");
-  const bool on_packed = trained != adapter.metadata.end() && trained->second != "none";
-  return packed || on_packed ? MergeBase::kDequant : MergeBase::kW16;
+  return packed || trained_on_packed(adapter) ? MergeBase::kDequant : MergeBase::kW16;
 }
 
 const AdapterModule* find_module(const Adapter& adapter, const std::string& name) {
@@ -197,6 +228,9 @@ class Merge {
     collect();
     report_.relative_change = ratio(total_.change, total_.base);
     report_.rounding_share = ratio(total_.rounding, total_.delta);
+    if (report_.base == MergeBase::kW16 && trained_on_packed(adapter_)) {
+      report_.trained_base_distance = nf4_distance(model_);
+    }
     return report_;
   }
 
