@@ -67,7 +67,8 @@ TEST_CASE("restore: files of every form come back byte for byte", "[data][restor
                     "\n\n" + one + "  \n \t\n" + two, "\xEF\xBB\xBF" + one + "\n" + two + "\n",
                     "[" + one + ", " + two + "]", "[\n" + one + ",\n" + two + "\n]\n\n", kPretty,
                     one + "\n{\"text\": \"\xFF\xFE\"}\nbroken {\n" + std::string("\0", 1) + "\n",
-                    "[" + one + "," + two, "\xEF\xBB\xBF[" + one + " junk]");
+                    "[" + one + "," + two, "[" + one + "," + two + "\n", "[" + one + "\n,",
+                    "\xEF\xBB\xBF[" + one + " junk]");
   CAPTURE(content);
   round_trip(content);
 }
