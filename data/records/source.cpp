@@ -30,6 +30,10 @@ bool looks_like_array(std::string_view text, size_t first) {
 }
 
 Input open_input(const std::string& path) {
+  if (directory_exists(path)) {
+    fail(ExitCode::kIo, "this is a directory, not a file", path,
+         "name its files, for example " + join_path(path, "*.jsonl"));
+  }
   MappedFile map(path);
   const std::string_view text = map.text();
   const size_t mark = text.substr(0, kByteOrderMark.size()) == kByteOrderMark ? 3 : 0;

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "data/records/interrupt.h"
 #include "data/text/token_store.h"
 #include "data/text/token_store_format.h"
 
@@ -215,12 +216,14 @@ struct TokenStoreWriter::State {
       : path(std::move(store_path)),
         settings(std::move(store_settings)),
         temporary(path + ".tmp-" + std::to_string(getpid())),
+        leftover(temporary, Leftover::kFile),
         tokens(temporary + ".tokens"),
         loss(temporary + ".loss"),
         role(temporary + ".role") {}
   std::string path;
   Json settings;
   std::string temporary;
+  RemoveIfStopped leftover;
   Spool tokens;
   Spool loss;
   Spool role;
@@ -306,6 +309,7 @@ std::string TokenStoreWriter::commit() {
   sidecar.set("settings", state.settings);
   sidecar.set("datasets", datasets);
   // An old sidecar must never stand beside a new store.
+  const HoldSignals hold;
   remove_file(state.path + ".json");
   rename_path(state.temporary, state.path);
   write_file_atomically(state.path + ".json", dump_json(sidecar, {.indent = 1}) + "\n");

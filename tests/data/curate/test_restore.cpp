@@ -1,4 +1,5 @@
 #include <csignal>
+#include <functional>
 
 #include <catch2/catch.hpp>
 #include <sys/resource.h>
@@ -174,6 +175,73 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
   for (const std::string& name : list_directory(folder.file("out"))) {
     CHECK(name.find("stage") == std::string::npos);
   }
+}
+
+namespace {
+
+// Writes half of an output into `folder`, lets `step` happen and tells how the child ended.
+int status_of_stopped_run(const std::string& path, const std::function<void(OutputFolder&)>& step) {
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+      const auto before = std::signal(number, SIG_DFL);  // Catch2 has handlers of its own
+      if (before == SIG_IGN) {
+        std::signal(number, SIG_IGN);
+      }
+    }
+    OutputFolder folder(path);
+    folder.open("clean.jsonl").write(std::string(3 << 20, 'x'));
+    step(folder);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status;
+}
+
+}  // namespace
+
+TEST_CASE("outputs: Ctrl-C leaves nothing half-written", "[data][restore]") {
+  const TempDir folder;
+  const int number = GENERATE(SIGINT, SIGTERM, SIGHUP);
+  const int status =
+      status_of_stopped_run(folder.file("new"), [&](OutputFolder&) { raise(number); });
+  REQUIRE(WIFSIGNALED(status));
+  CHECK(WTERMSIG(status) == number);
+  CHECK(list_directory(folder.path()).empty());
+
+  graft::test::put_file(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
+  clean_into({folder.file("in")}, folder.file("out"));
+  const std::vector<std::string> names = list_directory(folder.file("out"));
+  const std::string before = read_file(folder.file("out/clean.jsonl"));
+  CHECK(WIFSIGNALED(
+      status_of_stopped_run(folder.file("out"), [&](OutputFolder&) { raise(number); })));
+  CHECK(list_directory(folder.file("out")) == names);
+  CHECK(read_file(folder.file("out/clean.jsonl")) == before);
+}
+
+TEST_CASE("outputs: Ctrl-C in the last step waits until all files are in place",
+          "[data][restore]") {
+  const TempDir folder;
+  const int status = status_of_stopped_run(folder.file("out"), [](OutputFolder& out) {
+    const HoldSignals hold;  // commit holds signals again, within these
+    raise(SIGINT);
+    out.commit(Json::object({{"format", "graft-data"}}));
+  });
+  REQUIRE(WIFSIGNALED(status));
+  CHECK(file_size(folder.file("out/clean.jsonl")) == 3 << 20);
+  CHECK(file_exists(folder.file("out/manifest.json")));
+  CHECK_FALSE(directory_exists(folder.file("out/.stage-" + std::to_string(getpid()))));
+}
+
+TEST_CASE("outputs: an ignored signal stays ignored", "[data][restore]") {
+  const TempDir folder;
+  const auto before = std::signal(SIGHUP, SIG_IGN);
+  const int status =
+      status_of_stopped_run(folder.file("out"), [](OutputFolder&) { raise(SIGHUP); });
+  std::signal(SIGHUP, before);
+  CHECK(WIFEXITED(status));
 }
 
 TEST_CASE("layout: folding and its template are inverse", "[data][restore]") {
