@@ -51,6 +51,19 @@ void round_trip(const std::string& content) {
   CHECK(read_file(folder.file("back")) == content);
 }
 
+// How a child that runs `body` ends, as waitpid tells it.
+int status_of_child(const std::function<void()>& body) {
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    body();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status;
+}
+
 const std::string kPretty =
     "[\r\n  {\r\n    \"instruction\": \"Name a \\\"metal\\\"\",\r\n    \"input\": \"\",\r\n    "
     "\"output\": \"Tin is one.\"\r\n  },\r\n"
@@ -153,9 +166,7 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
              "\n";
   }
   graft::test::put_file(folder.file("large"), large);
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
+  const int status = status_of_child([&] {
     std::signal(SIGXFSZ, SIG_IGN);
     const rlimit limit{100000, 100000};
     setrlimit(RLIMIT_FSIZE, &limit);
@@ -166,9 +177,7 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
       code = static_cast<int>(error.code());
     }
     _exit(code);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
+  });
   REQUIRE(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 74);
   CHECK(read_file(folder.file("out/clean.jsonl")) == before);
@@ -177,13 +186,45 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
   }
 }
 
+TEST_CASE("outputs: no room for any one file gives exit 74 and changes nothing",
+          "[data][restore]") {
+  const TempDir folder;
+  graft::test::put_file(folder.file("in"), kPretty);
+  clean_into({folder.file("in")}, folder.file("out"));
+  const std::vector<std::string> names = list_directory(folder.file("out"));
+  const std::string name = GENERATE("clean.jsonl", "quarantine.jsonl", "edits.jsonl", "layout.json",
+                                    "report.html", "manifest.json");
+  CAPTURE(name);
+  const int64_t size = file_size(folder.file("out/" + name));
+  REQUIRE(size > 0);
+  // The file that is too large by one byte, or an earlier one that is larger still.
+  const int status = status_of_child([&] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const auto bytes = static_cast<rlim_t>(size - 1);
+    const rlimit limit{bytes, bytes};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const auto code_of = [&](const std::string& out) {
+      try {
+        clean_into({folder.file("in")}, folder.file(out));
+      } catch (const Error& error) {
+        return static_cast<int>(error.code());
+      }
+      return 0;
+    };
+    _exit(code_of("new") == 74 && code_of("out") == 74 ? 74 : 1);
+  });
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 74);
+  CHECK(list_directory(folder.path()) == std::vector<std::string>{"in", "out"});
+  CHECK(list_directory(folder.file("out")) == names);
+  CHECK(file_size(folder.file("out/" + name)) == size);
+}
+
 namespace {
 
 // Writes half of an output into `folder`, lets `step` happen and tells how the child ended.
 int status_of_stopped_run(const std::string& path, const std::function<void(OutputFolder&)>& step) {
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
+  return status_of_child([&] {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
       const auto before = std::signal(number, SIG_DFL);  // Catch2 has handlers of its own
       if (before == SIG_IGN) {
@@ -194,10 +235,7 @@ int status_of_stopped_run(const std::string& path, const std::function<void(Outp
     folder.open("clean.jsonl").write(std::string(3 << 20, 'x'));
     step(folder);
     _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status;
+  });
 }
 
 }  // namespace
