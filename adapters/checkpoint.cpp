@@ -5,12 +5,17 @@
 
 #include <unistd.h>
 
+#include "adapters/pieces.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/progress.h"
 
 namespace graft::adapters {
 namespace {
+
+bool is_floating(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+}
 
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
 
@@ -149,17 +154,38 @@ Json read_config(const SafetensorsDirectory& model) {
   return read_json_file(join_path(model.directory(), "config.json"));
 }
 
+void read_floats(const SafetensorsFile& file,
+                 const TensorInfo& tensor,
+                 int64_t begin,
+                 std::span<float> out) {
+  if (!is_floating(tensor.dtype)) {
+    fail(ExitCode::kData,
+         "the tensor is " + std::string(dtype_name(tensor.dtype)) + ", expected F32, BF16 or F16",
+         file.path() + ": " + tensor.name);
+  }
+  const size_t size = static_cast<size_t>(dtype_bytes(tensor.dtype));
+  const std::span<const std::byte> bytes =
+      file.bytes(tensor).subspan(static_cast<size_t>(begin) * size, out.size() * size);
+  for_each_piece(static_cast<int64_t>(out.size()), [&](int64_t, int64_t first, int64_t end) {
+    const size_t offset = static_cast<size_t>(first), count = static_cast<size_t>(end - first);
+    convert_to_f32(tensor.dtype, bytes.subspan(offset * size, count * size), out.data() + offset,
+                   end - first);
+  });
+}
+
 void write_floats(std::span<const float> values, DType dtype, const ByteSink& sink) {
   if (dtype == DType::kF32) {
     sink(std::as_bytes(values));
     return;
   }
-  if (dtype != DType::kBF16 && dtype != DType::kF16) {
+  if (!is_floating(dtype)) {
     fail(ExitCode::kData, "cannot round weights to " + std::string(dtype_name(dtype)));
   }
   std::vector<uint16_t> rounded(values.size());
-  std::transform(values.begin(), values.end(), rounded.begin(),
-                 dtype == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
+  for_each_piece(static_cast<int64_t>(values.size()), [&](int64_t, int64_t first, int64_t end) {
+    std::transform(values.begin() + first, values.begin() + end, rounded.begin() + first,
+                   dtype == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
+  });
   sink(std::as_bytes(std::span<const uint16_t>(rounded)));
 }
 

@@ -42,6 +42,13 @@ void write_checkpoint(const SafetensorsDirectory& model,
 // config.json of a model directory. Errors: kIo, kData.
 Json read_config(const SafetensorsDirectory& model);
 
+// Values [begin, begin + out.size()) of a floating tensor as float32.
+// Errors: kData for a dtype that is not floating.
+void read_floats(const SafetensorsFile& file,
+                 const TensorInfo& tensor,
+                 int64_t begin,
+                 std::span<float> out);
+
 // Converts float32 values to a floating dtype, rounded once, and gives their bytes to the sink.
 // Errors: kData for a dtype that is not F32, BF16 or F16.
 void write_floats(std::span<const float> values, DType dtype, const ByteSink& sink);

@@ -119,6 +119,7 @@ int run_merge(const Args& args) {
                         {"relative_change", report.relative_change},
                         {"most_changed", report.most_changed},
                         {"most_changed_value", report.most_changed_value},
+                        {"trained_base_distance", report.trained_base_distance},
                         {"rounding_share", report.rounding_share}}));
     return 0;
   }
@@ -131,6 +132,11 @@ int run_merge(const Args& args) {
               report.relative_change, report.most_changed.c_str(), report.most_changed_value);
   std::printf("rounding to the base's type changed the adapter's part by %.3g of its size\n",
               report.rounding_share);
+  if (report.trained_base_distance > 0) {
+    std::printf("not equal to the 4-bit model that the adapter was trained on: these base weights are "
+                "%.3g of their size away from it (--merge-base dequant merges onto that one)\n",
+                report.trained_base_distance);
+  }
   return 0;
 }
 

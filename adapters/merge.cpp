@@ -9,6 +9,7 @@
 #include "adapters/checkpoint.h"
 #include "adapters/nf4_checkpoint.h"
 #include "adapters/peft.h"
+#include "adapters/pieces.h"
 #include "adapters/quantize.h"
 #include "core/error.h"
 #include "kernels/gemm.h"
@@ -48,12 +49,8 @@ class BaseRows {
     } else if (packed_ != nullptr) {
       decode_range(packed_->view(), begin, end, out);
     } else {
-      const size_t size = static_cast<size_t>(dtype_bytes(tensor_->dtype));
       out.resize(static_cast<size_t>(end - begin));
-      convert_to_f32(
-          tensor_->dtype,
-          file_->bytes(*tensor_).subspan(static_cast<size_t>(begin) * size, out.size() * size),
-          out.data(), end - begin);
+      read_floats(*file_, *tensor_, begin, out);
     }
   }
 
@@ -106,22 +103,42 @@ class MergedWeight {
                        static_cast<float>(module_->scale), module_->b.data() + row * module_->rank,
                        module_->rank, module_->a.data(), columns, 0.0f, delta.data(), columns);
     if (status != GRAFT_OK) fail(ExitCode::kBug, graft_last_error(), spec_.name);
-    for (size_t i = 0; i < values.size(); ++i) {
+    const int64_t total = static_cast<int64_t>(values.size());
+    std::vector<Sums> sums(static_cast<size_t>(piece_count(total)));
+    std::vector<int64_t> not_finite(sums.size(), -1);
+    for_each_piece(total, [&](int64_t piece, int64_t begin, int64_t end) {
+      const size_t slot = static_cast<size_t>(piece);
+      not_finite[slot] = add_piece(begin, end, values.data(), delta.data(), sums[slot]);
+    });
+    for (const int64_t index : not_finite) {
+      if (index < 0) continue;
+      fail(ExitCode::kData,
+           "merged value " + std::to_string(row * columns + index) + " is not finite as " +
+               std::string(dtype_name(spec_.dtype)),
+           spec_.name, "the base or the adapter is damaged, or too large for the base's type");
+    }
+    for (const Sums& piece : sums) sums_.add(piece);
+  }
+
+  // values += delta over [begin, end); gives the first index whose rounded sum is not finite, or
+  // -1.
+  int64_t add_piece(
+      int64_t begin, int64_t end, float* values, const float* delta, Sums& sums) const {
+    Sums local;
+    for (int64_t i = begin; i < end; ++i) {
       const float sum = values[i] + delta[i];
-      if (!std::isfinite(sum)) {
-        fail(ExitCode::kData,
-             "merged value " + std::to_string(row * columns + static_cast<int64_t>(i)) +
-                 " is not finite",
-             spec_.name, "the base or the adapter is damaged");
-      }
+      const float rounded = rounded_to(sum, spec_.dtype);
+      if (!std::isfinite(rounded)) return i;
       const double base = static_cast<double>(values[i]), change = static_cast<double>(delta[i]);
-      const double kept = static_cast<double>(rounded_to(sum, spec_.dtype));
-      sums_.base += base * base;
-      sums_.change += (kept - base) * (kept - base);
-      sums_.delta += change * change;
-      sums_.rounding += (kept - (base + change)) * (kept - (base + change));
+      const double kept = static_cast<double>(rounded);
+      local.base += base * base;
+      local.change += (kept - base) * (kept - base);
+      local.delta += change * change;
+      local.rounding += (kept - (base + change)) * (kept - (base + change));
       values[i] = sum;
     }
+    sums = local;
+    return -1;
   }
 
   TensorSpec spec_;
@@ -135,6 +152,36 @@ bool holds_packed_weights(const SafetensorsDirectory& model) {
   return std::any_of(names.begin(), names.end(), is_quantization_tensor);
 }
 
+bool trained_on_packed(const Adapter& adapter) {
+  const auto trained = adapter.metadata.find("base_quantization");
+  return trained != adapter.metadata.end() && trained->second != "none";
+}
+
+// |W - decoded NF4(W)| / |W| over the weights that `graft quantize` would pack.
+double nf4_distance(const SafetensorsDirectory& model) {
+  Sums sums;
+  std::vector<float> original, decoded;
+  for (const auto& file : model.files()) {
+    for (const TensorInfo& tensor : file->tensors()) {
+      if (!is_quantized_weight(tensor)) continue;
+      const Nf4Owned packed = quantize_tensor(*file, tensor, {});
+      for (int64_t begin = 0; begin < packed.count; begin += kTile) {
+        const int64_t end = std::min(begin + kTile, packed.count);
+        decode_range(packed.view(), begin, end, decoded);
+        original.resize(decoded.size());
+        read_floats(*file, tensor, begin, original);
+        for (size_t i = 0; i < decoded.size(); ++i) {
+          const double value = static_cast<double>(original[i]);
+          const double change = static_cast<double>(decoded[i]) - value;
+          sums.base += value * value;
+          sums.change += change * change;
+        }
+      }
+    }
+  }
+  return ratio(sums.change, sums.base);
+}
+
 MergeBase choose_base(MergeBase asked,
                       bool packed,
                       const SafetensorsDirectory& model,
@@ -144,26 +191,13 @@ MergeBase choose_base(MergeBase asked,
          model.directory(), "give the original model, or --merge-base dequant");
   }
   if (asked != MergeBase::kAuto) return asked;
-  const auto trained = adapter.metadata.find("base_quantization");
-  const bool on_packed = trained != adapter.metadata.end() && trained->second != "none";
-  return packed || on_packed ? MergeBase::kDequant : MergeBase::kW16;
+  return packed || trained_on_packed(adapter) ? MergeBase::kDequant : MergeBase::kW16;
 }
 
 const AdapterModule* find_module(const Adapter& adapter, const std::string& name) {
   const auto found = std::find_if(adapter.modules.begin(), adapter.modules.end(),
                                   [&](const AdapterModule& module) { return module.name == name; });
   return found == adapter.modules.end() ? nullptr : &*found;
-}
-
-void check_shape(const AdapterModule& module,
-                 const std::vector<int64_t>& shape,
-                 const std::string& where) {
-  const std::vector<int64_t> expected = {module.out, module.in};
-  if (shape == expected) return;
-  fail(
-      ExitCode::kData,
-      "the model's weight is " + shape_text(shape) + ", the adapter is for " + shape_text(expected),
-      where, "use the model that the adapter was trained on");
 }
 
 int64_t spec_bytes(const TensorSpec& spec) {
@@ -194,6 +228,9 @@ class Merge {
     collect();
     report_.relative_change = ratio(total_.change, total_.base);
     report_.rounding_share = ratio(total_.rounding, total_.delta);
+    if (report_.base == MergeBase::kW16 && trained_on_packed(adapter_)) {
+      report_.trained_base_distance = nf4_distance(model_);
+    }
     return report_;
   }
 
@@ -223,7 +260,6 @@ class Merge {
     } else {
       return nullptr;
     }
-    if (module != nullptr) check_shape(*module, spec.shape, file.path() + ": " + tensor.name);
     return std::make_unique<MergedWeight>(std::move(spec), module, std::move(open));
   }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "adapters/nf4_checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -211,12 +212,12 @@ void check_adapter_fits(const Adapter& adapter, const SafetensorsDirectory& mode
            last == "lm_head" ? "the model's head is tied to its embeddings and cannot be adapted"
                              : "use the model that the adapter was trained on");
     }
-    // A 4-bit weight holds its shape in its quant_state; adapters/nf4_checkpoint.h compares it.
-    if (entry->info->dtype == DType::kU8) continue;
+    const auto packed = find_nf4(model, module.name);
+    const std::vector<int64_t>& shape = packed ? packed->shape() : entry->info->shape;
     const std::vector<int64_t> expected = {module.out, module.in};
-    if (entry->info->shape != expected) {
+    if (shape != expected) {
       fail(ExitCode::kData,
-           "the model's weight is " + shape_text(entry->info->shape) + ", the adapter is for " +
+           "the model's weight is " + shape_text(shape) + ", the adapter is for " +
                shape_text(expected),
            model.directory() + ": " + name, "use the model that the adapter was trained on");
     }

@@ -83,7 +83,8 @@ std::string write_peft(const std::string& directory,
                        std::span<const AdapterTensors> modules,
                        const std::map<std::string, std::string>& metadata = {});
 
-// Every module is a matrix [out, in] of the model. Errors: kData naming module and both shapes.
+// Every module is a matrix [out, in] of the model, plain or NF4. Errors: kData naming the module
+// and both shapes.
 void check_adapter_fits(const Adapter& adapter, const SafetensorsDirectory& model);
 
 }  // namespace graft::adapters

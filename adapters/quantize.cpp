@@ -6,6 +6,7 @@
 
 #include "adapters/checkpoint.h"
 #include "adapters/nf4_checkpoint.h"
+#include "adapters/pieces.h"
 #include "core/error.h"
 
 namespace graft::adapters {
@@ -25,15 +26,6 @@ std::string place(const SafetensorsFile& file, const TensorInfo& tensor) {
   return file.path() + ": " + tensor.name;
 }
 
-std::span<const std::byte> piece_bytes(const SafetensorsFile& file,
-                                       const TensorInfo& tensor,
-                                       int64_t begin,
-                                       int64_t end) {
-  const size_t size = static_cast<size_t>(dtype_bytes(tensor.dtype));
-  return file.bytes(tensor).subspan(static_cast<size_t>(begin) * size,
-                                    static_cast<size_t>(end - begin) * size);
-}
-
 // Calls body(begin, values) for pieces of a floating tensor as float32.
 template <class Body>
 void for_float_pieces(const SafetensorsFile& file, const TensorInfo& tensor, const Body& body) {
@@ -41,7 +33,7 @@ void for_float_pieces(const SafetensorsFile& file, const TensorInfo& tensor, con
   std::vector<float> values(static_cast<size_t>(std::min(count, kPiece)));
   for (int64_t begin = 0; begin < count; begin += kPiece) {
     const int64_t end = std::min(begin + kPiece, count);
-    convert_to_f32(tensor.dtype, piece_bytes(file, tensor, begin, end), values.data(), end - begin);
+    read_floats(file, tensor, begin, {values.data(), static_cast<size_t>(end - begin)});
     body(begin, std::span<const float>(values.data(), static_cast<size_t>(end - begin)));
   }
 }
@@ -163,11 +155,22 @@ void add_error(const Nf4Owned& weight,
   std::vector<float> decoded;
   for_float_pieces(file, tensor, [&](int64_t begin, std::span<const float> values) {
     decode_range(weight.view(), begin, begin + static_cast<int64_t>(values.size()), decoded);
-    for (size_t i = 0; i < values.size(); ++i) {
-      const double original = static_cast<double>(values[i]);
-      const double difference = static_cast<double>(decoded[i]) - original;
-      error += difference * difference;
-      size += original * original;
+    const int64_t count = static_cast<int64_t>(values.size());
+    std::vector<double> errors(static_cast<size_t>(piece_count(count))), sizes(errors.size());
+    for_each_piece(count, [&](int64_t piece, int64_t first, int64_t end) {
+      double piece_error = 0, piece_size = 0;
+      for (int64_t i = first; i < end; ++i) {
+        const double original = static_cast<double>(values[static_cast<size_t>(i)]);
+        const double difference = static_cast<double>(decoded[static_cast<size_t>(i)]) - original;
+        piece_error += difference * difference;
+        piece_size += original * original;
+      }
+      errors[static_cast<size_t>(piece)] = piece_error;
+      sizes[static_cast<size_t>(piece)] = piece_size;
+    });
+    for (size_t piece = 0; piece < errors.size(); ++piece) {
+      error += errors[piece];
+      size += sizes[piece];
     }
   });
 }

@@ -20,9 +20,10 @@ typedef enum graft_ce_mode {
 //   scale                     usually 1 / (trained tokens of the whole step)
 //   row_loss    [rows]        out, unweighted
 //   row_correct [rows]        out, 1 where the first largest logit is the label; may be NULL
-// A row with a NaN logit gives a NaN loss. The sum of exp is taken in double over tiles of 16
-// lanes. All labels are checked before anything is written.
-// Errors: GRAFT_BAD_SHAPE (vocab < 1), GRAFT_BAD_ARGUMENT (label out of range, unknown mode).
+// A row with a NaN logit gives a NaN loss. Exponentials are added in float32 in 16
+// lanes over 512 logits, those sums in double in order. All labels are checked before anything is
+// written. Errors: GRAFT_BAD_SHAPE (vocab < 1), GRAFT_BAD_ARGUMENT (label out of range, unknown
+// mode).
 graft_status graft_cross_entropy(float* logits,
                                  const int32_t* labels,
                                  const float* weight,

@@ -91,6 +91,19 @@ inline constexpr float kDynamicMapSigned[256] = {
     0x1.d13334p-1f,   0x1.d86666p-1f,   0x1.df999ap-1f,   0x1.e6ccccp-1f,
     0x1.eep-1f,       0x1.f53334p-1f,   0x1.fc6666p-1f,   0x1p+0f};
 
+// The float32 midpoints of neighbouring values of the map.
+struct DynamicMidpoints {
+  float value[255];
+};
+constexpr DynamicMidpoints dynamic_midpoints() {
+  DynamicMidpoints result{};
+  for (int i = 0; i < 255; ++i) {
+    result.value[i] = (kDynamicMapSigned[i] + kDynamicMapSigned[i + 1]) * 0.5f;
+  }
+  return result;
+}
+inline constexpr DynamicMidpoints kDynamicMidpoints = dynamic_midpoints();
+
 // Below this, 1 / absmax would be infinite; bitsandbytes' CPU backend clamps likewise.
 inline constexpr float kNf4SmallestAbsmax = 1e-38f;
 

@@ -1,9 +1,9 @@
 // What every function of kernels/ returns, and the devices that it may run on.
 //
 // The folder is a C API over raw pointers: no exceptions, no state but a thread's last error text
-// and its scratch memory. Arrays are row-major, contiguous float32 unless a
-// header says otherwise, counts are int64_t, and a count of zero is a valid empty call. Results are
-// the same to the bit for any number of threads: rows are independent, and a sum over rows is
+// and its scratch memory. Arrays are row-major, contiguous float32 unless a header says otherwise,
+// counts are int64_t, and a count of zero is a valid empty call. Results are the same to the bit
+// for any number of threads and every instruction set: rows are independent, and a sum over rows is
 // taken in tiles of fixed size added in index order.
 #pragma once
 

@@ -8,8 +8,8 @@ extern "C" {
 #endif
 
 // out = gate * sigmoid(gate) * up, elementwise over `count` values.
-// out may be gate or up. sigmoid is within 3 ulp (kernels/simd.h); -inf and NaN pass through as
-// IEEE arithmetic has it. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
+// out may be gate or up. sigmoid is within 3 ulp (kernels/simd/vector.h); -inf and NaN pass through
+// as IEEE arithmetic has it. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
 graft_status graft_swiglu_forward(const float* gate, const float* up, int64_t count, float* out);
 
 // dgate = dout * up * sigmoid(gate) * (1 + gate * (1 - sigmoid(gate))), dup = dout * silu(gate).

@@ -88,11 +88,16 @@ class Spool {
   int64_t written_ = 0;
 };
 
+[[noreturn]] void fail_store(const std::string& path) {
+  fail(ExitCode::kIo, "the HDF5 library cannot write the store", path,
+       "free some space or choose another place");
+}
+
 // An HDF5 identifier, closed at the end. Errors: kIo when it is invalid.
 class Hdf5Id {
  public:
   Hdf5Id(hid_t id, herr_t (*close)(hid_t), const std::string& path) : id_(id), close_(close) {
-    if (id_ < 0) fail(ExitCode::kIo, "the HDF5 library cannot write the store", path);
+    if (id_ < 0) fail_store(path);
   }
   ~Hdf5Id() { close_(id_); }
   Hdf5Id(const Hdf5Id&) = delete;
@@ -105,7 +110,7 @@ class Hdf5Id {
 };
 
 void check(herr_t status, const std::string& path) {
-  if (status < 0) fail(ExitCode::kIo, "the HDF5 library cannot write the store", path);
+  if (status < 0) fail_store(path);
 }
 
 hid_t hdf5_type(StoreArrayIndex array) {
@@ -144,6 +149,9 @@ ArraySizes create_hdf5(const std::string& path,
                        const std::string& digest) {
   static std::mutex mutex;  // Debian's HDF5 is not thread-safe
   const std::lock_guard lock(mutex);
+  // Its own clean-up at the process's end crashes after a failed write (full disk); everything is
+  // closed here. Has to come before any other call.
+  H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // its errors are ours to print
   const Hdf5Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, path);
   check(H5Pset_alignment(access.get(), 1, kStoreAlignment), path);

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -85,15 +86,16 @@ class Device {
  private:
   void start_threads(dim3 block, const std::function<void()>& body);
   void run_block();
-  bool run_ready();
-  bool release_waiting();
-  bool release_warp(size_t first);
+  void choose_order();
+  bool run_next();
+  void release_warp(size_t first);
   bool release_barrier();
   void check_guard();
   void fail(const std::string& what);
 
   StackPool stacks_;  // before the threads, whose fibers give their stacks back to it
   std::vector<Thread> threads_;
+  std::vector<unsigned> order_;  // threads, the one to run first at the front
   unsigned running_ = 0;
   context::fiber scheduler_;
   std::vector<unsigned char> shared_ = std::vector<unsigned char>(kSharedBytes + kSharedGuardBytes);
@@ -130,20 +132,34 @@ void Device::start_threads(dim3 block, const std::function<void()>& body) {
   }
 }
 
-// Runs each ready thread until it waits or ends, in the schedule's order.
-bool Device::run_ready() {
-  std::vector<unsigned> ready;
-  for (unsigned i = 0; i < threads_.size(); ++i) {
-    if (threads_[i].state == State::kReady) ready.push_back(i);
-  }
-  if (schedule.order == Order::kReverse) std::reverse(ready.begin(), ready.end());
-  if (schedule.order == Order::kShuffled) std::shuffle(ready.begin(), ready.end(), random_);
-  for (const unsigned i : ready) {
-    running_ = i;
-    threadIdx = threads_[i].index;
-    threads_[i].fiber = std::move(threads_[i].fiber).resume();
-  }
-  return !ready.empty();
+// A new order of preference: whole warps, and lanes inside them. The preferred warp runs as far
+// ahead of the others as barriers allow, which is what shows a barrier that is missing.
+void Device::choose_order() {
+  order_.resize(threads_.size());
+  std::iota(order_.begin(), order_.end(), 0u);
+  if (schedule.order == Order::kReverse) std::reverse(order_.begin(), order_.end());
+  if (schedule.order != Order::kShuffled) return;
+  std::vector<uint64_t> warp_rank((threads_.size() + kWarp - 1) / kWarp);
+  std::vector<uint64_t> lane_rank(threads_.size());
+  for (uint64_t& rank : warp_rank) rank = random_();
+  for (uint64_t& rank : lane_rank) rank = random_();
+  std::sort(order_.begin(), order_.end(), [&](unsigned a, unsigned b) {
+    const auto key = [&](unsigned i) { return std::make_pair(warp_rank[i / kWarp], lane_rank[i]); };
+    return key(a) < key(b);
+  });
+}
+
+// Runs the first ready thread of the order until it waits or ends; false when none is ready.
+bool Device::run_next() {
+  const auto next = std::find_if(order_.begin(), order_.end(),
+                                 [this](unsigned i) { return threads_[i].state == State::kReady; });
+  if (next == order_.end()) return false;
+  running_ = *next;
+  Thread& thread = threads_[running_];
+  threadIdx = thread.index;
+  thread.fiber = std::move(thread.fiber).resume();
+  if (thread.state == State::kExchange) release_warp(running_ / kWarp * kWarp);
+  return true;
 }
 
 void Device::wait(State state) {
@@ -155,9 +171,8 @@ void Device::wait(State state) {
 }
 
 // Lets a warp's lanes go on once every lane of their mask waits in the same operation.
-bool Device::release_warp(size_t first) {
+void Device::release_warp(size_t first) {
   const size_t end = std::min(first + kWarp, threads_.size());
-  bool released = false;
   for (size_t i = first; i < end; ++i) {
     if (threads_[i].state != State::kExchange) continue;
     const unsigned mask = threads_[i].mask;
@@ -177,9 +192,7 @@ bool Device::release_warp(size_t first) {
       threads_[j].value = values[source];
       threads_[j].state = State::kReady;
     }
-    released = true;
   }
-  return released;
 }
 
 bool Device::release_barrier() {
@@ -187,15 +200,8 @@ bool Device::release_barrier() {
     if (thread.state != State::kBarrier) return false;
   }
   for (Thread& thread : threads_) thread.state = State::kReady;
+  choose_order();
   return true;
-}
-
-bool Device::release_waiting() {
-  bool released = false;
-  for (size_t first = 0; first < threads_.size(); first += kWarp) {
-    released = release_warp(first) || released;
-  }
-  return released || release_barrier();
 }
 
 void Device::check_guard() {
@@ -208,7 +214,8 @@ void Device::check_guard() {
 }
 
 void Device::run_block() {
-  while (error.empty() && (run_ready() || release_waiting())) {
+  choose_order();
+  while (error.empty() && (run_next() || release_barrier())) {
   }
   for (const Thread& thread : threads_) {
     if (thread.state == State::kDone) continue;

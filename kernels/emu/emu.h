@@ -1,9 +1,10 @@
 // The CUDA that graft's kernels use, on the host: each thread of a block is a fiber, a block runs
 // until all its fibers end, and blocks follow one another (internal; see launch.h).
 //
-// A fiber runs until it waits at __syncthreads or a warp operation, so a missing barrier shows as a
-// wrong result as soon as the schedule runs threads in another order than the author imagined.
-// Three schedules exist for that: forward, reverse and shuffled. Shared memory (GRAFT_SHARED of
+// A fiber runs until it waits at __syncthreads or a warp operation; then the most preferred fiber
+// that can go on does. So a preferred warp runs ahead of the others as far as barriers allow, and a
+// missing barrier shows as a wrong result. Three orders of preference exist: forward, reverse and
+// shuffled (warps, and lanes inside them, anew after each barrier). Shared memory (GRAFT_SHARED of
 // launch.h) is filled with 0xA5 bytes at a block's start and followed by guard bytes, which are
 // checked at its end. Kernels are started from one host thread at a time; others wait.
 #pragma once

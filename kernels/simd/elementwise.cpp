@@ -5,55 +5,108 @@
 namespace graft::kernels::GRAFT_ISA {
 namespace {
 
-// Philox4x32-10 on 16 counters that differ in their first word (Salmon et al., SC 2011, fig. 2).
-struct Philox {
-  uint32_t word[4][kLanes];
+// Philox4x32-10 (Salmon et al., SC 2011, fig. 2) on 16 counters that differ in their first word.
+constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
+constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
+
+struct PhiloxCounter {
+  uint32_t first, c1, c2, c3;
 };
 
-Philox philox(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t seed) {
-  constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
-  constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
-  Philox x;
+#if defined(__AVX512F__)
+
+struct Product {
+  __m512i low, high;
+};
+
+GRAFT_LANES_INLINE Product product_of(__m512i a, uint32_t multiplier) {
+  const __m512i m = _mm512_set1_epi64(multiplier);
+  const __m512i even = _mm512_mul_epu32(a, m);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), m);
+  return {_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)),
+          _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)};
+}
+
+// words[4 * i + j] = word j of counter first + i.
+void philox(const PhiloxCounter& counter, uint64_t seed, uint32_t (&words)[4 * kLanes]) {
+  const auto all_words = [](uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); };
+  __m512i x0 =
+      _mm512_add_epi32(all_words(counter.first),
+                       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  __m512i x1 = all_words(counter.c1), x2 = all_words(counter.c2), x3 = all_words(counter.c3);
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const Product p0 = product_of(x0, kMultiplier0), p1 = product_of(x2, kMultiplier1);
+    x0 = _mm512_xor_si512(_mm512_xor_si512(p1.high, x1), all_words(key0));
+    x2 = _mm512_xor_si512(_mm512_xor_si512(p0.high, x3), all_words(key1));
+    x1 = p1.low;
+    x3 = p0.low;
+    key0 += kWeyl0;
+    key1 += kWeyl1;
+  }
+  const __m512i low01 = _mm512_unpacklo_epi32(x0, x1), high01 = _mm512_unpackhi_epi32(x0, x1);
+  const __m512i low23 = _mm512_unpacklo_epi32(x2, x3), high23 = _mm512_unpackhi_epi32(x2, x3);
+  // 128-bit lane l of group g holds the four words of counter 4 l + g.
+  const __m512i group[4] = {
+      _mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
+      _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+  for (int g = 0; g < 4; ++g) {
+    const auto put = [&](int lane, __m128i four) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(words + 4 * (4 * lane + g)), four);
+    };
+    put(0, _mm512_extracti32x4_epi32(group[g], 0));
+    put(1, _mm512_extracti32x4_epi32(group[g], 1));
+    put(2, _mm512_extracti32x4_epi32(group[g], 2));
+    put(3, _mm512_extracti32x4_epi32(group[g], 3));
+  }
+}
+
+#else
+
+// words[4 * i + j] = word j of counter first + i.
+void philox(const PhiloxCounter& counter, uint64_t seed, uint32_t (&words)[4 * kLanes]) {
+  uint32_t x[4][kLanes];
   for (uint32_t i = 0; i < kLanes; ++i) {
-    x.word[0][i] = first + i;
-    x.word[1][i] = c1;
-    x.word[2][i] = c2;
-    x.word[3][i] = c3;
+    x[0][i] = counter.first + i;
+    x[1][i] = counter.c1;
+    x[2][i] = counter.c2;
+    x[3][i] = counter.c3;
   }
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     for (int64_t i = 0; i < kLanes; ++i) {
-      const uint64_t product0 = kMultiplier0 * x.word[0][i];
-      const uint64_t product1 = kMultiplier1 * x.word[2][i];
-      const uint32_t high0 = static_cast<uint32_t>(product0 >> 32);
-      const uint32_t high1 = static_cast<uint32_t>(product1 >> 32);
-      x.word[0][i] = high1 ^ x.word[1][i] ^ key0;
-      x.word[2][i] = high0 ^ x.word[3][i] ^ key1;
-      x.word[1][i] = static_cast<uint32_t>(product1);
-      x.word[3][i] = static_cast<uint32_t>(product0);
+      const uint64_t product0 = uint64_t{kMultiplier0} * x[0][i];
+      const uint64_t product1 = uint64_t{kMultiplier1} * x[2][i];
+      x[0][i] = static_cast<uint32_t>(product1 >> 32) ^ x[1][i] ^ key0;
+      x[2][i] = static_cast<uint32_t>(product0 >> 32) ^ x[3][i] ^ key1;
+      x[1][i] = static_cast<uint32_t>(product1);
+      x[3][i] = static_cast<uint32_t>(product0);
     }
     key0 += kWeyl0;
     key1 += kWeyl1;
   }
-  return x;
+  for (int64_t i = 0; i < kLanes; ++i) {
+    for (int64_t j = 0; j < 4; ++j) words[4 * i + j] = x[j][i];
+  }
 }
+
+#endif
 
 }  // namespace
 
 void adamw(
     float* param, const float* grad, float* m, float* v, int64_t count, const AdamFactors& f) {
-  for_lanes(
-      count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        const Lanes g = mul(load_upto(grad + i, n), all(f.grad_scale));
-        const Lanes p = mul(load_upto(param + i, n), all(f.decay));
-        const Lanes first = fma(g, all(f.one_minus_beta1), mul(load_upto(m + i, n), all(f.beta1)));
-        const Lanes second =
-            fma(mul(g, g), all(f.one_minus_beta2), mul(load_upto(v + i, n), all(f.beta2)));
-        const Lanes divisor = add(div(square_root(second), all(f.bias2_root)), all(f.eps));
-        store_upto(m + i, first, n);
-        store_upto(v + i, second, n);
-        store_upto(param + i, sub(p, div(mul(first, all(f.step_size)), divisor)), n);
-      });
+  for_lanes(count, [&](int64_t i, int64_t n) {
+    const Lanes g = mul(load_upto(grad + i, n), all(f.grad_scale));
+    const Lanes p = mul(load_upto(param + i, n), all(f.decay));
+    const Lanes first = fma(g, all(f.one_minus_beta1), mul(load_upto(m + i, n), all(f.beta1)));
+    const Lanes second =
+        fma(mul(g, g), all(f.one_minus_beta2), mul(load_upto(v + i, n), all(f.beta2)));
+    const Lanes divisor = add(div(square_root(second), all(f.bias2_root)), all(f.eps));
+    store_upto(m + i, first, n);
+    store_upto(v + i, second, n);
+    store_upto(param + i, sub(p, div(mul(first, all(f.step_size)), divisor)), n);
+  });
 }
 
 double sum_squares(const float* x, int64_t count) {
@@ -85,17 +138,14 @@ int64_t count_not_finite(const float* x, int64_t count) {
 }
 
 void add_to(float* x, const float* y, int64_t count) {
-  for_lanes(
-      count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        store_upto(x + i, add(load_upto(x + i, n), load_upto(y + i, n)), n);
-      });
+  for_lanes(count, [&](int64_t i, int64_t n) {
+    store_upto(x + i, add(load_upto(x + i, n), load_upto(y + i, n)), n);
+  });
 }
 
 void scale_by(float* x, float s, int64_t count) {
-  for_lanes(
-      count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        store_upto(x + i, mul(load_upto(x + i, n), all(s)), n);
-      });
+  for_lanes(count,
+            [&](int64_t i, int64_t n) { store_upto(x + i, mul(load_upto(x + i, n), all(s)), n); });
 }
 
 void dropout_row(float* x,
@@ -106,23 +156,26 @@ void dropout_row(float* x,
                  uint32_t threshold,
                  float keep_scale) {
   const uint64_t row = static_cast<uint64_t>(row_index);
-  const uint32_t c1 = static_cast<uint32_t>(stream) ^ static_cast<uint32_t>(row >> 32);
-  const uint32_t c2 = static_cast<uint32_t>(row);
-  const uint32_t c3 = static_cast<uint32_t>(stream >> 32);
+  PhiloxCounter counter;
+  counter.c1 = static_cast<uint32_t>(stream) ^ static_cast<uint32_t>(row >> 32);
+  counter.c2 = static_cast<uint32_t>(row);
+  counter.c3 = static_cast<uint32_t>(stream >> 32);
+  uint32_t words[4 * kLanes];
   for (int64_t column = 0; column < dim; column += 4 * kLanes) {
-    const Philox random = philox(static_cast<uint32_t>(column / 4), c1, c2, c3, seed);
-    for (int64_t j = 0; j < 4 * kLanes && column + j < dim; ++j) {
-      const bool kept = random.word[j % 4][j / 4] >= threshold;
-      x[column + j] = kept ? x[column + j] * keep_scale : 0.0f;
+    counter.first = static_cast<uint32_t>(column / 4);
+    philox(counter, seed, words);
+    const int64_t count = dim - column < 4 * kLanes ? dim - column : 4 * kLanes;
+    float* const to = x + column;
+    for (int64_t j = 0; j < count; ++j) {
+      to[j] = words[j] >= threshold ? to[j] * keep_scale : 0.0f;
     }
   }
 }
 
 void exponential_array(const float* x, int64_t count, float* out) {
-  for_lanes(
-      count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        store_upto(out + i, exponential(load_upto(x + i, n)), n);
-      });
+  for_lanes(count, [&](int64_t i, int64_t n) {
+    store_upto(out + i, exponential(load_upto(x + i, n)), n);
+  });
 }
 
 }  // namespace graft::kernels::GRAFT_ISA

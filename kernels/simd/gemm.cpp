@@ -20,24 +20,21 @@ int64_t round_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
-// Panels of kTileColumns columns, each [depth, kTileColumns], the last one padded with zeros.
-void pack_b(const GemmBlock& block, int64_t p0, int64_t depth, float* panels) {
-  for (int64_t j = 0; j < block.n; j += kTileColumns) {
-    const int64_t width = smaller_of(kTileColumns, block.n - j);
-    float* panel = panels + j * depth;
-    if (width < kTileColumns) {
-      for (int64_t i = 0; i < depth * kTileColumns; i += kLanes) store(panel + i, all(0.0f));
-    }
-    if (block.b_col == 1) {
-      const float* from = block.b + p0 * block.b_row + j;
-      for (int64_t p = 0; p < depth; ++p) {
-        for (int64_t x = 0; x < width; x += kLanes) {
-          const int64_t lanes = smaller_of(kLanes, width - x);
-          store(panel + p * kTileColumns + x, load_first(from + p * block.b_row + x, lanes));
-        }
-      }
-    } else {
-      transpose(block.b + p0 + j * block.b_col, block.b_col, width, depth, panel, kTileColumns);
+// Columns j to j + kTileColumns of op(B) as [depth, kTileColumns], padded with zeros.
+void pack_b_panel(const GemmBlock& block, int64_t p0, int64_t depth, int64_t j, float* panel) {
+  const int64_t width = smaller_of(kTileColumns, block.n - j);
+  if (width < kTileColumns) {
+    for (int64_t i = 0; i < depth * kTileColumns; i += kLanes) store(panel + i, all(0.0f));
+  }
+  if (block.b_col != 1) {
+    transpose(block.b + p0 + j * block.b_col, block.b_col, width, depth, panel, kTileColumns);
+    return;
+  }
+  const float* const from = block.b + p0 * block.b_row + j;
+  for (int64_t p = 0; p < depth; ++p) {
+    for (int64_t x = 0; x < width; x += kLanes) {
+      const int64_t lanes = smaller_of(kLanes, width - x);
+      store(panel + p * kTileColumns + x, load_first(from + p * block.b_row + x, lanes));
     }
   }
 }
@@ -76,13 +73,14 @@ void gemm_block(const GemmBlock& block, float* scratch) {
   for (int64_t p0 = 0; p0 < block.k; p0 += kDepth) {
     const int64_t depth = smaller_of(kDepth, block.k - p0);
     const float beta = p0 == 0 ? block.beta : 1.0f;
-    if (packed_b) pack_b(block, p0, depth, b_panels);
     for (int64_t i0 = 0; i0 < block.m; i0 += kRowBlock) {
       const int64_t rows = smaller_of(kRowBlock, block.m - i0);
       if (packed_a) pack_a(block, i0, rows, p0, depth, a_panels);
       const float* const a = block.a + i0 * block.a_row + p0 * block.a_col;
       for (int64_t j = 0; j < block.n; j += kTileColumns) {
         const int64_t width = smaller_of(kTileColumns, block.n - j);
+        // Packed just before its first use, a panel is still in the first-level cache.
+        if (packed_b && i0 == 0) pack_b_panel(block, p0, depth, j, b_panels + j * depth);
         for (int64_t i = 0; i < rows; i += kTileRows) {
           Tile tile;
           tile.k = depth;

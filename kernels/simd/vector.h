@@ -12,7 +12,12 @@
 #include <immintrin.h>
 #endif
 
+// Sanitizers make each lane's checks code of its own: inlined by force, a file takes minutes.
+#if defined(__SANITIZE_ADDRESS__)
+#define GRAFT_LANES_INLINE [[maybe_unused]] static inline
+#else
 #define GRAFT_LANES_INLINE static inline __attribute__((always_inline))
+#endif
 
 namespace graft::kernels {
 namespace {
@@ -244,7 +249,7 @@ GRAFT_LANES_INLINE float largest_lane(Lanes v) {
 
 #endif
 
-// e^x within 1 ulp of the exact value (measured over every float32, tests/kernels): 0 below
+// e^x within 1.02 units in the last place (measured over every float32, -104 to 88.72): 0 below
 // -103.98, inf above 88.73, NaN for NaN. Cody-Waite reduction by ln 2 in two parts and Cephes'
 // polynomial.
 GRAFT_LANES_INLINE Lanes exponential(Lanes x) {

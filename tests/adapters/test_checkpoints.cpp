@@ -233,6 +233,37 @@ TEST_CASE("merge: nothing is left behind when it fails, nothing is overwritten",
   }
 }
 
+TEST_CASE("merge: a sum that float16 cannot hold is refused", "[adapters][merge]") {
+  const TempDir directory;
+  // 60000 + 1 * 100 * a: 65504 is the largest float16, 65520 rounds to infinity.
+  const float a_value = GENERATE(55.0f, 55.25f);
+  const std::vector<uint16_t> weight(2, f32_to_f16(60000.0f));
+  make_directories(directory.file("base"));
+  write_safetensors(
+      directory.file("base/model.safetensors"),
+      {{{"q.weight", DType::kF16, {1, 2}}, std::as_bytes(std::span<const uint16_t>(weight))}});
+  write_file_atomically(directory.file("base/config.json"), "{}");
+  AdapterSpec spec;
+  spec.r = 1;
+  spec.lora_alpha = 1;
+  spec.target_modules = {"q"};
+  const std::vector<float> a = {0.0f, a_value}, b = {100.0f};
+  const std::vector<AdapterTensors> modules = {{"q", 2, 1, 1, a.data(), b.data()}};
+  write_peft(directory.file("adapter"), spec, modules);
+  const Refusal refused = refusal([&] {
+    merge_adapter({directory.file("base"), directory.file("adapter"), directory.file("merged"),
+                   MergeBase::kAuto});
+  });
+  if (a_value == 55.0f) {  // 65500: near 65504
+    CHECK(refused.code == ExitCode::kOk);
+    CHECK(floats(SafetensorsDirectory(directory.file("merged")), "q.weight")[1] == 65504.0f);
+  } else {  // 65525
+    CHECK(refused.code == ExitCode::kData);
+    CHECK(refused.text.find("value 1 is not finite as F16") != std::string::npos);
+    CHECK_FALSE(directory_exists(directory.file("merged")));
+  }
+}
+
 TEST_CASE("quantize: the checkpoint has bitsandbytes' tensors and bytes", "[adapters][quantize]") {
   const TempDir directory;
   const std::string out = directory.file("nf4");

@@ -201,7 +201,8 @@ TEST_CASE("peft: damaged adapters are refused with the tensor's name", "[adapter
 
 TEST_CASE("peft: an adapter for another model is refused with both shapes", "[adapters][peft]") {
   Adapter adapter = read_peft(kGolden + "adapter");
-  const SafetensorsDirectory model(kGolden + "base");
+  const SafetensorsDirectory model(kGolden + GENERATE("base", "nf4"));
+  check_adapter_fits(adapter, model);
   SECTION("another width") {
     adapter.modules[0].in = 32;
     const std::string text = refusal([&] { check_adapter_fits(adapter, model); });

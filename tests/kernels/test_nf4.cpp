@@ -96,6 +96,34 @@ TEST_CASE("nf4: every path equals the oracle to the bit and stays inside its buf
   CHECK(same_bits(out.values(), decoded));
 }
 
+TEST_CASE("nf4: a weight half way between two codes takes the lower one", "[kernels][nf4]") {
+  const graft_device device = GENERATE(GRAFT_CPU, GRAFT_EMU);
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  // The first weight makes absmax 1, so that every other one is scaled by exactly 1; the count puts
+  // each tie into a vector's body and into its tail.
+  const int64_t count = GENERATE(16, 22, 31, 47);
+  std::vector<float> weight(at(count), 1.0f);
+  std::vector<int> expected(at(count), 15);
+  for (int64_t i = 1; i < count; ++i) {
+    const int64_t code = (i - 1) % 15;
+    weight[at(i)] = (graft_nf4_codebook()[code] + graft_nf4_codebook()[code + 1]) * 0.5f;
+    expected[at(i)] = static_cast<int>(code);
+  }
+  Guarded<uint8_t> packed(at(graft_nf4_packed_bytes(count)));
+  Guarded<float> absmax(1);
+  REQUIRE(graft_nf4_quantize(weight.data(), count, 64, packed.data(), absmax.data(), device,
+                             nullptr) == GRAFT_OK);
+  std::vector<int> codes;
+  for (const uint8_t byte : packed.values()) {
+    codes.push_back(byte >> 4);
+    codes.push_back(byte & 15);
+  }
+  codes.resize(at(count));
+  CHECK(codes == expected);
+  CHECK((packed.intact() && absmax.intact()));
+}
+
 TEST_CASE("nf4: nested absmax equals the oracle to the bit", "[kernels][nf4]") {
   const int64_t blocks = GENERATE(1, 2, 255, 256, 257, 1000, 5003);
   std::vector<float> absmax = random_floats(blocks, 3, 0.01f);

@@ -28,11 +28,13 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRAFT = pathlib.Path(sys.argv[1]).resolve()
 SHARED = pathlib.Path(os.environ.get("GRAFT_SHARED", ROOT.parent / "shared"))
 BASE = ROOT / "examples/quickstart/base"
-WORK = pathlib.Path(tempfile.mkdtemp(prefix="graft-peers-"))
+SCRATCH = tempfile.TemporaryDirectory(prefix="graft-peers-")
+WORK = pathlib.Path(SCRATCH.name)
 CASES = []
 
 
@@ -85,6 +87,15 @@ def train_adapter(name, base, data, method, *overrides):
     return WORK / name / "adapter"
 
 
+def decoded_nf4(base):
+    """The base as QLoRA sees it: quantized to NF4 and decoded again, as a plain directory."""
+    packed, decoded = WORK / f"nf4-{base.name}", WORK / f"decoded-{base.name}"
+    if not decoded.exists():
+        graft("quantize", base, "--out", packed)
+        graft("quantize", packed, "--decode", "--out", decoded)
+    return decoded
+
+
 def check_adapter_everywhere(base, data, ids, *overrides):
     """PEFT on the fp32 base, PEFT on the decoded NF4 base, and the merge."""
     adapter = train_adapter(f"lora-{base.name}", base, data, "lora", *overrides)
@@ -94,16 +105,23 @@ def check_adapter_everywhere(base, data, ids, *overrides):
     graft("adapter", "merge", "--model", base, "--adapter", adapter, "--out", merged)
     check_close("the merge", hf_logits(merged, ids), hf_logits(base, ids, adapter), 1e-4)
     qlora = train_adapter(f"qlora-{base.name}", base, data, "qlora", *overrides)
-    decoded = WORK / f"decoded-{base.name}"
-    graft("quantize", base, "--out", decoded, "--decode")
+    decoded = decoded_nf4(base)
     check_close("PEFT on the decoded NF4 base",
                 graft_logits(ids, "--model", base, "--load-in-4bit", "--adapter", qlora),
                 hf_logits(decoded, ids, qlora), 1e-4)
-    onto_original = WORK / f"merged-q-{base.name}"
-    graft("adapter", "merge", "--model", base, "--adapter", qlora, "--out", onto_original)
+    # The merge of a QLoRA adapter: onto the decoded weights it equals the training model, onto the
+    # original ones it equals PEFT on those and is some way from the training model.
+    onto_decoded, onto_original = WORK / f"merged-d-{base.name}", WORK / f"merged-o-{base.name}"
+    graft("adapter", "merge", "--model", base, "--adapter", qlora, "--out", onto_decoded)
+    check_close("the merge onto the decoded base", hf_logits(onto_decoded, ids),
+                hf_logits(decoded, ids, qlora), 1e-4)
+    said = graft("adapter", "merge", "--model", base, "--adapter", qlora, "--out", onto_original,
+                 "--merge-base", "w16")
+    assert "not equal to the 4-bit model" in said, said
+    check_close("the merge onto the original base", hf_logits(onto_original, ids),
+                hf_logits(base, ids, qlora), 1e-4)
     difference = largest(hf_logits(onto_original, ids), hf_logits(decoded, ids, qlora))
-    print(f"    merge onto the original weights against the 4-bit training model: {difference:.3g}"
-          " (not equal: the base differs)")
+    print(f"    the latter against the 4-bit training model: {difference:.3g} (the base differs)")
 
 
 def some_ids(vocab, rows=3, length=40):
@@ -112,13 +130,13 @@ def some_ids(vocab, rows=3, length=40):
 
 @case
 def base_logits_equal_transformers():
-    ids = some_ids(512)
+    ids = some_ids(700)
     check_close("logits", graft_logits(ids, "--model", BASE), hf_logits(BASE, ids), 2e-5)
 
 
 @case
 def quickstart_adapter_loads_in_peft_and_merges():
-    check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(512))
+    check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(700))
 
 
 @case
@@ -133,7 +151,7 @@ def tokenizer_ids_equal_tokenizers():
     for text, line in zip(texts, out.splitlines(), strict=True):
         expected = tokenizer.encode(text, add_special_tokens=False).ids
         assert json.loads(line)["ids"] == expected, text
-        if "</s>" not in text:
+        if "</s>" not in text and text:
             assert slow.encode(text) == expected, f"sentencepiece differs: {text!r}"
     print(f"    {len(texts)} texts, ids equal")
 
@@ -150,12 +168,10 @@ def chat_template_equals_transformers():
         got = json.loads(graft("data", "render", "--model", BASE,
                                text=json.dumps({"messages": messages}) + "\n"))
         assert got["text"] == expected, row
-        spans = [expected[begin:end] for begin, end in got["spans"]]
-        assert spans == [row["output"] + "</s>"], spans
         count += 1
         if count == 10:
             break
-    print(f"    {count} conversations, text and supervised spans equal")
+    print(f"    {count} conversations, text equal")
 
 
 @case
@@ -177,11 +193,9 @@ def token_store_opens_in_h5py():
 @case
 def bitsandbytes_decodes_what_graft_quantized():
     import bitsandbytes.functional as bnb
-    quantized = WORK / "nf4"
-    graft("quantize", BASE, "--out", quantized)
-    graft("quantize", BASE, "--out", WORK / "nf4-decoded", "--decode")
+    decoded = load_file(decoded_nf4(BASE) / "model.safetensors")
+    quantized = WORK / f"nf4-{BASE.name}"
     tensors = load_file(quantized / "model.safetensors")
-    decoded = load_file(WORK / "nf4-decoded" / "model.safetensors")
     count = 0
     for name in [n for n in tensors if n.endswith(".quant_state.bitsandbytes__nf4")]:
         weight = name.removesuffix(".quant_state.bitsandbytes__nf4")
@@ -201,12 +215,100 @@ def bitsandbytes_decodes_what_graft_quantized():
         assert difference <= 1e-6 * absmax.max(), (weight, difference)
         count += 1
     assert count == 28, count
+    # transformers loads the checkpoint; bitsandbytes decodes each of its weights to graft's values.
     model = transformers.AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
-    ids = some_ids(512)
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            theirs = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+            ours = decoded[name + ".weight"].float()
+            assert largest(theirs, ours) <= 1e-6 * ours.abs().max(), name
+            count -= 1
+    assert count == 0, count
+    ids = some_ids(700)
     with torch.no_grad():
         theirs = model(input_ids=ids).logits
-    check_close("transformers + bitsandbytes on graft's checkpoint",
-                theirs, graft_logits(ids, "--model", BASE, "--load-in-4bit"), 1e-3)
+    ours = graft_logits(ids, "--model", quantized)
+    assert largest(ours, graft_logits(ids, "--model", BASE, "--load-in-4bit")) == 0
+    # Its inference on CPUs rounds every decoded weight to bfloat16 (2^-9 relative), through 28
+    # products in a row; graft computes in float32.
+    distance = ((theirs - ours).norm() / ours.norm()).item()
+    print(f"    28 weights equal; logits of its bfloat16 inference: relative distance {distance:.2g}")
+    assert distance <= 28 * 2**-9
+
+
+def write_gguf(directory, path):
+    """A Hugging Face Llama directory as an F32 GGUF file. llama.cpp rotates neighbouring pairs, so
+    the rows of q and k change places inside each head."""
+    import gguf
+    import sentencepiece
+    config = json.loads((directory / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    pieces = sentencepiece.SentencePieceProcessor(str(directory / "tokenizer.model"))
+    kinds = [6 if pieces.IsByte(i) else 3 if pieces.IsControl(i) else 2 if pieces.IsUnknown(i) else 1
+             for i in range(pieces.GetPieceSize())]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([pieces.IdToPiece(i) for i in range(pieces.GetPieceSize())])
+    writer.add_token_scores([pieces.GetScore(i) for i in range(pieces.GetPieceSize())])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    names = {"embed_tokens": "token_embd", "norm": "output_norm", "input_layernorm": "attn_norm",
+             "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+             "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+             "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        parts = name.removeprefix("model.").removesuffix(".weight")
+        prefix = ""
+        if parts.startswith("layers."):
+            _, layer, parts = parts.split(".", 2)
+            prefix = f"blk.{layer}."
+        values = tensor.float().numpy()
+        if parts in ("self_attn.q_proj", "self_attn.k_proj"):
+            count = heads if parts.endswith("q_proj") else kv_heads
+            values = (values.reshape(count, 2, values.shape[0] // count // 2, -1).swapaxes(1, 2)
+                      .reshape(values.shape))
+        writer.add_tensor(f"{prefix}{names[parts]}.weight", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@case
+def llama_cpp_server_answers_like_graft():
+    import xllamacpp
+    merged = WORK / f"merged-{BASE.name}"
+    write_gguf(merged, WORK / "merged.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(WORK / "merged.gguf")
+    params.n_ctx = 256
+    params.n_parallel = 1
+    params.cpuparams.n_threads = 2
+    params.warmup = False
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+    count = 0
+    for line in (ROOT / "examples/quickstart/eval.jsonl").read_text().splitlines()[:20]:
+        prompt = f"user:\n{json.loads(line)['instruction']}\nassistant:\n"
+        theirs = server.handle_completions(
+            {"prompt": prompt, "max_tokens": 32, "temperature": 0.0, "top_k": 1})
+        ours = json.loads(graft("generate", "--model", merged, "--prompt", prompt,
+                                "--max-new-tokens", 32, "--json"))
+        assert theirs["choices"][0]["text"] == ours["text"], (theirs, ours)
+        count += 1
+    print(f"    {count} greedy answers of the merged model equal")
 
 
 @case

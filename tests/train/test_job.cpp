@@ -228,11 +228,12 @@ TEST_CASE("train: a truncated weight file and a foreign tokenizer are refused", 
   CHECK(truncated.err.find("model.safetensors") != std::string::npos);
   graft::write_file_atomically(base + "/model.safetensors", weights);
   std::string config = graft::read_file(base + "/config.json");
-  config.replace(config.find("\"vocab_size\": 512"), 17, "\"vocab_size\": 300");
+  config.replace(config.find("\"vocab_size\": 768"), 17, "\"vocab_size\": 300");
   graft::write_file_atomically(base + "/config.json", config);
-  const RunResult foreign = fixture.train("b", {"base_model=" + base});
+  const RunResult foreign = fixture.train(
+      "b", {"base_model=" + base, "base_weights=random", "adapter=none"});
   CHECK(foreign.exit_code == 3);
-  CHECK(foreign.err.find("300") != std::string::npos);
+  CHECK(foreign.err.find("the tokenizer has 768 tokens, the model only 300") != std::string::npos);
 }
 
 TEST_CASE("train: a full disk at any output is exit 74, and the run goes on afterwards",

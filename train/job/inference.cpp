@@ -194,6 +194,11 @@ int run_eval(const Args& args) {
     rows.push_back({"predictions", args.text("--predictions")});
   }
   std::fputs(format_table("<>", rows).c_str(), stdout);
+  if (generations.rows > 0) {
+    std::printf("first row\n  prompt    %s\n  expected  %s\n  got       %s\n",
+                generations.first_prompt.c_str(), generations.first_expected.c_str(),
+                generations.first_got.c_str());
+  }
   return 0;
 }
 

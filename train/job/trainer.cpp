@@ -73,14 +73,14 @@ class RunFile {
   bool finished() const {
     return exists() && content_.at("status").as_string() == "finished";
   }
+  // Nothing was trained yet: the directory may still become another run's.
+  bool preparing() const {
+    return exists() && content_.at("status").as_string() == "preparing";
+  }
   const Json& content() const { return content_; }
   void write(Json content) {
     content_ = std::move(content);
     write_file_atomically(path_, dump_json(content_, {.indent = 2}) + "\n");
-  }
-  void set(const std::string& key, Json value) {
-    content_.set(key, std::move(value));
-    write(content_);
   }
   const std::string& path() const { return path_; }
 
@@ -168,8 +168,14 @@ bool Training::claim_directory() {
   make_directories(directory_);
   lock_ = std::make_unique<DirectoryLock>(directory_);
   run_file_ = std::make_unique<RunFile>(directory_);
-  if (!run_file_->exists()) {
-    refuse_foreign_files(directory_);
+  if (!run_file_->exists() || run_file_->preparing()) {
+    if (!run_file_->exists()) {
+      refuse_foreign_files(directory_);
+    }
+    run_file_->write(Json::object({{"graft", GRAFT_VERSION},
+                                   {"status", "preparing"},
+                                   {"config_digest", config_digest(config_)},
+                                   {"config", config_to_json(config_)}}));
     return false;
   }
   const Json& before = run_file_->content();
@@ -221,21 +227,20 @@ void Training::write_identity() {
   const Json inputs = Json::object({{"base", base_digest(config_)},
                                     {"tokenizer", text_.tokenizer->digest()},
                                     {"train_tokens", train_->store.digest()}});
-  if (run_file_->exists()) {
-    const Json& before = run_file_->content().at("inputs");
-    for (const auto& [key, value] : inputs.as_object()) {
-      if (!(before.at(key) == value)) {
-        fail(ExitCode::kUsage, "the run's " + key + " has changed since it began", run_file_->path(),
-             "restore it, or choose another output_dir; nothing was changed");
-      }
-    }
+  if (run_file_->preparing()) {
+    Json content = run_file_->content();
+    content.set("inputs", inputs);
+    content.set("status", "running");
+    run_file_->write(std::move(content));
     return;
   }
-  run_file_->write(Json::object({{"graft", GRAFT_VERSION},
-                                 {"status", "running"},
-                                 {"config_digest", config_digest(config_)},
-                                 {"inputs", inputs},
-                                 {"config", config_to_json(config_)}}));
+  const Json& before = run_file_->content().at("inputs");
+  for (const auto& [key, value] : inputs.as_object()) {
+    if (!(before.at(key) == value)) {
+      fail(ExitCode::kUsage, "the run's " + key + " has changed since it began", run_file_->path(),
+           "restore it, or choose another output_dir; nothing was changed");
+    }
+  }
 }
 
 void Training::plan_steps() {
@@ -459,8 +464,10 @@ void Training::finish(const Progressed& progressed) {
   summary.set("export", export_result(*model_, config_, *eval_decoder_, train_->store, directory_));
   write_training_report(config_, directory_, summary);
   print_result(summary);
-  run_file_->set("summary", summary);
-  run_file_->set("status", "finished");
+  Json content = run_file_->content();
+  content.set("summary", summary);
+  content.set("status", "finished");
+  run_file_->write(std::move(content));
 }
 
 void Training::print_result(const Json& summary) const {

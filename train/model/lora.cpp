@@ -138,7 +138,9 @@ std::string save_adapter(const Model& model,
       }
     }
   }
-  return adapters::write_peft(directory, spec, modules);
+  // Merging has to know which weights the adapter was trained on.
+  return adapters::write_peft(directory, spec, modules,
+                              {{"base_quantization", model.quantized() ? "nf4" : "none"}});
 }
 
 }  // namespace graft::train
