@@ -240,6 +240,10 @@ struct TokenStoreWriter::State {
 };
 
 TokenStoreWriter::TokenStoreWriter(std::string path, Json settings) {
+  if (directory_exists(path)) {
+    fail(ExitCode::kUsage, "the token store is one file, but this is a directory", path,
+         "give --out a file name, for example " + join_path(path, "store.h5"));
+  }
   make_directories(directory_name(path));
   state_ = std::make_unique<State>(std::move(path), std::move(settings));
 }
