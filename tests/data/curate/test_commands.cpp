@@ -1,4 +1,6 @@
 // The commands as users run them: exit codes, files and JSON.
+#include <chrono>
+
 #include <catch2/catch.hpp>
 
 #include "core/file.h"
@@ -205,6 +207,19 @@ TEST_CASE("commands: --threads 0 means all cores, other bad numbers are refused"
   const std::string bad = GENERATE("-1", "two", "1.5", "1025", "");
   CHECK(run({"graft-data", "check", in, "--threads", bad}).exit_code == 2);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("commands: help is there in 15 ms", "[data][commands]") {
+  // The best of some, since other programs share the machine.
+  auto best = std::chrono::nanoseconds::max();
+  for (int i = 0; i < 30; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    REQUIRE(run({"graft", "data", "--help"}).exit_code == 0);
+    best = std::min<std::chrono::nanoseconds>(best, std::chrono::steady_clock::now() - begin);
+  }
+  CHECK(best < std::chrono::milliseconds(15));
+}
+#endif
 
 TEST_CASE("commands: wrong use says what to do", "[data][commands]") {
   const TempDir folder;
