@@ -6,13 +6,16 @@
 
 #include "core/file.h"
 #include "core/hash.h"
+#include "kernels/elementwise.h"
+#include "train/engine/tensor.h"
 
 namespace graft::test {
 namespace {
 
 class Oracle {
  public:
-  Oracle(const train::Model& model, at::ScalarType dtype) : model_(model), dtype_(dtype) {
+  Oracle(const train::Model& model, at::ScalarType dtype, uint64_t dropout_seed)
+      : model_(model), dtype_(dtype), dropout_seed_(dropout_seed) {
     for (const train::Parameter& parameter : model.trained) {
       at::Tensor leaf = parameter.value.detach().to(dtype, false, true).requires_grad_(true);
       by_data_[parameter.value.data_ptr()] = leaf;
@@ -20,7 +23,8 @@ class Oracle {
     }
   }
 
-  at::Tensor document(const at::Tensor& ids) {
+  at::Tensor document(const at::Tensor& ids, const int64_t* token_index) {
+    token_index_ = token_index;
     const train::ModelConfig& config = model_.config;
     const int64_t tokens = ids.size(0);
     at::Tensor x = at::embedding(get(model_.embedding), ids);
@@ -34,21 +38,18 @@ class Oracle {
       };
       const at::Tensor q = rotate(heads(train::kQ, config.heads), cosines, sines);
       const int64_t repeat = config.heads / config.kv_heads;
-      const at::Tensor k = rotate(heads(train::kK, config.kv_heads), cosines, sines)
-                               .repeat_interleave(repeat, 0);
+      const at::Tensor k =
+          rotate(heads(train::kK, config.kv_heads), cosines, sines).repeat_interleave(repeat, 0);
       const at::Tensor v = heads(train::kV, config.kv_heads).repeat_interleave(repeat, 0);
       const double scale = 1 / std::sqrt(static_cast<double>(config.head_dim));
-      const at::Tensor mask =
-          at::ones({tokens, tokens}, at::kBool).tril().logical_not();
-      const at::Tensor scores =
-          (q.matmul(k.transpose(1, 2)) * scale).masked_fill(mask, -INFINITY);
+      const at::Tensor mask = at::ones({tokens, tokens}, at::kBool).tril().logical_not();
+      const at::Tensor scores = (q.matmul(k.transpose(1, 2)) * scale).masked_fill(mask, -INFINITY);
       const at::Tensor attended =
           scores.softmax(-1).matmul(v).transpose(0, 1).reshape({tokens, config.q_width()});
       x = x + linear(layer.linears[train::kO], attended);
       const at::Tensor m = norm(x, get(layer.mlp_norm));
-      x = x + linear(layer.linears[train::kDown],
-                     at::silu(linear(layer.linears[train::kGate], m)) *
-                         linear(layer.linears[train::kUp], m));
+      x = x + linear(layer.linears[train::kDown], at::silu(linear(layer.linears[train::kGate], m)) *
+                                                      linear(layer.linears[train::kUp], m));
     }
     return norm(x, get(model_.final_norm)).matmul(get(model_.head).t());
   }
@@ -66,9 +67,20 @@ class Oracle {
     at::Tensor y = x.matmul(get(linear.base.dense).t());
     if (linear.lora.rank > 0) {
       y = y + static_cast<double>(linear.lora.scale) *
-                  x.matmul(get(linear.lora.a).t()).matmul(get(linear.lora.b).t());
+                  dropped(linear, x).matmul(get(linear.lora.a).t()).matmul(get(linear.lora.b).t());
     }
     return y;
+  }
+
+  at::Tensor dropped(const train::Linear& linear, const at::Tensor& x) {
+    if (dropout_seed_ == 0 || linear.lora.dropout == 0) {
+      return x;
+    }
+    const at::Tensor mask = at::ones({x.size(0), linear.in}, at::kFloat);
+    train::check(graft_dropout_mask_apply(mask.data_ptr<float>(), x.size(0), linear.in,
+                                          token_index_, dropout_seed_, linear.lora.stream,
+                                          linear.lora.dropout));
+    return x * mask.to(dtype_);
   }
 
   at::Tensor norm(const at::Tensor& x, const at::Tensor& weight) {
@@ -77,15 +89,15 @@ class Oracle {
   }
 
   std::pair<at::Tensor, at::Tensor> rotation(int64_t tokens) {
-    const at::Tensor frequencies =
-        at::tensor(at::ArrayRef<float>(model_.inv_freq)).to(dtype_);
-    const at::Tensor angles =
-        at::arange(tokens, dtype_).unsqueeze(1) * frequencies.unsqueeze(0);
+    const at::Tensor frequencies = at::tensor(at::ArrayRef<float>(model_.inv_freq)).to(dtype_);
+    const at::Tensor angles = at::arange(tokens, dtype_).unsqueeze(1) * frequencies.unsqueeze(0);
     const at::Tensor both = at::cat({angles, angles}, 1);
     return {both.cos(), both.sin()};
   }
 
-  static at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines) {
+  static at::Tensor rotate(const at::Tensor& x,
+                           const at::Tensor& cosines,
+                           const at::Tensor& sines) {
     const int64_t half = x.size(-1) / 2;
     const at::Tensor turned = at::cat({-x.narrow(-1, half, half), x.narrow(-1, 0, half)}, -1);
     return x * cosines + turned * sines;
@@ -93,6 +105,8 @@ class Oracle {
 
   const train::Model& model_;
   at::ScalarType dtype_;
+  uint64_t dropout_seed_;
+  const int64_t* token_index_ = nullptr;  // of the document at hand
   std::map<void*, at::Tensor> by_data_;
   Leaves leaves_;
 };
@@ -102,8 +116,9 @@ class Oracle {
 ReferenceResult reference(const train::Model& model,
                           const train::Batch& batch,
                           double scale,
-                          at::ScalarType dtype) {
-  Oracle oracle(model, dtype);
+                          at::ScalarType dtype,
+                          uint64_t dropout_seed) {
+  Oracle oracle(model, dtype, dropout_seed);
   std::vector<at::Tensor> logits;
   for (int64_t d = 0; d < batch.documents(); ++d) {
     const auto at = static_cast<size_t>(d);
@@ -112,7 +127,7 @@ ReferenceResult reference(const train::Model& model,
     const at::Tensor ids =
         at::tensor(at::ArrayRef<int>(batch.ids.data() + begin, static_cast<size_t>(end - begin)))
             .to(at::kLong);
-    logits.push_back(oracle.document(ids));
+    logits.push_back(oracle.document(ids, batch.token_index.data() + begin));
   }
   ReferenceResult result;
   result.logits = at::cat(logits, 0);
@@ -136,12 +151,13 @@ ReferenceResult reference(const train::Model& model,
 }
 
 std::string write_tiny_config(const std::string& directory, bool tied) {
-  write_file_atomically(join_path(directory, "config.json"),
-                        std::string(R"({"model_type": "llama", "hidden_size": 32,
+  write_file_atomically(
+      join_path(directory, "config.json"), std::string(R"({"model_type": "llama", "hidden_size": 32,
   "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
   "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 37, "max_position_embeddings": 128,
   "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "initializer_range": 0.15,
-  "tie_word_embeddings": )") + (tied ? "true" : "false") + "}");
+  "tie_word_embeddings": )") + (tied ? "true" : "false") +
+                                               "}");
   return directory;
 }
 
@@ -155,8 +171,7 @@ train::Batch tiny_batch(int64_t vocab_size, std::vector<int64_t> lengths, uint64
     std::vector<int32_t> ids;
     std::vector<uint8_t> loss;
     for (int64_t i = 0; i < length; ++i) {
-      ids.push_back(static_cast<int32_t>(
-          random.below(draw++, static_cast<uint64_t>(vocab_size))));
+      ids.push_back(static_cast<int32_t>(random.below(draw++, static_cast<uint64_t>(vocab_size))));
       loss.push_back(static_cast<uint8_t>(random.below(draw++, 3)));
     }
     batch.add(ids, loss, weights, index);

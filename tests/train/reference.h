@@ -21,11 +21,14 @@ struct ReferenceResult {
 };
 
 // Runs every document on its own (so packing itself is checked) in `dtype`, with the model's
-// weights converted.
+// weights converted. With a dropout seed the adapters' inputs are multiplied by the masks of the
+// kernel, laid out from the batch's token_index: what is kept is asked of the kernel, where the
+// mask belongs in the maths is not.
 ReferenceResult reference(const train::Model& model,
                           const train::Batch& batch,
                           double scale,
-                          at::ScalarType dtype);
+                          at::ScalarType dtype,
+                          uint64_t dropout_seed = 0);
 
 // A small random model with two query heads a key head, and a batch of several documents.
 std::string write_tiny_config(const std::string& directory, bool tied);

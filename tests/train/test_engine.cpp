@@ -2,11 +2,13 @@
 #include <cstring>
 #include <string>
 
-#include <ATen/ATen.h>
 #include <catch2/catch.hpp>
+
+#include <ATen/ATen.h>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/hash.h"
 #include "core/safetensors.h"
 #include "tests/support/support.h"
 #include "tests/train/reference.h"
@@ -17,7 +19,7 @@
 
 namespace {
 
-using namespace graft;        // NOLINT(google-build-using-namespace)
+using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
 std::unique_ptr<Model> tiny_model(bool tied = false) {
@@ -86,6 +88,22 @@ TEST_CASE("engine: the cache gives the same logits as the whole text", "[train][
   }
 }
 
+TEST_CASE("engine: a cache takes no more tokens than it has room for", "[train][engine]") {
+  const auto model = tiny_model();
+  Decoder decoder(*model, 12, Keep::kNothing);
+  KvCache cache(model->config, 5);
+  CHECK_THROWS_WITH(decoder.forward(test::tiny_batch(37, {6}, 5), 0, &cache),
+                    Catch::Contains("a cache of 5 positions"));
+  decoder.forward(test::tiny_batch(37, {5}, 5), 0, &cache);
+  Batch next;
+  next.set_single(1, 5);
+  CHECK_THROWS_WITH(decoder.forward(next, 0, &cache), Catch::Contains("a cache of 5 positions"));
+  // A second text in the same cache begins at place 0 again.
+  cache.clear();
+  decoder.forward(test::tiny_batch(37, {4}, 5), 0, &cache);
+  CHECK(cache.positions() == 4);
+}
+
 TEST_CASE("engine: an adapter whose B is zero changes nothing, to the bit", "[train][engine]") {
   const Batch batch = test::tiny_batch(37, {9, 17}, 3);
   const auto plain = tiny_model();
@@ -97,10 +115,11 @@ TEST_CASE("engine: an adapter whose B is zero changes nothing, to the bit", "[tr
   CHECK(std::memcmp(a.data(), b.data(), a.size() * 4) == 0);
 }
 
-TEST_CASE("engine: dropout changes training and is the same for the same token", "[train][engine]") {
+TEST_CASE("engine: dropout changes training and is the same for the same token",
+          "[train][engine]") {
   const auto model = tiny_model();
-  add_lora(*model, {.rank = 4, .alpha = 8, .dropout = 0.5, .rslora = false,
-                    .targets = {"all-linear"}}, 1);
+  add_lora(*model,
+           {.rank = 4, .alpha = 8, .dropout = 0.5, .rslora = false, .targets = {"all-linear"}}, 1);
   for (Parameter& parameter : model->trained) {
     parameter.value.fill_(0.05F);
   }
@@ -137,7 +156,8 @@ TEST_CASE("engine: stories260K's logits equal Hugging Face's within 2e-5", "[tra
   std::vector<int64_t> ids(static_cast<size_t>(rows * length));
   std::memcpy(ids.data(), golden.bytes(ids_info).data(), golden.bytes(ids_info).size());
   std::vector<float> expected(static_cast<size_t>(logits_info.count()));
-  convert_to_f32(logits_info.dtype, golden.bytes(logits_info), expected.data(), logits_info.count());
+  convert_to_f32(logits_info.dtype, golden.bytes(logits_info), expected.data(),
+                 logits_info.count());
   Batch batch;
   batch.clear();
   const std::vector<uint8_t> loss(static_cast<size_t>(length), 0);
@@ -165,16 +185,144 @@ TEST_CASE("optimizer: the schedules follow their formulas", "[train][optimizer]"
   CHECK(learning_rate_at(settings, 9, 110) == Approx(1));
   CHECK(learning_rate_at(settings, 10, 110) == Approx(1));
   CHECK(learning_rate_at(settings, 60, 110) == Approx(0.1 + 0.9 * 0.5));  // cos(pi / 2) = 0
+  // A quarter of the way: (1 + cos(pi / 4)) / 2 = 0.853553.
+  CHECK(learning_rate_at(settings, 35, 110) == Approx(0.1 + 0.9 * 0.853553).epsilon(1e-6));
   CHECK(learning_rate_at(settings, 110, 110) == Approx(0.1));
+  CHECK(learning_rate_at(settings, 5000, 110) == Approx(0.1));
   settings.schedule = Schedule::kLinear;
   CHECK(learning_rate_at(settings, 60, 110) == Approx(0.55));
   settings.schedule = Schedule::kConstant;
   CHECK(learning_rate_at(settings, 100, 110) == Approx(1));
 }
 
+TEST_CASE("batch: a prediction is trained on when the token after it is, with its weight",
+          "[train][batch]") {
+  const float weights[3] = {0.0F, 1.0F, 0.5F};
+  Batch batch;
+  batch.clear();
+  const int32_t first[4] = {10, 11, 12, 13};
+  const uint8_t first_loss[4] = {1, 0, 1, 2};  // the first token is predicted by nothing
+  batch.add(first, first_loss, weights, 100);
+  const int32_t second[2] = {20, 21};
+  const uint8_t second_loss[2] = {1, 1};
+  batch.add(second, second_loss, weights, 200);
+  CHECK(batch.ids == (std::vector<int32_t>{10, 11, 12, 13, 20, 21}));
+  CHECK(batch.positions == (std::vector<int32_t>{0, 1, 2, 3, 0, 1}));
+  CHECK(batch.cu_seqlens == (std::vector<int32_t>{0, 4, 6}));
+  CHECK(batch.token_index == (std::vector<int64_t>{100, 101, 102, 103, 200, 201}));
+  // 12 at place 1, 13 at place 2, 21 at place 4; never 20, which begins a document.
+  CHECK(batch.predicting == (std::vector<int32_t>{1, 2, 4}));
+  CHECK(batch.labels == (std::vector<int32_t>{12, 13, 21}));
+  CHECK(batch.weights == (std::vector<float>{1.0F, 0.5F, 1.0F}));
+  CHECK(batch.weight_sum == 2.5);
+}
+
+TEST_CASE("batch: a token's index depends on its row's place in the step only", "[train][batch]") {
+  const test::TempDir dir;
+  const Json input = Json::object({{"name", "a.jsonl"}, {"sha256", "00"}, {"bytes", 1}});
+  {
+    data::TokenStoreWriter writer(
+        dir.file("s.h5"), Json::object({{"tokenizer", "t"}, {"inputs", Json::array({input})}}));
+    for (int32_t document = 0; document < 3; ++document) {
+      const int32_t ids[3] = {document * 10, document * 10 + 1, document * 10 + 2};
+      const uint8_t loss[3] = {1, 1, 0};
+      const uint8_t role[3] = {0, 0, 0};
+      writer.add(ids, loss, role, {.file = 0, .row = document});
+    }
+    writer.commit();
+  }
+  const data::TokenStore store = data::TokenStore::open(dir.file("s.h5"));
+  const std::vector<data::PackedRow> rows = {{{2, 0}, 6}, {{1}, 3}};
+  Batch whole;
+  fill_batch(store, rows, 4, 8, whole);
+  // Slots 4 and 5 of 8 tokens begin at 32 and 40.
+  CHECK(whole.ids == (std::vector<int32_t>{20, 21, 22, 0, 1, 2, 10, 11, 12}));
+  CHECK(whole.token_index == (std::vector<int64_t>{32, 33, 34, 35, 36, 37, 40, 41, 42}));
+  Batch last;
+  fill_batch(store, std::span(rows).subspan(1), 5, 8, last);
+  CHECK(last.token_index == (std::vector<int64_t>{40, 41, 42}));
+  // Two of three tokens are trained on, but the first of a document is predicted by nothing.
+  CHECK(document_weight(store, 0) == 1.0);
+  CHECK(whole.weight_sum == 3.0);
+}
+
+TEST_CASE("optimizer: eight steps equal AdamW written in ATen, with decay and clipping",
+          "[train][optimizer]") {
+  const auto model = tiny_model(true);
+  train_everything(*model);
+  AdamW optimizer(model->trained);
+  OptimizerSettings settings;
+  settings.beta1 = 0.8;
+  settings.beta2 = 0.95;
+  settings.epsilon = 1e-6;
+  settings.weight_decay = 0.3;
+  settings.max_grad_norm = 2.0;
+  std::vector<at::Tensor> values, m, v;
+  for (const Parameter& parameter : model->trained) {
+    values.push_back(parameter.value.to(at::kDouble, false, true));
+    m.push_back(at::zeros_like(values.back()));
+    v.push_back(at::zeros_like(values.back()));
+  }
+  bool clipped = false;
+  bool whole = false;
+  for (int64_t step = 1; step <= 8; ++step) {
+    // Gradient norms from below to above the limit.
+    const double size = 0.002 * static_cast<double>(step);
+    double squares = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const Philox random(static_cast<uint64_t>(step), i);
+      at::Tensor& grad = model->trained[i].grad;
+      for (int64_t at = 0; at < grad.numel(); ++at) {
+        f32(grad)[at] = static_cast<float>(size * random.normal(static_cast<uint64_t>(at)));
+      }
+      squares += grad.to(at::kDouble).pow(2).sum().item<double>();
+    }
+    const double norm = std::sqrt(squares);
+    const double scale = norm > 2.0 ? 2.0 / norm : 1.0;
+    (norm > 2.0 ? clipped : whole) = true;
+    const double lr = 0.01 / static_cast<double>(step);
+    const StepResult result = optimizer.step(settings, lr);
+    CHECK(result.grad_norm == Approx(norm).epsilon(1e-9));
+    for (size_t i = 0; i < values.size(); ++i) {
+      CAPTURE(step, model->trained[i].name);
+      const at::Tensor grad = model->trained[i].grad.to(at::kDouble) * scale;
+      // Matrices decay, norms do not.
+      const double decay = model->trained[i].value.dim() > 1 ? 0.3 : 0.0;
+      values[i].mul_(1 - lr * decay);
+      m[i].mul_(0.8).add_(grad, 1 - 0.8);
+      v[i].mul_(0.95).add_(grad * grad, 1 - 0.95);
+      const at::Tensor root = (v[i] / (1 - std::pow(0.95, step))).sqrt() + 1e-6;
+      values[i].sub_(lr * (m[i] / (1 - std::pow(0.8, step))) / root);
+      // Eight float32 updates of values below 1.2: at most 8 roundings of 2^-24 and those of the
+      // update itself, which is at most 0.01.
+      const double error =
+          (model->trained[i].value.to(at::kDouble) - values[i]).abs().max().item<double>();
+      CHECK(error <= 1e-6);
+    }
+  }
+  CHECK(clipped);
+  CHECK(whole);
+  CHECK(optimizer.step_count() == 8);
+}
+
+TEST_CASE("optimizer: zeroing leaves no gradient behind", "[train][optimizer]") {
+  const auto model = tiny_model();
+  train_everything(*model);
+  AdamW optimizer(model->trained);
+  for (Parameter& parameter : model->trained) {
+    parameter.grad.fill_(3.0F);
+  }
+  optimizer.zero_gradients();
+  for (const Parameter& parameter : model->trained) {
+    CAPTURE(parameter.name);
+    CHECK(parameter.grad.abs().max().item<float>() == 0.0F);
+  }
+}
+
 TEST_CASE("optimizer: a gradient that is not finite changes nothing", "[train][optimizer]") {
   const auto model = tiny_model();
-  add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_proj"}}, 1);
+  add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_proj"}},
+           1);
   AdamW optimizer(model->trained);
   optimizer.zero_gradients();
   f32(model->trained[1].grad)[3] = NAN;
@@ -189,8 +337,8 @@ TEST_CASE("optimizer: a gradient that is not finite changes nothing", "[train][o
 TEST_CASE("lora: a target that matches nothing is refused with the nearest name", "[train][lora]") {
   const auto model = tiny_model();
   CHECK_THROWS_WITH(
-      add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_porj"}},
-               1),
+      add_lora(*model,
+               {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_porj"}}, 1),
       Catch::Contains("did you mean \"q_proj\"?"));
 }
 
@@ -216,6 +364,11 @@ TEST_CASE("model config: what would change the maths is refused by name", "[trai
   CHECK(error_of(R"("model_type": "llama", "attention_bias": true)").find("attention_bias") !=
         std::string::npos);
   CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 3)").find("multiple") !=
+        std::string::npos);
+  CHECK(error_of(R"("model_type": "llama", "rope_parameters": {"rope_theta": 0})")
+            .find("rope_theta must be") != std::string::npos);
+  // Products of unbounded sizes would overflow before any weight is looked at.
+  CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 268435456)").find("1..4096") !=
         std::string::npos);
   CHECK(error_of(R"("model_type": "llama", "head_dim": 7)").find("head_dim") != std::string::npos);
 }

@@ -3,9 +3,10 @@
 #include <cstring>
 #include <string>
 
-#include <ATen/ATen.h>
 #include <catch2/catch.hpp>
 #include <omp.h>
+
+#include <ATen/ATen.h>
 
 #include "core/hash.h"
 #include "tests/support/support.h"
@@ -17,7 +18,7 @@
 
 namespace {
 
-using namespace graft;        // NOLINT(google-build-using-namespace)
+using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
 enum class Training { kLora, kFull };
@@ -38,8 +39,8 @@ std::unique_ptr<Model> tiny_model(Training training, bool tied) {
     }
     return model;
   }
-  add_lora(*model, {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}},
-           5);
+  add_lora(*model,
+           {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}}, 5);
   for (Parameter& parameter : model->trained) {
     const Philox random(11, xxh3_64(parameter.name));
     for (int64_t i = 0; i < parameter.value.numel(); ++i) {
@@ -49,11 +50,10 @@ std::unique_ptr<Model> tiny_model(Training training, bool tied) {
   return model;
 }
 
-double run_backward(Model& model, Decoder& decoder, const Batch& batch, double scale) {
-  const float* residual = decoder.forward(batch, 0);
+double run_backward(Decoder& decoder, const Batch& batch, double scale, uint64_t dropout_seed = 0) {
+  const float* residual = decoder.forward(batch, dropout_seed);
   const auto head = decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
   decoder.backward(batch, decoder.gradient_buffer());
-  (void)model;
   return head.loss_sum * scale;
 }
 
@@ -79,13 +79,79 @@ TEST_CASE("gradients: every trained tensor equals autograd within 1e-5", "[train
   Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
   const double scale = 1 / batch.weight_sum;
   zero(*model);
-  const double loss = run_backward(*model, decoder, batch, scale);
+  const double loss = run_backward(decoder, batch, scale);
   const auto expected = test::reference(*model, batch, scale, at::kFloat);
   CHECK(loss == Approx(expected.loss).epsilon(1e-6));
   REQUIRE(expected.gradients.size() == model->trained.size());
   for (size_t i = 0; i < model->trained.size(); ++i) {
     CAPTURE(model->trained[i].name);
     CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
+  }
+}
+
+TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",
+          "[train][gradients]") {
+  // The head works on 256 places at a time; about 430 of these 660 are supervised.
+  const auto model = tiny_model(Training::kFull, true);
+  const Batch batch = test::tiny_batch(37, {300, 260, 100}, 21);
+  REQUIRE(batch.supervised() > 300);
+  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  const double scale = 1 / batch.weight_sum;
+  zero(*model);
+  std::vector<float> row_loss(static_cast<size_t>(batch.supervised()));
+  const float* residual = decoder.forward(batch, 0);
+  const auto head =
+      decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), row_loss.data());
+  decoder.backward(batch, decoder.gradient_buffer());
+  const auto expected = test::reference(*model, batch, scale, at::kFloat);
+  CHECK(head.loss_sum * scale == Approx(expected.loss).epsilon(1e-6));
+  CHECK(head.weight_sum == Approx(batch.weight_sum));
+  CHECK(head.supervised == batch.supervised());
+  int64_t correct = 0;
+  float largest = 0;
+  for (size_t row = 0; row < row_loss.size(); ++row) {
+    const at::Tensor logits = expected.logits[batch.predicting[row]];
+    const float loss = -logits.log_softmax(-1)[batch.labels[row]].item<float>();
+    largest = std::max(largest, std::fabs(loss - row_loss[row]));
+    correct += logits.argmax().item<int64_t>() == batch.labels[row] ? 1 : 0;
+  }
+  CHECK(largest <= 2e-5F);
+  CHECK(head.correct == correct);
+  for (size_t i = 0; i < model->trained.size(); ++i) {
+    CAPTURE(model->trained[i].name);
+    CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
+  }
+}
+
+TEST_CASE("gradients: with dropout they equal autograd's under the same masks",
+          "[train][gradients]") {
+  const auto model = tiny_model(Training::kLora, true);
+  for (Layer& layer : model->layers) {
+    for (Linear& linear : layer.linears) {
+      linear.lora.dropout = 0.4F;
+    }
+  }
+  // Two micro-batches of one step: the second one's tokens have indices of their own.
+  const Batch first = test::tiny_batch(37, {9, 1, 17}, 3);
+  Batch second = test::tiny_batch(37, {12, 5}, 4);
+  for (int64_t& index : second.token_index) {
+    index += 1000;
+  }
+  Decoder decoder(*model, first.tokens(), Keep::kForBackward);
+  const double scale = 1 / (first.weight_sum + second.weight_sum);
+  zero(*model);
+  const double loss =
+      run_backward(decoder, first, scale, 77) + run_backward(decoder, second, scale, 77);
+  const auto expected_first = test::reference(*model, first, scale, at::kFloat, 77);
+  const auto expected_second = test::reference(*model, second, scale, at::kFloat, 77);
+  CHECK(loss == Approx(expected_first.loss + expected_second.loss).epsilon(1e-6));
+  const auto undropped = test::reference(*model, first, scale, at::kFloat);
+  CHECK(std::fabs(undropped.loss - expected_first.loss) > 1e-3 * undropped.loss);
+  for (size_t i = 0; i < model->trained.size(); ++i) {
+    CAPTURE(model->trained[i].name);
+    CHECK(relative_difference(
+              model->trained[i].grad,
+              expected_first.gradients[i].second + expected_second.gradients[i].second) <= 1e-5);
   }
 }
 
@@ -99,7 +165,7 @@ TEST_CASE("gradients: they equal central differences in float64", "[train][gradi
   Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
   const double scale = 1 / batch.weight_sum;
   zero(*model);
-  run_backward(*model, decoder, batch, scale);
+  run_backward(decoder, batch, scale);
   for (const Parameter& parameter : model->trained) {
     CAPTURE(parameter.name);
     const at::Tensor value = parameter.value.clone();
@@ -132,7 +198,7 @@ TEST_CASE("gradients: one batch of 8 equals 8 batches of 1", "[train][gradients]
   Decoder split_decoder(*split_model, 30, Keep::kForBackward);
   zero(*whole_model);
   zero(*split_model);
-  const double whole_loss = run_backward(*whole_model, whole_decoder, whole, scale);
+  const double whole_loss = run_backward(whole_decoder, whole, scale);
   double split_loss = 0;
   for (size_t d = 0; d < lengths.size(); ++d) {
     // The same documents one at a time, cut out of the whole batch.
@@ -150,8 +216,9 @@ TEST_CASE("gradients: one batch of 8 equals 8 batches of 1", "[train][gradients]
     }
     weights[1] = 1.0F;
     weights[2] = 0.5F;
-    one.add(std::span(whole.ids).subspan(static_cast<size_t>(begin), loss.size()), loss, weights, 0);
-    split_loss += run_backward(*split_model, split_decoder, one, scale);
+    one.add(std::span(whole.ids).subspan(static_cast<size_t>(begin), loss.size()), loss, weights,
+            0);
+    split_loss += run_backward(split_decoder, one, scale);
   }
   CHECK(split_loss == Approx(whole_loss).epsilon(1e-6));
   for (size_t i = 0; i < whole_model->trained.size(); ++i) {
@@ -169,7 +236,7 @@ TEST_CASE("gradients: they are the same to the bit for any number of threads", "
     omp_set_num_threads(threads);
     Decoder decoder(model, batch.tokens(), Keep::kForBackward);
     zero(model);
-    return run_backward(model, decoder, batch, scale);
+    return run_backward(decoder, batch, scale);
   };
   CHECK(run(*first, 1) == run(*second, 2));
   omp_set_num_threads(2);
