@@ -8,7 +8,7 @@ namespace graft {
 namespace {
 
 constexpr std::string_view kStyle = R"(
-:root{--bg:#fcfcfb;--fg:#1d2327;--dim:#667079;--line:#dfe3e6;--card:#fff;--accent:#1f6f8b;
+:root{color-scheme:light dark;--bg:#fcfcfb;--fg:#1d2327;--dim:#667079;--line:#dfe3e6;--card:#fff;--accent:#1f6f8b;
 --c0:#1f6f8b;--c1:#c8553d;--c2:#588157;--c3:#8d5a97;--mark:#ffe08a}
 @media(prefers-color-scheme:dark){:root{--bg:#14181b;--fg:#e6eaec;--dim:#93a0a8;--line:#2c343a;
 --card:#1b2125;--accent:#67b7d1;--c0:#67b7d1;--c1:#ee8e78;--c2:#93c48f;--c3:#c79bd1;--mark:#6b5a17}}
@@ -22,7 +22,9 @@ min-width:130px}.figure b{display:block;font-size:22px;font-variant-numeric:tabu
 .figure span{color:var(--dim);font-size:13px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{color:var(--dim);font-weight:600;font-size:13px}.r{text-align:right}
+th{color:var(--dim);font-weight:600;font-size:13px}.r{text-align:right;white-space:nowrap}
+td:last-child:not(.r){min-width:260px}
+ol{margin:8px 0;padding-left:26px}li{margin:10px 0;overflow-wrap:anywhere}small{color:var(--dim)}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;
 overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,monospace}
 details{border:1px solid var(--line);border-radius:8px;padding:8px 14px;margin:8px 0;

@@ -2,10 +2,14 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <unordered_set>
 
 #include <simdjson.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "core/error.h"
 #include "core/file.h"
@@ -72,11 +76,16 @@ class TreeBuilder {
       line_begin_ = 0;
     }
     offset = std::min(offset, size_);
-    for (; line_scan_offset_ < offset; ++line_scan_offset_) {
-      if (text_[line_scan_offset_] == '\n') {
-        ++line_;
-        line_begin_ = line_scan_offset_ + 1;
+    while (line_scan_offset_ < offset) {
+      const void* newline =
+          std::memchr(text_ + line_scan_offset_, '\n', offset - line_scan_offset_);
+      if (newline == nullptr) {
+        line_scan_offset_ = offset;
+        break;
       }
+      line_begin_ = static_cast<size_t>(static_cast<const char*>(newline) - text_) + 1;
+      line_scan_offset_ = line_begin_;
+      ++line_;
     }
     return {line_, static_cast<int64_t>(offset - line_begin_) + 1};
   }
@@ -319,6 +328,59 @@ void append_value(std::string& out, const Json& value, const JsonStyle& style, i
   }
 }
 
+// The letter that follows the backslash in a short escape; 0 for a byte that has none.
+char escape_letter(char byte) {
+  switch (byte) {
+    case '"':
+    case '\\':
+      return byte;
+    case '\n':
+      return 'n';
+    case '\r':
+      return 'r';
+    case '\t':
+      return 't';
+    case '\b':
+      return 'b';
+    case '\f':
+      return 'f';
+    default:
+      return 0;
+  }
+}
+
+bool needs_escape(unsigned char byte, bool ascii) {
+  return byte < 0x20 || byte == '"' || byte == '\\' || (ascii && byte >= 0x7f);
+}
+
+// First byte at or after `at` that cannot stand in a JSON string as it is, or text.size().
+size_t plain_run_end(std::string_view text, size_t at, bool ascii) {
+#if defined(__SSE2__)
+  const __m128i quote = _mm_set1_epi8('"');
+  const __m128i backslash = _mm_set1_epi8('\\');
+  const __m128i last_control = _mm_set1_epi8(0x1f);
+  const __m128i del = _mm_set1_epi8(0x7f);
+  for (; at + 16 <= text.size(); at += 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(text.data() + at));
+    const __m128i control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, last_control), bytes);
+    const __m128i named =
+        _mm_or_si128(_mm_cmpeq_epi8(bytes, quote), _mm_cmpeq_epi8(bytes, backslash));
+    auto hits = static_cast<unsigned>(_mm_movemask_epi8(_mm_or_si128(control, named)));
+    if (ascii) {
+      const __m128i above = _mm_cmpeq_epi8(_mm_max_epu8(bytes, del), bytes);
+      hits |= static_cast<unsigned>(_mm_movemask_epi8(above));
+    }
+    if (hits != 0) {
+      return at + static_cast<size_t>(__builtin_ctz(hits));
+    }
+  }
+#endif
+  while (at < text.size() && !needs_escape(static_cast<unsigned char>(text[at]), ascii)) {
+    ++at;
+  }
+  return at;
+}
+
 }  // namespace
 
 Json::Json(uint64_t value) {
@@ -466,36 +528,18 @@ void append_json_string(std::string& out, std::string_view text, bool ascii) {
   };
   out += '"';
   for (size_t i = 0; i < text.size(); ++i) {
-    const auto byte = static_cast<unsigned char>(text[i]);
-    switch (byte) {
-      case '"':
-        out += "\\\"";
-        continue;
-      case '\\':
-        out += "\\\\";
-        continue;
-      case '\n':
-        out += "\\n";
-        continue;
-      case '\r':
-        out += "\\r";
-        continue;
-      case '\t':
-        out += "\\t";
-        continue;
-      case '\b':
-        out += "\\b";
-        continue;
-      case '\f':
-        out += "\\f";
-        continue;
-      default:
-        break;
+    const size_t run_end = plain_run_end(text, i, ascii);
+    out.append(text, i, run_end - i);
+    if (run_end == text.size()) {
+      break;
     }
-    if (byte < 0x20 || (ascii && byte == 0x7f)) {
+    i = run_end;
+    const auto byte = static_cast<unsigned char>(text[i]);
+    if (const char letter = escape_letter(text[i]); letter != 0) {
+      out += '\\';
+      out += letter;
+    } else if (byte < 0x80) {
       append_unit(byte);
-    } else if (byte < 0x80 || !ascii) {
-      out += static_cast<char>(byte);
     } else {
       const int extra = byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
       uint32_t point = byte & (0x3fU >> extra);

@@ -3,6 +3,7 @@
 // One program per side, because a program that links LibTorch needs 0.25-0.5 s to start and the
 // dataset side must start in milliseconds.
 #include <cstdio>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,7 +11,6 @@
 #include <unistd.h>
 
 #include "core/error.h"
-#include "core/file.h"
 #include "core/progress.h"
 
 namespace {
@@ -43,14 +43,14 @@ _graft() {
 complete -o filenames -F _graft graft
 )bash";
 
-std::string own_directory() {
+std::string sibling(std::string_view program) {
   std::string path(4096, '\0');
   const ssize_t size = ::readlink("/proc/self/exe", path.data(), path.size());
   if (size < 0) {
     graft::fail_io("cannot find the program's own place", "/proc/self/exe");
   }
   path.resize(static_cast<size_t>(size));
-  return graft::directory_name(path);
+  return (std::filesystem::path(path).parent_path() / program).string();
 }
 
 void print_help() {
@@ -66,7 +66,7 @@ void print_help() {
 }
 
 [[noreturn]] void become(const Route& route, int argc, char** argv, bool complete) {
-  const std::string program = graft::join_path(own_directory(), route.program);
+  const std::string program = sibling(route.program);
   std::vector<std::string> words = {program};
   if (complete) {
     words.emplace_back("--complete");

@@ -115,9 +115,15 @@ class Cleaner {
         prints.push_back(std::move(prints_[i]));  // folded_answer stays readable in both
       }
     }
+    // Copies of one record are asked about one after another: its text is folded once.
+    int64_t folded_item = -1;
+    std::string folded;
     const DedupResult found = deduplicate(prints, options, [&](int64_t a, int64_t b) {
-      return folded_view(record_of(index[static_cast<size_t>(a)]), options.view) ==
-             folded_view(record_of(index[static_cast<size_t>(b)]), options.view);
+      if (folded_item != a) {
+        folded_item = a;
+        folded = folded_view(record_of(index[static_cast<size_t>(a)]), options.view);
+      }
+      return folded == folded_view(record_of(index[static_cast<size_t>(b)]), options.view);
     });
     for (size_t k = 0; k < index.size(); ++k) {
       ItemResult& item = result_.results[static_cast<size_t>(index[k])];

@@ -201,6 +201,7 @@ struct FileFacts {
   std::vector<uint32_t> prompt_words;
   std::vector<uint32_t> answer_words;
   std::vector<std::string> samples;
+  std::string first_error;  // place and reason of the first unreadable item
 };
 
 std::vector<FileFacts> gather_facts(RecordSource& source) {
@@ -222,7 +223,9 @@ std::vector<FileFacts> gather_facts(RecordSource& source) {
       if (error.code() != ExitCode::kData) {
         throw;
       }
-      ++file.unreadable;
+      if (file.unreadable++ == 0) {
+        file.first_error = error.text().where + ": " + error.text().what;
+      }
     }
   }
   return facts;
@@ -268,6 +271,7 @@ int run_inspect(const Args& args) {
                                     {"bytes", bytes},
                                     {"records", file.items},
                                     {"unreadable", file.unreadable},
+                                    {"first_unreadable", file.first_error},
                                     {"schemas", std::move(schemas)},
                                     {"prompt_words", lengths_json(lengths_of(file.prompt_words))},
                                     {"answer_words", lengths_json(lengths_of(file.answer_words))},
@@ -280,6 +284,9 @@ int run_inspect(const Args& args) {
                                      format_count(file.unreadable)
                                : "") +
           ")\n");
+    if (file.unreadable > 0) {
+      print("first unreadable: " + file.first_error + "\n");
+    }
     const Lengths prompt = lengths_of(file.prompt_words);
     const Lengths answer = lengths_of(file.answer_words);
     print(format_table("<>>>", {{"words", "median", "90 %", "longest"},

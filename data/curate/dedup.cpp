@@ -345,6 +345,47 @@ View parse_view(std::string_view name) {
   fail(ExitCode::kUsage, unknown_name("view", name, kNames), "--view");
 }
 
+namespace {
+
+// Hashes are spread evenly: by their upper bits most stand in a bucket of their own.
+void sort_hashes(std::vector<uint64_t>& hashes) {
+  constexpr size_t kFewest = 16;  // below, std::sort is an insertion sort
+  constexpr int kMostBits = 12;   // 16 KiB of counters
+  if (hashes.size() < kFewest) {
+    std::sort(hashes.begin(), hashes.end());
+    return;
+  }
+  int bits = 4;
+  while (bits < kMostBits && (size_t{1} << bits) < hashes.size()) {
+    ++bits;
+  }
+  const int shift = 64 - bits;
+  thread_local std::vector<uint32_t> next;
+  thread_local std::vector<uint64_t> spread;
+  next.assign((size_t{1} << bits) + 1, 0);
+  spread.resize(hashes.size());
+  for (const uint64_t hash : hashes) {
+    ++next[(hash >> shift) + 1];
+  }
+  for (size_t b = 1; b < next.size(); ++b) {
+    next[b] += next[b - 1];
+  }
+  for (const uint64_t hash : hashes) {
+    spread[next[hash >> shift]++] = hash;
+  }
+  // Now next[b] is where bucket b ends.
+  uint32_t begin = 0;
+  for (size_t b = 0; b + 1 < next.size(); ++b) {
+    if (next[b] > begin + 1) {
+      std::sort(spread.begin() + begin, spread.begin() + next[b]);
+    }
+    begin = next[b];
+  }
+  hashes.assign(spread.begin(), spread.end());
+}
+
+}  // namespace
+
 std::vector<uint64_t> shingles(std::span<const uint64_t> words, size_t length) {
   constexpr std::array<uint64_t, 8> kPlace = {
       0x9E3779B97F4A7C15ULL, 0xC2B2AE3D27D4EB4FULL, 0x165667B19E3779F9ULL, 0x27D4EB2F165667C5ULL,
@@ -372,7 +413,7 @@ std::vector<uint64_t> shingles(std::span<const uint64_t> words, size_t length) {
     }
     found.push_back(mix(hash));
   }
-  std::sort(found.begin(), found.end());
+  sort_hashes(found);
   found.erase(std::unique(found.begin(), found.end()), found.end());
   return found;
 }

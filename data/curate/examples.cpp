@@ -20,6 +20,22 @@ std::string escape_byte(unsigned char c) {
   return buffer.data();
 }
 
+// Marks without width, which a reader could not see: zero width spaces and joiners, direction marks
+// and overrides (U+200B-F, U+202A-E, U+2060-F) and the byte order mark.
+std::string escape_invisible(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (text.size() < 3 || (byte(0) != 0xE2 && byte(0) != 0xEF)) {
+    return "";
+  }
+  const int point = (byte(0) & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
+  const bool invisible = (point >= 0x200B && point <= 0x200F) ||
+                         (point >= 0x202A && point <= 0x202E) ||
+                         (point >= 0x2060 && point <= 0x206F) || point == 0xFEFF;
+  std::array<char, 8> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), "\\u%04x", static_cast<unsigned>(point));
+  return invisible ? buffer.data() : "";
+}
+
 std::string one_line(std::string_view text) {
   const bool valid = is_utf8(text);
   std::string out;
@@ -35,6 +51,10 @@ std::string one_line(std::string_view text) {
       out += escape_byte(c);
     } else if (c1) {
       out += escape_byte(static_cast<unsigned char>(text[++i]));
+    } else if (const std::string mark = valid ? escape_invisible(text.substr(i)) : "";
+               !mark.empty()) {
+      out += mark;
+      i += 2;
     } else {
       out += static_cast<char>(c);
     }
@@ -68,6 +88,23 @@ Excerpt excerpt(std::string_view text, size_t begin, size_t end, size_t width) {
   return out;
 }
 
+namespace {
+
+constexpr std::string_view kBlank = "(blank)";
+
+bool is_blank(std::string_view text) {
+  return text.find_first_not_of(" \t\r\n") == std::string_view::npos;
+}
+
+// What was asked and, marked, that there is no answer.
+Excerpt without_answer(const Record& record, size_t width) {
+  const std::string prompt = record.prompt();
+  return {(is_blank(prompt) ? std::string(kBlank) : excerpt(prompt, 0, 0, width).line()) + " → ",
+          std::string(kBlank), ""};
+}
+
+}  // namespace
+
 Excerpt example_of(const RecordSource& source,
                    const CleanResult& result,
                    size_t item,
@@ -78,17 +115,23 @@ Excerpt example_of(const RecordSource& source,
     const Record record = read_record(source, raw);
     const auto message = static_cast<size_t>(std::max(0, verdict.span.message));
     if (verdict.span.message >= 0 && message < record.messages.size()) {
+      if (is_blank(record.messages[message].content)) {
+        return without_answer(record, width - 2 * kBlank.size());
+      }
       return excerpt(record.messages[message].content, static_cast<size_t>(verdict.span.begin),
                      static_cast<size_t>(verdict.span.end), width);
     }
-    const std::string text =
-        record.prompt() + (record.prompt().empty() ? "" : " → ") + std::string(record.answer());
+    const std::string prompt = record.prompt();
+    const bool asked = record.schema != Schema::kText;
+    const std::string text = (is_blank(prompt) && asked ? std::string(kBlank) : prompt) +
+                             (asked ? " → " : "") + std::string(record.answer());
     return excerpt(text, 0, 0, width);
   } catch (const Error& error) {
     if (error.code() != ExitCode::kData) {
       throw;
     }
-    return excerpt(raw.raw, 0, 0, width);
+    return raw.raw.empty() ? Excerpt{"", "", "(the end of the file)"}
+                           : excerpt(raw.raw, 0, 0, width);
   }
 }
 

@@ -78,16 +78,16 @@ std::string unfold_json(std::string_view folded, std::string_view shape) {
 }
 
 void RunList::add(std::string_view value) {
+  if (!runs_.empty() && values_[runs_.back().value] == value) {
+    ++runs_.back().count;
+    return;
+  }
   auto found = index_.find(value);
   if (found == index_.end()) {
     found = index_.emplace(std::string(value), values_.size()).first;
     values_.emplace_back(value);
   }
-  if (!runs_.empty() && runs_.back().value == found->second) {
-    ++runs_.back().count;
-  } else {
-    runs_.push_back({found->second, 1});
-  }
+  runs_.push_back({found->second, 1});
 }
 
 Json RunList::json() const {

@@ -6,6 +6,9 @@
 #include <cstring>
 #include <memory>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 #include <utf8proc.h>
 #include <xxhash.h>
 
@@ -73,18 +76,13 @@ bool is_word_character(utf8proc_int32_t c) {
   }
 }
 
-// NFC of valid UTF-8; the text itself when it cannot be composed.
-std::string compose(std::string_view text) {
-  utf8proc_uint8_t* composed = nullptr;
-  const utf8proc_ssize_t size =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &composed,
-                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(composed, &std::free);
-  if (size < 0) {
-    return std::string(text);
-  }
-  return std::string(reinterpret_cast<const char*>(composed), static_cast<size_t>(size));
+// Whether the character never changes under NFC, whatever stands beside it, except by combining
+// marks, which are in none of these blocks (Unicode Standard Annex 15: NFC_Quick_Check = Yes,
+// combining class 0): Latin, Cyrillic letters, general punctuation, kana, Han, Hangul syllables.
+bool is_composed(utf8proc_int32_t c) {
+  return (c >= 0 && c < 0x300) || (c >= 0x400 && c <= 0x481) || (c >= 0x2010 && c <= 0x205F) ||
+         (c >= 0x3041 && c <= 0x3096) || (c >= 0x30A1 && c <= 0x30FA) ||
+         (c >= 0x4E00 && c <= 0x9FFF) || (c >= 0xAC00 && c <= 0xD7A3);
 }
 
 // Calls visit(code_point) for every character; -1 for a byte that is not UTF-8.
@@ -93,12 +91,40 @@ void for_each_code_point(std::string_view text, Visit visit) {
   const auto* at = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
   auto left = static_cast<utf8proc_ssize_t>(text.size());
   while (left > 0) {
+    if (*at < 0x80) {
+      visit(utf8proc_int32_t{*at});
+      ++at;
+      --left;
+      continue;
+    }
     utf8proc_int32_t c = -1;
     const utf8proc_ssize_t used = std::max<utf8proc_ssize_t>(1, utf8proc_iterate(at, left, &c));
     visit(c);
     at += used;
     left -= used;
   }
+}
+
+// NFC of valid UTF-8; the text itself when it cannot be composed. `room` holds what is not a view
+// of the text.
+std::string_view compose(std::string_view text, std::string& room) {
+  bool composed_already = true;
+  for_each_code_point(
+      text, [&](utf8proc_int32_t c) { composed_already = composed_already && is_composed(c); });
+  if (composed_already) {
+    return text;
+  }
+  utf8proc_uint8_t* composed = nullptr;
+  const utf8proc_ssize_t size =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                   static_cast<utf8proc_ssize_t>(text.size()), &composed,
+                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(composed, &std::free);
+  if (size < 0) {
+    return text;
+  }
+  room.assign(reinterpret_cast<const char*>(composed), static_cast<size_t>(size));
+  return room;
 }
 
 // Calls word(hash, has_digit) for every word and gap(code_point) for every separator.
@@ -142,9 +168,21 @@ void split_unicode(std::string_view text, Word word, Gap gap) {
       digit = false;
     }
   };
-  for_each_code_point(compose(text), [&](utf8proc_int32_t c) {
-    if (c >= 0 && c < 128 ? kAsciiWord[static_cast<size_t>(c)] != 0
-                          : c >= 0 && is_word_character(c)) {
+  std::string room;
+  for_each_code_point(compose(text, room), [&](utf8proc_int32_t c) {
+    if (c >= 0 && c < 128) {
+      const uint8_t lower = kAsciiWord[static_cast<size_t>(c)];
+      if (lower == 0) {
+        flush();
+        gap(c);
+        return;
+      }
+      hash = (hash ^ lower) * kWordPrime;
+      digit = digit || lower <= '9';
+      inside = true;
+      return;
+    }
+    if (c >= 0 && is_word_character(c)) {
       const bool alone = writes_without_spaces(c);
       if (alone) {
         flush();
@@ -175,6 +213,45 @@ void split_words(std::string_view text, Word word, Gap gap) {
   } else {
     split_unicode(text, word, gap);
   }
+}
+
+// Writes the folded form of ASCII text to `to`, which has room for the text; returns its size.
+size_t fold_ascii(std::string_view text, char* const first) {
+  char* to = first;
+  bool gap = true;  // nothing but blanks so far, or a blank was just written
+  size_t at = 0;
+  const auto fold_to = [&](size_t end) {
+    for (; at < end; ++at) {
+      const char c = text[at];
+      const bool is_blank = c == ' ' || (c >= '\t' && c <= '\r');
+      *to = is_blank ? ' ' : c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+      to += is_blank && gap ? 0 : 1;
+      gap = is_blank;
+    }
+  };
+#if defined(__SSE2__)
+  // 16 bytes whose only blanks are single spaces keep their places.
+  while (at + 16 <= text.size()) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(text.data() + at));
+    const auto spaces =
+        static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(' '))));
+    const __m128i control = _mm_cmplt_epi8(bytes, _mm_set1_epi8(' '));
+    if (_mm_movemask_epi8(control) != 0 || ((spaces << 1 | (gap ? 1U : 0U)) & spaces) != 0) {
+      fold_to(at + 16);
+      continue;
+    }
+    const __m128i upper = _mm_and_si128(_mm_cmpgt_epi8(bytes, _mm_set1_epi8('A' - 1)),
+                                        _mm_cmplt_epi8(bytes, _mm_set1_epi8('Z' + 1)));
+    const __m128i lower = _mm_add_epi8(bytes, _mm_and_si128(upper, _mm_set1_epi8(32)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), lower);
+    to += 16;
+    at += 16;
+    gap = (spaces >> 15) != 0;
+  }
+#endif
+  fold_to(text.size());
+  const auto size = static_cast<size_t>(to - first);
+  return size - (size > 0 && gap ? 1 : 0);
 }
 
 bool is_operator(utf8proc_int32_t c) {
@@ -224,25 +301,21 @@ std::string fold_text(std::string_view text) {
   };
   if (is_ascii(text)) {
     out.resize(text.size());
-    char* to = out.data();
-    bool gap = true;  // nothing but blanks so far, or a blank was just written
-    for (const char c : text) {
-      const bool is_blank = c == ' ' || (c >= '\t' && c <= '\r');
-      *to = is_blank ? ' ' : c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-      to += is_blank && gap ? 0 : 1;
-      gap = is_blank;
-    }
-    const auto size = static_cast<size_t>(to - out.data());
-    out.resize(size - (size > 0 && gap ? 1 : 0));
+    out.resize(fold_ascii(text, out.data()));
     return out;
   }
-  for_each_code_point(compose(text), [&](utf8proc_int32_t c) {
+  std::string room;
+  for_each_code_point(compose(text, room), [&](utf8proc_int32_t c) {
     if (c == ' ' || (c >= '\t' && c <= '\r') || c == 0x85 ||
         (c > 127 && (utf8proc_category(c) == UTF8PROC_CATEGORY_ZS || c == 0x2028 || c == 0x2029))) {
       put_blank();
       return;
     }
     before_character();
+    if (c >= 0 && c < 128) {
+      out += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+      return;
+    }
     std::array<utf8proc_uint8_t, 4> bytes{};
     const utf8proc_ssize_t size =
         utf8proc_encode_char(c < 0 ? 0xFFFD : utf8proc_tolower(c), bytes.data());

@@ -10,12 +10,13 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "data/curate/clean.h"
+#include "data/records/interrupt.h"
 
 namespace graft::data {
 
 // A folder of outputs. Files are written and synced in a staging folder inside it; commit() moves
-// them into place, the manifest last. Without commit, or when anything fails (a full disk), the
-// folder stays as it was.
+// them into place, the manifest last. Without commit, when anything fails (a full disk) or the
+// process is told to stop (Ctrl-C), the folder stays as it was.
 class OutputFolder {
  public:
   // Errors: kUsage when the folder holds files but no manifest of graft (`manifest.json` with
@@ -38,6 +39,7 @@ class OutputFolder {
   std::string stage_;
   bool made_ = false;  // the folder did not exist before
   bool committed_ = false;
+  std::vector<std::unique_ptr<RemoveIfStopped>> leftovers_;
   std::unique_ptr<DirectoryLock> lock_;
   std::vector<std::pair<std::string, std::unique_ptr<AtomicFile>>> files_;
 };

@@ -21,6 +21,17 @@ std::string percent(int64_t part, int64_t whole) {
          " %";
 }
 
+// At most three decimals, without zeros at the end: 1, 0.8, 0.001.
+std::string short_number(double value) {
+  std::string text = format_fixed(value, 3);
+  text.erase(text.find_last_not_of('0') + 1);
+  return text.back() == '.' ? text.substr(0, text.size() - 1) : text;
+}
+
+std::string counted(int64_t count, std::string_view noun) {
+  return format_count(count) + " " + std::string(noun) + (count == 1 ? "" : "s");
+}
+
 int64_t count_fate(const CleanResult& result, Fate fate) {
   return std::count_if(result.results.begin(), result.results.end(),
                        [&](const ItemResult& item) { return item.fate == fate; });
@@ -58,13 +69,17 @@ void add_rules(HtmlReport& page, const CleanResult& result, const std::vector<Ru
   std::vector<std::vector<std::string>> rows = {
       {"rule", "does", "threshold", "rows", "share", "finds"}};
   const auto total = static_cast<int64_t>(result.items.size());
+  std::string silent;
   for (const RuleCount& count : counts) {
-    if (count.rows > 0) {
-      bars.push_back({std::string(count.rule->name), static_cast<double>(count.rows),
-                      format_count(count.rows)});
+    if (count.rows == 0) {
+      silent += (silent.empty() ? "" : ", ") + std::string(count.rule->name) +
+                (count.setting.action == Action::kOff ? " (off)" : "");
+      continue;
     }
+    bars.push_back(
+        {std::string(count.rule->name), static_cast<double>(count.rows), format_count(count.rows)});
     rows.push_back({std::string(count.rule->name), std::string(action_name(count.setting.action)),
-                    format_fixed(count.setting.threshold, 3), format_count(count.rows),
+                    short_number(count.setting.threshold), format_count(count.rows),
                     percent(count.rows, total), std::string(count.rule->doc)});
   }
   std::stable_sort(bars.begin(), bars.end(),
@@ -73,8 +88,11 @@ void add_rules(HtmlReport& page, const CleanResult& result, const std::vector<Ru
     page.paragraph("No rule found anything.");
   } else {
     page.bar_chart("rows found by each rule (a row may count for several)", bars);
+    page.table("<<>>><", rows);
   }
-  page.table("<<>>><", rows);
+  if (!silent.empty()) {
+    page.paragraph("Found nothing: " + silent + ".");
+  }
 }
 
 void add_examples(HtmlReport& page,
@@ -96,7 +114,7 @@ void add_examples(HtmlReport& page,
       ++shown;
       const Excerpt text = example_of(source, result, i, *verdict, kExampleBytes);
       body += "<li><small>" + html_escape(item_name(source, result.items[i])) + ", value " +
-              format_fixed(verdict->value, 3) +
+              short_number(verdict->value) +
               (verdict->detail.empty() ? "" : ", " + html_escape(verdict->detail)) +
               "</small><br>" + html_escape(text.before) + "<mark>" + html_escape(text.marked) +
               "</mark>" + html_escape(text.after);
@@ -108,8 +126,7 @@ void add_examples(HtmlReport& page,
       }
       body += "</li>";
     }
-    page.details(std::string(count.rule->name) + ": " + format_count(count.rows) + " rows",
-                 body + "</ol>");
+    page.details(std::string(count.rule->name) + ": " + counted(count.rows, "row"), body + "</ol>");
   }
 }
 
@@ -208,8 +225,8 @@ std::string curation_report(const RecordSource& source,
                             const CleanOptions& options,
                             std::string_view command) {
   HtmlReport page("graft data " + std::string(command),
-                  format_count(static_cast<int64_t>(result.items.size())) + " records in " +
-                      format_count(static_cast<int64_t>(source.files().size())) + " file(s)");
+                  counted(static_cast<int64_t>(result.items.size()), "record") + " in " +
+                      counted(static_cast<int64_t>(source.files().size()), "file"));
   std::vector<RuleCount> counts = count_by_rule(result, options);
   if (command == "dedup") {
     std::erase_if(counts, [](const RuleCount& count) {

@@ -3,6 +3,8 @@
 #include <array>
 #include <set>
 
+#include <unistd.h>
+
 #include "core/error.h"
 #include "core/hash.h"
 #include "data/curate/layout.h"
@@ -128,10 +130,13 @@ std::vector<std::string> restore(const std::string& folder, const std::string& o
                   Lines(join_path(folder, "edits.jsonl"))};
   const std::vector<std::string> paths = output_paths(layout, out);
   std::vector<std::unique_ptr<AtomicFile>> files;
+  std::vector<std::unique_ptr<RemoveIfStopped>> leftovers;
   for (size_t f = 0; f < paths.size(); ++f) {
     if (layout.files[f].name != base_name(layout.files[f].name)) {
       damaged("a file name holds a path", layout_path);
     }
+    leftovers.push_back(std::make_unique<RemoveIfStopped>(
+        paths[f] + ".tmp-" + std::to_string(getpid()), Leftover::kFile));
     files.push_back(std::make_unique<AtomicFile>(paths[f]));
     restore_file(layout.files[f], layout, sources, *files.back());
   }

@@ -43,7 +43,7 @@ constexpr std::array kRules = {
          "repeated)",
          kQ, 4, 1, check_echo},
     Rule{"missing_input",
-         "the prompt points at \"the following\" text, but none is there (value: 1)", kQ, 1, 1,
+         "the prompt points at \"the following\" text, but none is there (value: 1)", kQ, 1, 2,
          check_missing_input},
     Rule{"wrong_arithmetic",
          "an equation a op b = c in the answer is false (value: relative error)", kQ, 0.001, 1,

@@ -240,34 +240,42 @@ std::optional<Finding> check_echo(const Subject& subject, double threshold) {
 std::optional<Finding> check_missing_input(const Subject& subject, double) {
   const Record& record = subject.record();
   const bool single = record.schema == Schema::kAlpaca || record.messages.size() == 2;
-  if (!single || !trim(subject.input()).empty() || subject.prompt().size() > 240) {
+  // "Ticket:" with nothing behind it is no input.
+  static const re2::RE2 kLabel(R"((?i)^(?:[a-z]{3,14} ?:)?$)");
+  if (!single || subject.prompt().size() > 240 || !matches(kLabel, trim(subject.input()))) {
     return std::nullopt;
   }
   const std::string_view prompt = trim(subject.instruction());
   const auto says = [&](std::string_view word) { return prompt.find(word) != prompt.npos; };
-  if (!says("ollowing") && !says("elow") && !says("given") && !says("this ")) {
+  if (!says("ollowing") && !says("elow") && !says("given") && !says("his ") && !says("ere is ")) {
     return std::nullopt;
   }
   // The sentence that points must be the last one and hold nothing that could be the text itself:
-  // no quote, colon, bracket, digit or line break, and behind the noun only what is to be done.
+  // no quote, bracket, digit or line break, no colon but at its end, and behind the noun only what
+  // is to be done. A label that waits for its text ("Ticket:") may follow.
   static const std::string kNoun =
       "(?:sentences?|paragraphs?|texts?|passages?|articles?|e-?mails?|letter|code|snippet|table|"
       "dataset|data|poem|haiku|essay|document|conversation|dialogue|review|tweet|image|picture|"
       "photo|graph|chart|statements?|phrase|excerpt|transcript|quote|story|equation|expression|"
       "logo|cartoon|artwork|art piece|painting|input|material|information|recipe|speech|lyrics|"
-      "message|question|problem|puzzle|sequence|words|numbers|items|list)\\b";
+      "messages?|questions?|problem|puzzle|sequence|words|numbers|items|list|mails?|tickets?|"
+      "notes?|requests?|complaints?|comments?|posts?|reports?|logs?|feedback|inquiry|enquiry|query|"
+      "case)\\b";
+  static const std::string kEnd = "[.?!:]?(?:\\s*\\n\\s*[a-z]{3,14} ?:)?$";
   static const std::string kTask =
       "(?: (?:in|into|by|using|from|with|to|for|and|as|so|without|is|are|if|according|based|on|or|"
-      "below|above)\\b[a-z ,'-]{0,90})?[.?!]?$";
+      "below|above)\\b[a-z ,'-]{0,90})?" +
+      kEnd;
   static const re2::RE2 kPoints(
       "(?i)\\b(?:the |these |this )?following (?:[a-z-]+ ){0,3}?" + kNoun + kTask +
       "|\\b(?:the|this) (?:[a-z-]+ ){0,2}?" + kNoun + " (?:given |provided |shown |listed )?below" +
       kTask + "|^(?:given|based on|using|considering|from) the following (?:[a-z-]+ ){0,2}?" +
-      kNoun + ", [a-z ,'-]{5,120}[.?!]?$");
+      kNoun + ", [a-z ,'-]{5,120}" + kEnd + "|\\bhere is (?:the|my|our|a|an) (?:[a-z-]+ ){0,2}?" +
+      kNoun + ":$|^(?:is|are|was|does|do|did) the following " + kNoun + "(?: [a-z'-]+){1,5}\\?$");
   static const re2::RE2 kGiven("(?i)\\b(?:the|this) given (?:[a-z-]+ ){0,2}?" + kNoun + kTask);
   // One sentence that ends in "this text": nothing stands before or behind it.
   static const re2::RE2 kThis(
-      R"((?i)^[a-z ,'-]+ (?:of|in|to|from|about|with|for|[a-z]+) this (?:sentence|paragraph|text|passage|article|e-?mail|code|snippet|review|tweet|poem|letter|excerpt|statement|essay|document)[.?]?$)");
+      R"((?i)^(?:[a-z ,'-]+ )?[a-z]+ this (?:sentence|paragraph|text|passage|article|e-?mail|code|snippet|review|tweet|poem|letter|excerpt|statement|essay|document|message|mail|ticket|note|request|complaint|comment|post|report|log)[.?:]?$)");
   Match hit = find_match(kPoints, prompt);
   hit = hit || subject.prompt_is_about_code() ? hit : find_match(kThis, prompt);
   if (!hit && !subject.prompt_is_about_code()) {

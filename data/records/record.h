@@ -54,7 +54,8 @@ struct RawItem {
 
 // The items of JSONL files and JSON arrays (told apart by content), mapped, in order. Blank lines
 // are not items. One item may hold at most 64 MiB. A JSON array that is damaged gives its items up
-// to the damage and then one item with the rest. Errors: kIo, kData (empty file).
+// to the damage and then one item with the rest; when only its final bracket is missing, that item
+// is empty (read_record refuses it by name). Errors: kIo, kData (empty file).
 class RecordSource {
  public:
   explicit RecordSource(std::vector<std::string> files);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "core/file.h"
@@ -29,6 +30,10 @@ bool looks_like_array(std::string_view text, size_t first) {
 }
 
 Input open_input(const std::string& path) {
+  if (directory_exists(path)) {
+    fail(ExitCode::kIo, "this is a directory, not a file", path,
+         "name its files, for example " + join_path(path, "*.jsonl"));
+  }
   MappedFile map(path);
   const std::string_view text = map.text();
   const size_t mark = text.substr(0, kByteOrderMark.size()) == kByteOrderMark ? 3 : 0;
@@ -111,6 +116,7 @@ struct RecordSource::State {
       --end;
     }
     at = whole.size();
+    array_closed = true;  // what is wrong with the end is in the item
     if (begin >= end) {
       return false;
     }
@@ -123,8 +129,13 @@ struct RecordSource::State {
     const std::string_view whole = text();
     size_t begin = skip_json_space(whole, at);
     if (begin >= whole.size()) {
-      at = whole.size();
-      return false;
+      const size_t expected_bracket = std::exchange(at, whole.size());
+      if (array_closed) {
+        return false;
+      }
+      array_closed = true;
+      emit(expected_bracket, expected_bracket, item);
+      return true;
     }
     if (array_closed) {
       return rest(begin, item);
@@ -248,6 +259,11 @@ Record read_record(const RecordSource& source, const RawItem& item) {
          "one record may hold at most 64 MiB, got " + std::to_string(item.end - item.begin) +
              " bytes",
          name + ":" + std::to_string(item.line), "split the record");
+  }
+  if (item.raw.empty()) {
+    fail(ExitCode::kData, "the JSON array is not closed: its final ] is missing",
+         name + ":" + std::to_string(item.line),
+         "compare the file with its origin, it may be cut; if nothing is lost, add the ]");
   }
   try {
     return parse_record(parse_json(item.raw, name), name);

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "data/records/interrupt.h"
 #include "data/text/token_store.h"
 #include "data/text/token_store_format.h"
 
@@ -223,12 +224,14 @@ struct TokenStoreWriter::State {
       : path(std::move(store_path)),
         settings(std::move(store_settings)),
         temporary(path + ".tmp-" + std::to_string(getpid())),
+        leftover(temporary, Leftover::kFile),
         tokens(temporary + ".tokens"),
         loss(temporary + ".loss"),
         role(temporary + ".role") {}
   std::string path;
   Json settings;
   std::string temporary;
+  RemoveIfStopped leftover;
   Spool tokens;
   Spool loss;
   Spool role;
@@ -237,6 +240,10 @@ struct TokenStoreWriter::State {
 };
 
 TokenStoreWriter::TokenStoreWriter(std::string path, Json settings) {
+  if (directory_exists(path)) {
+    fail(ExitCode::kUsage, "the token store is one file, but this is a directory", path,
+         "give --out a file name, for example " + join_path(path, "store.h5"));
+  }
   make_directories(directory_name(path));
   state_ = std::make_unique<State>(std::move(path), std::move(settings));
 }
@@ -314,6 +321,7 @@ std::string TokenStoreWriter::commit() {
   sidecar.set("settings", state.settings);
   sidecar.set("datasets", datasets);
   // An old sidecar must never stand beside a new store.
+  const HoldSignals hold;
   remove_file(state.path + ".json");
   rename_path(state.temporary, state.path);
   write_file_atomically(state.path + ".json", dump_json(sidecar, {.indent = 1}) + "\n");

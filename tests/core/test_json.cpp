@@ -1,3 +1,4 @@
+#include <array>
 #include <string>
 
 #include <catch2/catch.hpp>
@@ -96,6 +97,34 @@ TEST_CASE("json: styles write Python's one-line and indented forms", "[core][jso
   // json.dumps({"b":[1,2],"a":"é\x07😀"}, sort_keys=True, indent=2)
   CHECK(dump_json(tree, {.indent = 2, .sort_keys = true, .ascii = true}) ==
         "{\n  \"a\": \"\\u00e9\\u0007\\ud83d\\ude00\",\n  \"b\": [\n    1,\n    2\n  ]\n}");
+}
+
+TEST_CASE("json: a string is escaped alike wherever in a run of plain bytes it needs it",
+          "[core][json]") {
+  // RFC 8259, section 7, and json.dumps for the ascii form.
+  const std::vector<std::array<std::string, 3>> kBytes = {
+      {"\"", "\\\"", "\\\""},
+      {"\\", "\\\\", "\\\\"},
+      {"\n", "\\n", "\\n"},
+      {"\x1f", "\\u001f", "\\u001f"},
+      {"\x7f", "\x7f", "\\u007f"},
+      {"\u00e9", "\u00e9", "\\u00e9"},
+      {"\U0001F600", "\U0001F600", "\\ud83d\\ude00"},
+      {std::string(1, '\0'), "\\u0000", "\\u0000"},
+      {"~ /", "~ /", "~ /"}};
+  for (size_t before = 0; before <= 33; ++before) {
+    for (const auto& [byte, plain, ascii] : kBytes) {
+      const std::string run(before, 'x');
+      const std::string rest(before % 19, 'y');
+      CAPTURE(before, plain);
+      std::string out;
+      graft::append_json_string(out, run + byte + rest + byte);
+      CHECK(out == "\"" + run + plain + rest + plain + "\"");
+      out.clear();
+      graft::append_json_string(out, run + byte + rest + byte, true);
+      CHECK(out == "\"" + run + ascii + rest + ascii + "\"");
+    }
+  }
 }
 
 TEST_CASE("json: access with the wrong type tells both types and the place", "[core][json]") {

@@ -1,4 +1,6 @@
 // The commands as users run them: exit codes, files and JSON.
+#include <chrono>
+
 #include <catch2/catch.hpp>
 
 #include "core/file.h"
@@ -159,6 +161,65 @@ TEST_CASE("command rules: lists the whole table", "[data][commands]") {
   REQUIRE(result.exit_code == 0);
   CHECK(parse_json(result.out, "stdout").at("rules").size() == data::rules().size());
 }
+
+TEST_CASE("commands: an input that cannot be read is named", "[data][commands]") {
+  const TempDir folder;
+  const std::vector<std::string> command = GENERATE(
+      std::vector<std::string>{"inspect"}, std::vector<std::string>{"check"},
+      std::vector<std::string>{"clean", "--out"}, std::vector<std::string>{"dedup", "--out"});
+  const auto run_on = [&](const std::string& input) {
+    std::vector<std::string> words = {"graft-data"};
+    words.insert(words.end(), command.begin(), command.end());
+    if (command.size() > 1) {
+      words.push_back(folder.file("out"));
+    }
+    words.push_back(input);
+    return run(words);
+  };
+  CAPTURE(command.front());
+  const auto missing = run_on(folder.file("none"));
+  CHECK(missing.exit_code == 74);
+  CHECK(missing.err.find("none") != std::string::npos);
+  const auto empty = run_on(put(folder, "empty", ""));
+  CHECK(empty.exit_code == 3);
+  CHECK(empty.err.find("the file is empty") != std::string::npos);
+  const auto directory = run_on(folder.path());
+  CHECK(directory.exit_code == 74);
+  CHECK(directory.err.find("this is a directory") != std::string::npos);
+  CHECK(directory.err.find("*.jsonl") != std::string::npos);
+  CHECK_FALSE(directory_exists(folder.file("out")));
+}
+
+TEST_CASE("command inspect: tells where the first unreadable record is", "[data][commands]") {
+  const TempDir folder;
+  const std::string in = put(folder, "in.jsonl", good_lines(3) + "x{\n" + good_lines(1) + "y{\n");
+  const auto result = run({"graft-data", "inspect", in});
+  CHECK(result.exit_code == 0);
+  CHECK(result.out.find("unreadable 2") != std::string::npos);
+  CHECK(result.out.find("in.jsonl:4:1: malformed JSON") != std::string::npos);
+}
+
+TEST_CASE("commands: --threads 0 means all cores, other bad numbers are refused",
+          "[data][commands]") {
+  const TempDir folder;
+  const std::string in = put(folder, "in.jsonl", good_lines(3));
+  CHECK(run({"graft-data", "check", in, "--threads", "0"}).exit_code == 0);
+  const std::string bad = GENERATE("-1", "two", "1.5", "1025", "");
+  CHECK(run({"graft-data", "check", in, "--threads", bad}).exit_code == 2);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("commands: help is there in 15 ms", "[data][commands]") {
+  // The best of some, since other programs share the machine.
+  auto best = std::chrono::nanoseconds::max();
+  for (int i = 0; i < 30; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    REQUIRE(run({"graft", "data", "--help"}).exit_code == 0);
+    best = std::min<std::chrono::nanoseconds>(best, std::chrono::steady_clock::now() - begin);
+  }
+  CHECK(best < std::chrono::milliseconds(15));
+}
+#endif
 
 TEST_CASE("commands: wrong use says what to do", "[data][commands]") {
   const TempDir folder;

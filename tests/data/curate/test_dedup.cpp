@@ -142,6 +142,42 @@ TEST_CASE("words: ASCII and Unicode agree, scripts without spaces split", "[data
   CHECK(count_words("bad \xFF byte") == 2);
 }
 
+TEST_CASE("normalize: composed and decomposed spellings fold alike in every script",
+          "[data][dedup]") {
+  // Canonical pairs of UnicodeData.txt; the left side is NFC.
+  const auto pair = GENERATE(
+      std::pair<std::string, std::string>("\u00c5ngstr\u00f6m", "A\u030angstro\u0308m"),
+      std::pair<std::string, std::string>("\u0439", "\u0438\u0306"),  // Cyrillic short i
+      std::pair<std::string, std::string>("\u304c", "\u304b\u3099"),  // kana with a voice mark
+      std::pair<std::string, std::string>("\ud55c", "\u1112\u1161\u11ab"),  // Hangul
+      std::pair<std::string, std::string>("\u03ac", "\u03b1\u0301"),        // Greek
+      std::pair<std::string, std::string>("\u00e5", "\u212b"),  // the sign is a capital letter
+      std::pair<std::string, std::string>("a\u2002b", "a\u2000b"));
+  const std::string around =
+      GENERATE("", "plain words of sixteen bytes and more ", "\u201cx\u201d ");
+  CHECK(fold_text(around + pair.first) == fold_text(around + pair.second));
+  std::vector<uint64_t> first;
+  std::vector<uint64_t> second;
+  append_word_hashes(around + pair.first, first);
+  append_word_hashes(around + pair.second, second);
+  CHECK(first == second);
+}
+
+TEST_CASE("normalize: blanks fold to one space wherever they stand", "[data][dedup]") {
+  for (size_t before = 0; before <= 34; ++before) {
+    const std::string left(before, 'A');
+    for (const std::string blank : {" ", "  ", "\n", " \t", "\r\n\r\n", " \n "}) {
+      CAPTURE(before, blank);
+      const std::string low(before, 'a');
+      const std::string rest = "And Then A Longer Rest Of Words";
+      const std::string folded = "and then a longer rest of words";
+      CHECK(fold_text(left + blank + rest + blank) == low + (before > 0 ? " " : "") + folded);
+      CHECK(fold_text(left + blank + rest + "@[`{" + blank + "\u00e9") ==
+            low + (before > 0 ? " " : "") + folded + "@[`{ \u00e9");
+    }
+  }
+}
+
 TEST_CASE("sketch: equal slots estimate the similarity", "[data][dedup]") {
   // 1000 hashes each, 500 common: J = 500 / 1500. Binomial, 128 trials: deviation 0.042.
   std::vector<uint64_t> a;

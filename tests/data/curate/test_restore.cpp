@@ -1,4 +1,5 @@
 #include <csignal>
+#include <functional>
 
 #include <catch2/catch.hpp>
 #include <sys/resource.h>
@@ -50,6 +51,19 @@ void round_trip(const std::string& content) {
   CHECK(read_file(folder.file("back")) == content);
 }
 
+// How a child that runs `body` ends, as waitpid tells it.
+int status_of_child(const std::function<void()>& body) {
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    body();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status;
+}
+
 const std::string kPretty =
     "[\r\n  {\r\n    \"instruction\": \"Name a \\\"metal\\\"\",\r\n    \"input\": \"\",\r\n    "
     "\"output\": \"Tin is one.\"\r\n  },\r\n"
@@ -67,7 +81,8 @@ TEST_CASE("restore: files of every form come back byte for byte", "[data][restor
                     "\n\n" + one + "  \n \t\n" + two, "\xEF\xBB\xBF" + one + "\n" + two + "\n",
                     "[" + one + ", " + two + "]", "[\n" + one + ",\n" + two + "\n]\n\n", kPretty,
                     one + "\n{\"text\": \"\xFF\xFE\"}\nbroken {\n" + std::string("\0", 1) + "\n",
-                    "[" + one + "," + two, "\xEF\xBB\xBF[" + one + " junk]");
+                    "[" + one + "," + two, "[" + one + "," + two + "\n", "[" + one + "\n,",
+                    "\xEF\xBB\xBF[" + one + " junk]");
   CAPTURE(content);
   round_trip(content);
 }
@@ -151,9 +166,7 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
              "\n";
   }
   graft::test::put_file(folder.file("large"), large);
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
+  const int status = status_of_child([&] {
     std::signal(SIGXFSZ, SIG_IGN);
     const rlimit limit{100000, 100000};
     setrlimit(RLIMIT_FSIZE, &limit);
@@ -164,15 +177,109 @@ TEST_CASE("outputs: a full disk gives exit 74 and leaves the earlier outputs", "
       code = static_cast<int>(error.code());
     }
     _exit(code);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
+  });
   REQUIRE(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 74);
   CHECK(read_file(folder.file("out/clean.jsonl")) == before);
   for (const std::string& name : list_directory(folder.file("out"))) {
     CHECK(name.find("stage") == std::string::npos);
   }
+}
+
+TEST_CASE("outputs: no room for any one file gives exit 74 and changes nothing",
+          "[data][restore]") {
+  const TempDir folder;
+  graft::test::put_file(folder.file("in"), kPretty);
+  clean_into({folder.file("in")}, folder.file("out"));
+  const std::vector<std::string> names = list_directory(folder.file("out"));
+  const std::string name = GENERATE("clean.jsonl", "quarantine.jsonl", "edits.jsonl", "layout.json",
+                                    "report.html", "manifest.json");
+  CAPTURE(name);
+  const int64_t size = file_size(folder.file("out/" + name));
+  REQUIRE(size > 0);
+  // The file that is too large by one byte, or an earlier one that is larger still.
+  const int status = status_of_child([&] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const auto bytes = static_cast<rlim_t>(size - 1);
+    const rlimit limit{bytes, bytes};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const auto code_of = [&](const std::string& out) {
+      try {
+        clean_into({folder.file("in")}, folder.file(out));
+      } catch (const Error& error) {
+        return static_cast<int>(error.code());
+      }
+      return 0;
+    };
+    _exit(code_of("new") == 74 && code_of("out") == 74 ? 74 : 1);
+  });
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 74);
+  CHECK(list_directory(folder.path()) == std::vector<std::string>{"in", "out"});
+  CHECK(list_directory(folder.file("out")) == names);
+  CHECK(file_size(folder.file("out/" + name)) == size);
+}
+
+namespace {
+
+// Writes half of an output into `folder`, lets `step` happen and tells how the child ended.
+int status_of_stopped_run(const std::string& path, const std::function<void(OutputFolder&)>& step) {
+  return status_of_child([&] {
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+      const auto before = std::signal(number, SIG_DFL);  // Catch2 has handlers of its own
+      if (before == SIG_IGN) {
+        std::signal(number, SIG_IGN);
+      }
+    }
+    OutputFolder folder(path);
+    folder.open("clean.jsonl").write(std::string(3 << 20, 'x'));
+    step(folder);
+    _exit(0);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("outputs: Ctrl-C leaves nothing half-written", "[data][restore]") {
+  const TempDir folder;
+  const int number = GENERATE(SIGINT, SIGTERM, SIGHUP);
+  const int status =
+      status_of_stopped_run(folder.file("new"), [&](OutputFolder&) { raise(number); });
+  REQUIRE(WIFSIGNALED(status));
+  CHECK(WTERMSIG(status) == number);
+  CHECK(list_directory(folder.path()).empty());
+
+  graft::test::put_file(folder.file("in"), alpaca("Name a metal", "", "Tin is one.") + "\n");
+  clean_into({folder.file("in")}, folder.file("out"));
+  const std::vector<std::string> names = list_directory(folder.file("out"));
+  const std::string before = read_file(folder.file("out/clean.jsonl"));
+  CHECK(WIFSIGNALED(
+      status_of_stopped_run(folder.file("out"), [&](OutputFolder&) { raise(number); })));
+  CHECK(list_directory(folder.file("out")) == names);
+  CHECK(read_file(folder.file("out/clean.jsonl")) == before);
+}
+
+TEST_CASE("outputs: Ctrl-C in the last step waits until all files are in place",
+          "[data][restore]") {
+  const TempDir folder;
+  const int status = status_of_stopped_run(folder.file("out"), [](OutputFolder& out) {
+    const HoldSignals hold;  // commit holds signals again, within these
+    raise(SIGINT);
+    out.commit(Json::object({{"format", "graft-data"}}));
+  });
+  REQUIRE(WIFSIGNALED(status));
+  CHECK(file_size(folder.file("out/clean.jsonl")) == 3 << 20);
+  CHECK(file_exists(folder.file("out/manifest.json")));
+  CHECK_FALSE(directory_exists(folder.file("out/.stage-" + std::to_string(getpid()))));
+}
+
+TEST_CASE("outputs: an ignored signal stays ignored", "[data][restore]") {
+  const TempDir folder;
+  const auto before = std::signal(SIGHUP, SIG_IGN);
+  const int status =
+      status_of_stopped_run(folder.file("out"), [](OutputFolder&) { raise(SIGHUP); });
+  std::signal(SIGHUP, before);
+  CHECK(WIFEXITED(status));
 }
 
 TEST_CASE("layout: folding and its template are inverse", "[data][restore]") {

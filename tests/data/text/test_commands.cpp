@@ -87,4 +87,26 @@ TEST_CASE("tokenize and show: a file becomes a store that shows what is trained 
   CHECK_FALSE(file_exists(dir.file("x.h5")));
 }
 
+TEST_CASE("tokenize: damaged input is counted with its line, a bad place is refused",
+          "[data][commands]") {
+  const test::TempDir dir;
+  const auto tokenize = [&](const std::string& content, const std::string& out) {
+    write_file_atomically(dir.file("d.jsonl"), content);
+    return test::run(
+        {"graft-data", "tokenize", dir.file("d.jsonl"), "--model", kTiny, "--out", out});
+  };
+  const auto damaged = tokenize("{\"text\":\"a\"}\n{\"text\":\n", dir.file("s.h5"));
+  CHECK(damaged.exit_code == 0);
+  CHECK(damaged.out.find("d.jsonl:2: ") != std::string::npos);
+  CHECK(damaged.out.find("malformed JSON") != std::string::npos);
+  const auto open_array = tokenize("[{\"text\":\"a\"}\n", dir.file("s.h5"));
+  CHECK(open_array.out.find("final ] is missing") != std::string::npos);
+  make_directories(dir.file("folder"));
+  const auto folder = tokenize("{\"text\":\"a\"}\n", dir.file("folder"));
+  CHECK(folder.exit_code == 2);
+  CHECK(folder.err.find("folder/store.h5") != std::string::npos);
+  CHECK(tokenize("\n", dir.file("x.h5")).exit_code == 3);
+  CHECK_FALSE(file_exists(dir.file("x.h5")));
+}
+
 }  // namespace graft::data
