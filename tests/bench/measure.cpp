@@ -12,15 +12,17 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kSamples = 5;
-constexpr int kMostRounds = 40;
+constexpr int kMostRounds = 500;
 // On a machine that is never quiet a comparison ends here and says how many samples were good.
-constexpr double kMostSeconds = 8;
+constexpr double kMostSeconds = 5;
+constexpr double kWarmUpSeconds = 4;
 constexpr double kQuiet = 0.85;
 // 2 * 512^3 = 0.27 GF: one to five milliseconds, long enough to meet a neighbour that also
 // computes.
 constexpr int64_t kProbeSize = 512;
-// A sample of 50 ms hides the clock's and the thread start's share.
-constexpr double kSampleSeconds = 0.05;
+// Long against the clock and the start of threads, short enough to fall between two bursts of other
+// work.
+constexpr double kSampleSeconds = 0.01;
 
 double seconds_of(const std::function<void()>& call, int64_t calls) {
   const auto start = Clock::now();
@@ -70,7 +72,9 @@ Bench::Bench(std::string filter)
       probe_a_(kProbeSize * kProbeSize, 0.5F),
       probe_b_(kProbeSize * kProbeSize, 0.25F),
       probe_c_(kProbeSize * kProbeSize) {
-  for (int i = 0; i < 50; ++i) {
+  // What "quiet" means must be known before the first sample is judged.
+  const auto start = Clock::now();
+  while (std::chrono::duration<double>(Clock::now() - start).count() < kWarmUpSeconds) {
     probe();
   }
 }
