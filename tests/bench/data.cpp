@@ -131,7 +131,7 @@ void add_data(Bench& bench) {
                  data::RecordSource source({file->path});
                  data::CleanOptions options;
                  options.threads = threads;
-                 data::clean(source, options, {});
+                 data::clean(source, options, [](int64_t, int64_t) {});
                }}},
              {}});
   bench.add({"near duplicates",
@@ -142,7 +142,7 @@ void add_data(Bench& bench) {
                  data::RecordSource source({file->path});
                  data::DedupOptions options;
                  options.threads = threads;
-                 data::dedup_only(source, options, {}, {});
+                 data::dedup_only(source, options, {}, [](int64_t, int64_t) {});
                }}},
              {}});
 }

@@ -35,10 +35,10 @@ Json to_json(const Result& result, double copy_bandwidth) {
   Json arms = Json::array();
   for (const Figure& figure : result.figures) {
     Json arm = Json::object({{"arm", figure.arm},
-                             {"rate", figure.rate},
+                             {"rate", figure.samples > 0 ? Json(figure.rate) : Json()},
                              {"samples", figure.samples},
                              {"discarded", figure.discarded}});
-    if (result.unit == Unit::kGigabytes && copy_bandwidth > 0) {
+    if (result.unit == Unit::kGigabytes && copy_bandwidth > 0 && figure.samples > 0) {
       arm.set("percent_of_copy", 100 * figure.rate / copy_bandwidth);
     }
     if (!figure.thread_bits.empty()) {
@@ -55,10 +55,11 @@ Json to_json(const Result& result, double copy_bandwidth) {
 void print(const Result& result, double copy_bandwidth) {
   for (const Figure& figure : result.figures) {
     std::string note;
-    if (result.unit == Unit::kGigabytes && copy_bandwidth > 0) {
+    if (result.unit == Unit::kGigabytes && copy_bandwidth > 0 && figure.samples > 0) {
       note = graft::format_fixed(100 * figure.rate / copy_bandwidth, 0) + " % of copy";
     }
-    if (result.figures.size() > 1 && &figure != &result.figures[0] && figure.rate > 0) {
+    if (result.figures.size() > 1 && &figure != &result.figures[0] && figure.samples > 0 &&
+        result.figures[0].samples > 0) {
       note = "graft is " + graft::format_fixed(result.figures[0].rate / figure.rate, 2) + "x";
     }
     if (!figure.thread_bits.empty()) {
@@ -69,8 +70,9 @@ void print(const Result& result, double copy_bandwidth) {
               ("only " + std::to_string(figure.samples) + " quiet samples of " +
                std::to_string(figure.samples + figure.discarded));
     }
-    std::printf("%-46s %-7s %12s %-9s %s\n", result.name.c_str(), figure.arm.c_str(),
-                graft::format_fixed(figure.rate, figure.rate < 1000 ? 1 : 0).c_str(),
+    const std::string rate =
+        figure.samples == 0 ? "-" : graft::format_fixed(figure.rate, figure.rate < 1000 ? 1 : 0);
+    std::printf("%-46s %-7s %12s %-9s %s\n", result.name.c_str(), figure.arm.c_str(), rate.c_str(),
                 graft::bench::unit_name(result.unit), note.c_str());
   }
   std::fflush(stdout);

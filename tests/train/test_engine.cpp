@@ -2,15 +2,12 @@
 #include <cstring>
 #include <string>
 
-#include <catch2/catch.hpp>
-
-#include <ATen/ATen.h>
-
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/safetensors.h"
 #include "tests/support/support.h"
+#include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"

@@ -3,13 +3,11 @@
 #include <cstring>
 #include <string>
 
-#include <catch2/catch.hpp>
 #include <omp.h>
-
-#include <ATen/ATen.h>
 
 #include "core/hash.h"
 #include "tests/support/support.h"
+#include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"

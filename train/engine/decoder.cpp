@@ -18,8 +18,8 @@
 namespace graft::train {
 namespace {
 
-// Rows of logits at a time: bounds the buffer (4 MB at a vocabulary of 1,024, 131 MB at 128k) and is
-// tall enough for the product to run at its full rate.
+// Rows of logits at a time: bounds the buffer (4 MB at a vocabulary of 1,024, 131 MB at 128k) and
+// is tall enough for the product to run at its full rate.
 constexpr int64_t kHeadChunk = 256;
 
 int64_t largest_weight(const Model& model) {
@@ -133,7 +133,9 @@ Decoder::BlockState& Decoder::state(size_t layer) {
   return states_[keep_ == Keep::kForBackward ? layer : 0];
 }
 
-float* Decoder::gradient_buffer() { return f32_or_null(d_residual_); }
+float* Decoder::gradient_buffer() {
+  return f32_or_null(d_residual_);
+}
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {
   const ModelConfig& config = model_.config;
@@ -141,6 +143,11 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   if (tokens > max_tokens_) {
     fail(ExitCode::kBug, "a micro-batch of " + std::to_string(tokens) + " tokens, at most " +
                              std::to_string(max_tokens_) + " were planned");
+  }
+  if (cache != nullptr && (cache->positions_ + tokens > cache->max_positions_ ||
+                           batch.documents() != 1 || (cache->positions_ > 0 && tokens != 1))) {
+    fail(ExitCode::kBug, "a cache of " + std::to_string(cache->max_positions_) +
+                             " positions takes one document when empty, then one token at a time");
   }
   for (const int32_t id : batch.ids) {
     if (id < 0 || id >= config.vocab_size) {
@@ -167,8 +174,7 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   return f32(residual_);
 }
 
-KvCache::KvCache(const ModelConfig& config, int64_t max_positions)
-    : max_positions_(max_positions) {
+KvCache::KvCache(const ModelConfig& config, int64_t max_positions) : max_positions_(max_positions) {
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     keys_.push_back(empty_f32({max_positions, config.kv_width()}));
     values_.push_back(empty_f32({max_positions, config.kv_width()}));
@@ -318,11 +324,8 @@ void Decoder::block_backward(const Batch& batch,
   }
 }
 
-Decoder::HeadResult Decoder::head_loss(const Batch& batch,
-                                       const float* residual,
-                                       double scale,
-                                       float* d_residual,
-                                       float* row_loss) {
+Decoder::HeadResult Decoder::head_loss(
+    const Batch& batch, const float* residual, double scale, float* d_residual, float* row_loss) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size;
   const int64_t vocab = config.vocab_size;
@@ -363,8 +366,8 @@ Decoder::HeadResult Decoder::head_loss(const Batch& batch,
       check(graft_gemm_f32(GRAFT_T, GRAFT_N, vocab, hidden, rows, 1, f32(logits_), vocab,
                            f32(head_normed_), hidden, 1, f32(model_.head_grad), hidden));
     }
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, rows, hidden, vocab, 1, f32(logits_), vocab, head, hidden,
-                         0, f32(head_normed_), hidden));
+    check(graft_gemm_f32(GRAFT_N, GRAFT_N, rows, hidden, vocab, 1, f32(logits_), vocab, head,
+                         hidden, 0, f32(head_normed_), hidden));
     std::memset(f32(d_head_rows_), 0, static_cast<size_t>(rows) * row_bytes);
     check(graft_rmsnorm_backward(f32(head_normed_), f32(head_rows_), f32(model_.final_norm),
                                  f32(head_inv_rms_), rows, hidden, f32(d_head_rows_),

@@ -47,7 +47,7 @@ class Decoder {
   // until the next call. `dropout_seed` 0 = no dropout.
   // With a cache: the batch is one document when the cache is empty, else the one next token; its
   // keys and values are appended. Errors: kData (an id outside the vocabulary), kBug (more tokens
-  // than max_tokens).
+  // than max_tokens, or than the cache has room for).
   const float* forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache = nullptr);
 
   // d_residual [T, D], the loss's gradient by forward's result, is overwritten. Adds to the

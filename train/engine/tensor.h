@@ -10,7 +10,8 @@
 
 namespace graft::train {
 
-// Uninitialised (64-byte aligned) and zeroed float32 tensors in host memory.
+// Uninitialised (64-byte aligned) and zeroed float32 tensors in host memory. Errors: kDevice when
+// there is not enough of it.
 at::Tensor empty_f32(std::initializer_list<int64_t> shape);
 at::Tensor zeros_f32(std::initializer_list<int64_t> shape);
 at::Tensor empty_u8(int64_t count);

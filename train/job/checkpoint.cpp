@@ -14,6 +14,8 @@ namespace graft::train {
 namespace {
 
 constexpr std::string_view kPrefix = "step-";
+constexpr std::string_view kFiles[] = {"trained.safetensors", "optimizer.safetensors",
+                                       "state.json"};
 
 std::string step_name(int64_t step) {
   char name[32];
@@ -31,8 +33,8 @@ void read_into(const SafetensorsFile& file, const std::string& name, const at::T
   const std::vector<int64_t> shape(tensor.sizes().begin(), tensor.sizes().end());
   if (info.dtype != DType::kF32 || info.shape != shape) {
     fail(ExitCode::kData,
-         "expected F32 " + shape_text(shape) + ", got " + std::string(dtype_name(info.dtype)) + " " +
-             shape_text(info.shape),
+         "expected F32 " + shape_text(shape) + ", got " + std::string(dtype_name(info.dtype)) +
+             " " + shape_text(info.shape),
          file.path() + ": " + name);
   }
   const std::span<const std::byte> bytes = file.bytes(info);
@@ -63,7 +65,8 @@ void remove_unfinished(const std::string& directory) {
 
 void verify(const std::string& directory) {
   const Json manifest = read_json_file(join_path(directory, "MANIFEST.json"));
-  for (const auto& [name, entry] : manifest.at("files").as_object()) {
+  for (const std::string_view name : kFiles) {
+    const Json& entry = manifest.at("files").at(name);
     const std::string path = join_path(directory, name);
     if (file_size(path) != entry.at("bytes").as_int() ||
         sha256_file(path) != entry.at("sha256").as_string()) {
@@ -106,8 +109,8 @@ void save_checkpoint(const std::string& directory,
                                    {"metrics_bytes", progressed.metrics_bytes}});
   Json files = Json::object();
   const auto add = [&](const std::string& file, const std::string& digest) {
-    files.set(file, Json::object({{"bytes", file_size(join_path(temporary, file))},
-                                  {"sha256", digest}}));
+    files.set(file,
+              Json::object({{"bytes", file_size(join_path(temporary, file))}, {"sha256", digest}}));
   };
   add("trained.safetensors",
       write_safetensors(join_path(temporary, "trained.safetensors"), std::move(trained)));

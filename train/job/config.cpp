@@ -102,8 +102,7 @@ void read_lora(ConfigReader& reader, LoraSettings& lora) {
 void read_optimizer(ConfigReader& reader, TrainConfig& config) {
   OptimizerSettings& optimizer = config.optimizer;
   optimizer.learning_rate = reader.get_float("learning_rate", 2e-4, {0, 10});
-  optimizer.schedule =
-      static_cast<Schedule>(choose(reader, "lr_scheduler", "cosine", kSchedules));
+  optimizer.schedule = static_cast<Schedule>(choose(reader, "lr_scheduler", "cosine", kSchedules));
   optimizer.min_lr_ratio = reader.get_float("cosine_min_lr_ratio", 0, {0, 1});
   config.has_warmup_steps = reader.has("warmup_steps");
   optimizer.warmup_steps = reader.get_int("warmup_steps", 0, {0, kManySteps});
@@ -117,8 +116,7 @@ void read_optimizer(ConfigReader& reader, TrainConfig& config) {
 
 void read_loop(ConfigReader& reader, TrainConfig& config) {
   config.micro_batch_size = reader.get_int("micro_batch_size", 1, {1, 4096});
-  config.gradient_accumulation_steps =
-      reader.get_int("gradient_accumulation_steps", 1, {1, 4096});
+  config.gradient_accumulation_steps = reader.get_int("gradient_accumulation_steps", 1, {1, 4096});
   config.num_epochs = reader.get_float("num_epochs", 1, {1e-6, 1e6});
   config.max_steps = reader.get_int("max_steps", 0, {0, kManySteps});
   config.seed = static_cast<uint64_t>(reader.get_int("seed", 42, {0, INT64_MAX}));
@@ -142,13 +140,16 @@ Json strings_to_json(const std::vector<std::string>& texts) {
 
 }  // namespace
 
-std::span<const ConfigKey> config_keys() { return kKeys; }
+std::span<const ConfigKey> config_keys() {
+  return kKeys;
+}
 
 TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides) {
   Json tree = read_yaml_file(path);
   if (!tree.is_object()) {
-    fail(ExitCode::kUsage, "expected a mapping of config keys, got " + std::string(tree.type_name()),
-         path, "write `key: value` lines; `graft train --help` lists the keys");
+    fail(ExitCode::kUsage,
+         "expected a mapping of config keys, got " + std::string(tree.type_name()), path,
+         "write `key: value` lines; `graft train --help` lists the keys");
   }
   for (const std::string& text : overrides) {
     const size_t equals = text.find('=');
@@ -160,23 +161,29 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
   }
   ConfigReader reader(tree, path, "");
   TrainConfig config;
-  config.base_model =
-      reader.need_string("base_model", "add `base_model: DIRECTORY` to the config");
+  config.base_model = reader.need_string("base_model", "add `base_model: DIRECTORY` to the config");
   config.random_weights = choose(reader, "base_weights", "pretrained", kWeights) == 1;
   config.method = static_cast<Method>(choose(reader, "adapter", "qlora", kMethods));
   read_lora(reader, config.lora);
   config.datasets = read_files(reader, "datasets");
   config.test_datasets = read_files(reader, "test_datasets");
   config.sequence_len = reader.get_int("sequence_len", 2048, {2, 1048576});
-  config.over_long = static_cast<data::OverLong>(
-      choose(reader, "excess_length_strategy", "raise", kOverLong));
-  config.content_specials = static_cast<data::ContentSpecials>(
-      choose(reader, "content_specials", "refuse", kSpecials));
+  config.over_long =
+      static_cast<data::OverLong>(choose(reader, "excess_length_strategy", "raise", kOverLong));
+  config.content_specials =
+      static_cast<data::ContentSpecials>(choose(reader, "content_specials", "refuse", kSpecials));
   read_optimizer(reader, config);
   read_loop(reader, config);
   reader.finish();
   if (config.datasets.empty()) {
     reader.fail_at("datasets", "no training data", "add `datasets: [clean.jsonl]` to the config");
+  }
+  if (config.micro_batch_size * config.sequence_len > INT32_MAX) {
+    reader.fail_at("micro_batch_size",
+                   "a micro-batch must hold fewer than 2^31 tokens, got micro_batch_size " +
+                       std::to_string(config.micro_batch_size) + " x sequence_len " +
+                       std::to_string(config.sequence_len),
+                   "raise gradient_accumulation_steps instead");
   }
   if (config.random_weights && config.method != Method::kFull) {
     reader.fail_at("base_weights", "an adapter on random weights learns nothing useful",
@@ -226,14 +233,18 @@ Json config_to_json(const TrainConfig& config) {
   });
 }
 
+bool decides_result(std::string_view key) {
+  constexpr std::string_view kIrrelevant[] = {"output_dir",    "save_steps", "save_total_limit",
+                                              "logging_steps", "threads",    "test_datasets",
+                                              "eval_steps",    "base_model", "datasets"};
+  return std::find(std::begin(kIrrelevant), std::end(kIrrelevant), key) == std::end(kIrrelevant);
+}
+
 std::string config_digest(const TrainConfig& config) {
-  constexpr std::string_view kIrrelevant[] = {"output_dir", "save_steps", "save_total_limit",
-                                              "logging_steps", "threads", "test_datasets",
-                                              "eval_steps", "base_model", "datasets"};
   Json deciding = Json::object();
   const Json all = config_to_json(config);
   for (const auto& [key, value] : all.as_object()) {
-    if (std::find(std::begin(kIrrelevant), std::end(kIrrelevant), key) == std::end(kIrrelevant)) {
+    if (decides_result(key)) {
       deciding.set(key, value);
     }
   }

@@ -64,8 +64,11 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
 // Every key with its value, in the order of config_keys().
 Json config_to_json(const TrainConfig& config);
 
-// SHA-256 over the keys that decide the result. Not output_dir, threads, saving, logging and
+// Whether a key takes part in what a run computes. Not output_dir, threads, saving, logging and
 // evaluation; and not the paths of model and data, whose content has digests of its own.
+bool decides_result(std::string_view key);
+
+// SHA-256 over the keys that decide the result.
 std::string config_digest(const TrainConfig& config);
 
 }  // namespace graft::train

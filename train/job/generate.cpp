@@ -49,8 +49,8 @@ int32_t sample(std::span<const float> logits, const GenerateOptions& options, do
   }
   const double place = uniform * sum;
   const auto found = std::upper_bound(cumulative.begin(), cumulative.end(), place);
-  const auto index = std::min(static_cast<size_t>(found - cumulative.begin()),
-                              cumulative.size() - 1);
+  const auto index =
+      std::min(static_cast<size_t>(found - cumulative.begin()), cumulative.size() - 1);
   return order[index];
 }
 
@@ -86,8 +86,8 @@ Generated Generator::generate(std::span<const int32_t> prompt,
   const int64_t limit = std::min(options.max_new_tokens, room);
   while (static_cast<int64_t>(result.ids.size()) < limit) {
     decoder_.head_logits(residual, 1, logits_.data());
-    const auto best = static_cast<int32_t>(
-        std::max_element(logits_.begin(), logits_.end()) - logits_.begin());
+    const auto best =
+        static_cast<int32_t>(std::max_element(logits_.begin(), logits_.end()) - logits_.begin());
     const int32_t id =
         options.temperature > 0
             ? sample(logits_, options, static_cast<double>(random.uniform(result.ids.size())))
@@ -96,8 +96,7 @@ Generated Generator::generate(std::span<const int32_t> prompt,
       result.first_token_s = seconds_since(start);
       start = Clock::now();
     }
-    if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) !=
-        options.stop_ids.end()) {
+    if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) {
       result.stopped = true;
       break;
     }
@@ -120,6 +119,12 @@ Generated Generator::generate(std::span<const int32_t> prompt,
 
 std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenizer& tokenizer) {
   std::vector<int32_t> ids;
+  const auto add = [&](const Json& id, const std::string& path) {
+    if (id.as_int() < 0 || id.as_int() > INT32_MAX) {
+      fail(ExitCode::kData, "eos_token_id must be a token id, got " + dump_json(id), path);
+    }
+    ids.push_back(static_cast<int32_t>(id.as_int()));
+  };
   if (tokenizer.eos_id()) {
     ids.push_back(*tokenizer.eos_id());
   }
@@ -128,10 +133,10 @@ std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenize
     const Json config = read_json_file(path);
     const Json* eos = config.find("eos_token_id");
     if (eos != nullptr && eos->is_int()) {
-      ids.push_back(static_cast<int32_t>(eos->as_int()));
+      add(*eos, path);
     } else if (eos != nullptr && eos->is_array()) {
       for (const Json& id : eos->as_array()) {
-        ids.push_back(static_cast<int32_t>(id.as_int()));
+        add(id, path);
       }
     }
   }

@@ -31,7 +31,9 @@ Series read_series(const std::string& path) {
     const Json line = parse_json(text, path);
     const double step = line.at("step").as_double();
     if (const Json* eval = line.find("eval_loss")) {
-      add(series.eval_loss, step, eval->as_double());
+      if (!eval->is_null()) {  // null when it was not finite
+        add(series.eval_loss, step, eval->as_double());
+      }
       continue;
     }
     const Json& loss = line.at("loss");  // null when it was not finite
@@ -62,8 +64,8 @@ void write_training_report(const TrainConfig& config,
   std::vector<std::pair<std::string, std::string>> figures = {
       {"optimizer steps", format_count(summary.at("steps").as_int())},
       {"trained tokens", format_count(summary.at("trained_tokens").as_int())},
-      {"tokens a second", format_count(static_cast<int64_t>(
-                              series.tokens / std::max(series.seconds, 1e-9)))},
+      {"tokens a second",
+       format_count(static_cast<int64_t>(series.tokens / std::max(series.seconds, 1e-9)))},
       {"skipped steps", format_count(summary.at("skipped_steps").as_int())},
   };
   if (!series.loss.y.empty()) {
@@ -87,8 +89,8 @@ void write_training_report(const TrainConfig& config,
   const Json& exported = summary.at("export");
   std::vector<std::vector<std::string>> files = {{"file", "size"}};
   for (const auto& [name, bytes] : exported.at("files").as_object()) {
-    files.push_back({join_path(exported.at("directory").as_string(), name),
-                     format_bytes(bytes.as_int())});
+    files.push_back(
+        {join_path(exported.at("directory").as_string(), name), format_bytes(bytes.as_int())});
   }
   report.table("<>", files);
   report.heading("Config");

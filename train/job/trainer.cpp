@@ -70,13 +70,9 @@ class RunFile {
     }
   }
   bool exists() const { return content_.is_object(); }
-  bool finished() const {
-    return exists() && content_.at("status").as_string() == "finished";
-  }
+  bool finished() const { return exists() && content_.at("status").as_string() == "finished"; }
   // Nothing was trained yet: the directory may still become another run's.
-  bool preparing() const {
-    return exists() && content_.at("status").as_string() == "preparing";
-  }
+  bool preparing() const { return exists() && content_.at("status").as_string() == "preparing"; }
   const Json& content() const { return content_; }
   void write(Json content) {
     content_ = std::move(content);
@@ -94,12 +90,10 @@ std::string differences(const Json& before, const Json& now) {
   std::string text;
   for (const auto& [key, value] : now.as_object()) {
     const Json* old = before.find(key);
-    const bool matters = key != "output_dir" && key != "threads" && key != "save_steps" &&
-                         key != "save_total_limit" && key != "logging_steps" &&
-                         key != "eval_steps" && key != "test_datasets";
-    if (matters && (old == nullptr || !(*old == value))) {
+    if (decides_result(key) && (old == nullptr || !(*old == value))) {
       text += (text.empty() ? "" : ", ") + key + ": " +
-              (old == nullptr ? "absent" : dump_json(*old)) + " there, " + dump_json(value) + " now";
+              (old == nullptr ? "absent" : dump_json(*old)) + " there, " + dump_json(value) +
+              " now";
     }
   }
   return text;
@@ -113,6 +107,11 @@ void refuse_foreign_files(const std::string& directory) {
            directory, "choose an empty or new output_dir; nothing was changed");
     }
   }
+}
+
+// `share` of `steps`, rounded up. 1.1 * 10 is a little above 11 in double and must not become 12.
+int64_t share_of(int64_t steps, double share) {
+  return static_cast<int64_t>(std::ceil(share * static_cast<double>(steps) * (1 - 1e-12)));
 }
 
 class Training {
@@ -213,9 +212,9 @@ void Training::prepare_data() {
   mask.content_specials = config_.content_specials;
   make_directories(path("data"));
   const auto prepare = [&](const std::vector<std::string>& files, const char* name) {
-    return std::make_unique<PreparedStore>(
-        prepare_store(files, config_.base_model, text_, mask, join_path(path("data"), name),
-                      static_cast<int>(config_.threads)));
+    return std::make_unique<PreparedStore>(prepare_store(files, config_.base_model, text_, mask,
+                                                         join_path(path("data"), name),
+                                                         static_cast<int>(config_.threads)));
   };
   train_ = prepare(config_.datasets, "train.h5");
   if (!config_.test_datasets.empty()) {
@@ -251,13 +250,10 @@ void Training::plan_steps() {
   steps_per_epoch_ = (rows_ + config_.rows_per_step() - 1) / config_.rows_per_step();
   total_steps_ = config_.max_steps > 0
                      ? config_.max_steps
-                     : std::max<int64_t>(1, static_cast<int64_t>(std::ceil(
-                                                config_.num_epochs *
-                                                static_cast<double>(steps_per_epoch_))));
+                     : std::max<int64_t>(1, share_of(steps_per_epoch_, config_.num_epochs));
   schedule_ = config_.optimizer;
   if (!config_.has_warmup_steps) {
-    schedule_.warmup_steps = static_cast<int64_t>(
-        std::ceil(config_.warmup_ratio * static_cast<double>(total_steps_)));
+    schedule_.warmup_steps = share_of(total_steps_, config_.warmup_ratio);
   }
 }
 
@@ -294,19 +290,24 @@ void Training::resume(Progressed& progressed) {
   const auto report = [](const std::string& line) {
     std::fprintf(stderr, "warning: %s\n", line.c_str());
   };
-  const bool own = options_.resume == "auto" || options_.resume == "none";
-  const std::string from = own ? directory_ : options_.resume;
-  const auto found = load_newest_checkpoint(join_path(from, "checkpoints"), model_->trained,
-                                            *optimizer_, report);
+  const auto load = [&](const std::string& from) {
+    return load_newest_checkpoint(join_path(from, "checkpoints"), model_->trained, *optimizer_,
+                                  report);
+  };
+  // Its own checkpoints first: the same command again goes on, wherever it once started.
+  auto found = load(directory_);
+  if (!found && options_.resume != "auto" && options_.resume != "none") {
+    found = load(options_.resume);
+    if (!found) {
+      fail(ExitCode::kUsage, "no checkpoint found", options_.resume,
+           "give the output_dir of a run");
+    }
+    found->metrics_bytes = 0;
+  }
   if (found) {
     progressed = *found;
     std::fprintf(stderr, "resume  from step %s of %s\n", format_count(progressed.step).c_str(),
                  format_count(total_steps_).c_str());
-  } else if (!own) {
-    fail(ExitCode::kUsage, "no checkpoint found", from, "give the output_dir of a run");
-  }
-  if (!own) {
-    progressed.metrics_bytes = 0;
   }
 }
 
@@ -315,8 +316,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   const auto start = Clock::now();
   const int64_t epoch = step / steps_per_epoch_;
   if (packed_epoch_ != epoch) {
-    packed_ = data::pack(train_->store.lengths(), {config_.sequence_len, config_.seed,
-                                                   epoch});
+    packed_ = data::pack(train_->store.lengths(), {config_.sequence_len, config_.seed, epoch});
     packed_epoch_ = epoch;
   }
   const int64_t first = step % steps_per_epoch_ * config_.rows_per_step();
@@ -356,25 +356,25 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   progressed.trained_tokens += supervised;
   if (result.skipped) {
     ++progressed.skipped;
-    std::fprintf(stderr, "warning: step %lld skipped: the gradient of %s is not finite (rows: %s)\n",
-                 static_cast<long long>(step + 1), result.not_finite.c_str(),
-                 batch_sources(step).c_str());
+    std::fprintf(
+        stderr, "warning: step %lld skipped: the gradient of %s is not finite (rows: %s)\n",
+        static_cast<long long>(step + 1), result.not_finite.c_str(), batch_sources(step).c_str());
     if (progressed.skipped > config_.max_skipped_steps) {
       fail(ExitCode::kNumeric,
            std::to_string(progressed.skipped) + " steps had gradients that are not finite",
            result.not_finite, "lower learning_rate, or look at the rows named above");
     }
   }
-  metrics = Json::object({{"step", step + 1},
-                          {"epoch", static_cast<double>(step + 1) /
-                                        static_cast<double>(steps_per_epoch_)},
-                          {"loss", loss},
-                          {"learning_rate", rate},
-                          {"grad_norm", result.grad_norm},
-                          {"tokens", tokens},
-                          {"supervised", supervised},
-                          {"skipped", result.skipped},
-                          {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
+  metrics = Json::object(
+      {{"step", step + 1},
+       {"epoch", static_cast<double>(step + 1) / static_cast<double>(steps_per_epoch_)},
+       {"loss", loss},
+       {"learning_rate", rate},
+       {"grad_norm", result.grad_norm},
+       {"tokens", tokens},
+       {"supervised", supervised},
+       {"skipped", result.skipped},
+       {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
   return loss;
 }
 
@@ -474,8 +474,8 @@ void Training::print_result(const Json& summary) const {
   const Json& exported = summary.at("export");
   std::vector<std::vector<std::string>> rows = {{"file", "size"}};
   for (const auto& [name, bytes] : exported.at("files").as_object()) {
-    rows.push_back({join_path(exported.at("directory").as_string(), name),
-                    format_bytes(bytes.as_int())});
+    rows.push_back(
+        {join_path(exported.at("directory").as_string(), name), format_bytes(bytes.as_int())});
   }
   rows.push_back({path("report.html"), format_bytes(file_size(path("report.html")))});
   std::fprintf(stderr, "%s", format_table("<>", rows).c_str());
@@ -504,7 +504,8 @@ RunResult Training::run() {
   resume(progressed);
   catch_signals();
   if (!loop(progressed)) {
-    std::fprintf(stderr, "\nstopped by a signal after step %s; saved. Run the same command again.\n",
+    std::fprintf(stderr,
+                 "\nstopped by a signal after step %s; saved. Run the same command again.\n",
                  format_count(progressed.step).c_str());
     return {static_cast<int>(ExitCode::kRequeue),
             Json::object({{"steps", progressed.step}, {"status", "saved"}})};

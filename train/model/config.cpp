@@ -12,22 +12,51 @@ namespace {
 
 // Keys that do not change what the forward pass computes.
 constexpr std::string_view kHarmless[] = {
-    "_name_or_path",    "architectures",     "attention_dropout",   "auto_map",
-    "bos_token_id",     "chunk_size_feed_forward", "dtype",         "eos_token_id",
-    "id2label",         "initializer_range", "is_decoder",          "is_encoder_decoder",
-    "keys_to_ignore_at_inference", "label2id", "layer_norm_eps",    "max_position_embeddings",
-    "model_type",       "num_labels",        "output_attentions",   "output_hidden_states",
-    "pad_token_id",     "pretraining_tp",    "problem_type",        "quantization_config",
-    "return_dict",      "task_specific_params", "tokenizer_class",  "torch_dtype",
-    "torchscript",      "transformers_version", "unk_token_id",     "use_cache",
-    "cross_attention_hidden_size", "attn_implementation", "_attn_implementation_autoset",
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "keys_to_ignore_at_inference",
+    "label2id",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "quantization_config",
+    "return_dict",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "unk_token_id",
+    "use_cache",
+    "cross_attention_hidden_size",
+    "attn_implementation",
+    "_attn_implementation_autoset",
 };
 constexpr std::string_view kUsed[] = {
-    "attention_bias",       "head_dim",           "hidden_act",
-    "hidden_size",          "intermediate_size",  "mlp_bias",
-    "num_attention_heads",  "num_hidden_layers",  "num_key_value_heads",
-    "rms_norm_eps",         "rope_parameters",    "rope_scaling",
-    "rope_theta",           "tie_word_embeddings", "vocab_size",
+    "attention_bias",      "head_dim",
+    "hidden_act",          "hidden_size",
+    "intermediate_size",   "mlp_bias",
+    "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "rms_norm_eps",
+    "rope_parameters",     "rope_scaling",
+    "rope_theta",          "tie_word_embeddings",
+    "vocab_size",
 };
 
 template <size_t N>
@@ -48,15 +77,15 @@ class ConfigFile {
          "use a model of the Llama architecture");
   }
 
-  int64_t size(std::string_view key, int64_t fallback = 0) const {
+  // `most` is far above any real model and keeps every product of sizes, over all layers, below
+  // 2^63.
+  int64_t size(std::string_view key, int64_t most, int64_t fallback = 0) const {
     const Json* value = tree_.find(key);
     if ((value == nullptr || value->is_null()) && fallback > 0) {
       return fallback;
     }
-    // Bounds every product of two sizes far below 2^63 and any real model far above.
-    constexpr int64_t kMax = int64_t{1} << 28;
-    if (value == nullptr || !value->is_int() || value->as_int() < 1 || value->as_int() > kMax) {
-      refuse(key, std::string(key) + " must be an integer in 1.." + std::to_string(kMax));
+    if (value == nullptr || !value->is_int() || value->as_int() < 1 || value->as_int() > most) {
+      refuse(key, std::string(key) + " must be an integer in 1.." + std::to_string(most));
     }
     return value->as_int();
   }
@@ -113,12 +142,15 @@ double rope_theta(const Json& tree, const ConfigFile& file) {
       if (key == "rope_parameters" && name == "rope_theta" && value.is_number()) {
         continue;
       }
-      file.refuse(key, "rotary scaling \"" + name + "\": " + dump_json(value) + " is not supported");
+      file.refuse(key,
+                  "rotary scaling \"" + name + "\": " + dump_json(value) + " is not supported");
     }
   }
   const Json* parameters = tree.find("rope_parameters");
   if (parameters != nullptr && parameters->find("rope_theta") != nullptr) {
-    return parameters->at("rope_theta").as_double();
+    const double theta = parameters->at("rope_theta").as_double();
+    file.refuse_unless("rope_parameters", theta > 0, "rope_theta must be a number above 0");
+    return theta;
   }
   return file.number("rope_theta", 10000.0);
 }
@@ -149,14 +181,17 @@ ModelConfig read_model_config(const std::string& directory) {
     }
   }
   ModelConfig config;
-  config.hidden_size = file.size("hidden_size");
-  config.intermediate_size = file.size("intermediate_size");
-  config.layers = file.size("num_hidden_layers");
-  config.heads = file.size("num_attention_heads");
-  config.kv_heads = file.size("num_key_value_heads", config.heads);
-  config.head_dim = file.size("head_dim", std::max<int64_t>(config.hidden_size / config.heads, 1));
-  config.vocab_size = file.size("vocab_size");
-  config.max_positions = file.size("max_position_embeddings", 2048);
+  constexpr int64_t kMostWide = int64_t{1} << 20;
+  constexpr int64_t kMostHeads = int64_t{1} << 12;
+  config.hidden_size = file.size("hidden_size", kMostWide);
+  config.intermediate_size = file.size("intermediate_size", kMostWide);
+  config.layers = file.size("num_hidden_layers", 4096);
+  config.heads = file.size("num_attention_heads", kMostHeads);
+  config.kv_heads = file.size("num_key_value_heads", kMostHeads, config.heads);
+  config.head_dim =
+      file.size("head_dim", kMostWide, std::max<int64_t>(config.hidden_size / config.heads, 1));
+  config.vocab_size = file.size("vocab_size", int64_t{1} << 24);
+  config.max_positions = file.size("max_position_embeddings", INT32_MAX, 2048);
   config.rms_norm_eps = static_cast<float>(file.number("rms_norm_eps", 1e-6));
   config.initializer_range = file.number("initializer_range", 0.02);
   config.tied_embeddings = file.flag("tie_word_embeddings", false);
