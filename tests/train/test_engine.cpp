@@ -101,6 +101,32 @@ TEST_CASE("engine: a cache takes no more tokens than it has room for", "[train][
   CHECK(cache.positions() == 4);
 }
 
+TEST_CASE("engine: a base of which only some linears are in 4 bits runs and trains adapters only",
+          "[train][engine]") {
+  const test::TempDir dir;
+  const std::string made = test::write_tiny_config(dir.path(), true);
+  save_model(*make_model(made, 7), made, dir.file("base"));
+  const auto mixed = load_model(dir.file("base"), Precision::kNf4);
+  const auto dense = load_model(dir.file("base"), Precision::kFull);
+  CHECK_FALSE(dense->quantized());
+  mixed->layers[0].linears[kQ].base = dense->layers[0].linears[kQ].base;
+  CHECK(mixed->quantized());
+  const Batch batch = test::tiny_batch(37, {9, 17}, 3);
+  // The same weights, decoded beforehand.
+  for (size_t layer = 0; layer < dense->layers.size(); ++layer) {
+    for (size_t p = 0; p < kProjections; ++p) {
+      const BaseWeight& base = mixed->layers[layer].linears[p].base;
+      if (base.quantized()) {
+        const graft_nf4_weight packed = base.nf4();
+        check(graft_nf4_decode(&packed, f32(dense->layers[layer].linears[p].base.dense), GRAFT_CPU,
+                               nullptr));
+      }
+    }
+  }
+  CHECK(all_logits(*mixed, batch) == all_logits(*dense, batch));
+  CHECK_THROWS_WITH(train_everything(*mixed), Catch::Contains("stored in 4 bits"));
+}
+
 TEST_CASE("engine: an adapter whose B is zero changes nothing, to the bit", "[train][engine]") {
   const Batch batch = test::tiny_batch(37, {9, 17}, 3);
   const auto plain = tiny_model();
@@ -188,6 +214,7 @@ TEST_CASE("optimizer: the schedules follow their formulas", "[train][optimizer]"
   CHECK(learning_rate_at(settings, 5000, 110) == Approx(0.1));
   settings.schedule = Schedule::kLinear;
   CHECK(learning_rate_at(settings, 60, 110) == Approx(0.55));
+  CHECK(learning_rate_at(settings, 35, 110) == Approx(0.1 + 0.9 * 0.75));  // unlike the cosine
   settings.schedule = Schedule::kConstant;
   CHECK(learning_rate_at(settings, 100, 110) == Approx(1));
 }
@@ -295,6 +322,12 @@ TEST_CASE("optimizer: eight steps equal AdamW written in ATen, with decay and cl
       const double error =
           (model->trained[i].value.to(at::kDouble) - values[i]).abs().max().item<double>();
       CHECK(error <= 1e-6);
+      const auto distance = [](const at::Tensor& got, const at::Tensor& expected) {
+        return ((got.to(at::kDouble) - expected).norm() / expected.norm()).item<double>();
+      };
+      // Checkpoints store them under these names.
+      CHECK(distance(optimizer.first_moments()[i], m[i]) <= 1e-6);
+      CHECK(distance(optimizer.second_moments()[i], v[i]) <= 1e-6);
     }
   }
   CHECK(clipped);

@@ -27,17 +27,24 @@ struct Size {
 
 Size projection_size(const ModelConfig& config, Projection projection) {
   switch (projection) {
-    case kQ: return {config.q_width(), config.hidden_size};
+    case kQ:
+      return {config.q_width(), config.hidden_size};
     case kK:
-    case kV: return {config.kv_width(), config.hidden_size};
-    case kO: return {config.hidden_size, config.q_width()};
+    case kV:
+      return {config.kv_width(), config.hidden_size};
+    case kO:
+      return {config.hidden_size, config.q_width()};
     case kGate:
-    case kUp: return {config.intermediate_size, config.hidden_size};
-    default: return {config.hidden_size, config.intermediate_size};
+    case kUp:
+      return {config.intermediate_size, config.hidden_size};
+    default:
+      return {config.hidden_size, config.intermediate_size};
   }
 }
 
-std::string layer_prefix(size_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+std::string layer_prefix(size_t layer) {
+  return "model.layers." + std::to_string(layer) + ".";
+}
 
 // Names, shapes and rotary frequencies; no weights yet.
 std::unique_ptr<Model> empty_model(const ModelConfig& config) {
@@ -72,8 +79,8 @@ class WeightReader {
     const std::string where = entry.file->path() + ": " + name;
     if (entry.info->shape != std::vector<int64_t>(shape)) {
       fail(ExitCode::kData,
-           "expected shape " + shape_text(std::vector<int64_t>(shape)) + " (from config.json), got " +
-               shape_text(entry.info->shape),
+           "expected shape " + shape_text(std::vector<int64_t>(shape)) +
+               " (from config.json), got " + shape_text(entry.info->shape),
            where, "config.json and the weights do not belong together");
     }
     at::Tensor tensor = empty_f32(shape);
@@ -199,7 +206,9 @@ void visit_dense(Model& model, Visit visit) {
 
 }  // namespace
 
-std::string_view projection_name(Projection projection) { return kProjectionNames[projection]; }
+std::string_view projection_name(Projection projection) {
+  return kProjectionNames[projection];
+}
 
 graft_nf4_weight BaseWeight::nf4() const {
   graft_nf4_weight weight{};
@@ -219,6 +228,13 @@ int64_t BaseWeight::bytes() const {
     total += part->defined() ? part->nbytes() : 0;
   }
   return static_cast<int64_t>(total);
+}
+
+bool Model::quantized() const {
+  return std::any_of(layers.begin(), layers.end(), [](const Layer& layer) {
+    return std::any_of(layer.linears.begin(), layer.linears.end(),
+                       [](const Linear& linear) { return linear.base.quantized(); });
+  });
 }
 
 int64_t Model::trained_count() const {
@@ -289,6 +305,10 @@ std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed) {
 }
 
 void train_everything(Model& model) {
+  if (model.quantized()) {
+    fail(ExitCode::kUsage, "the weights are stored in 4 bits and cannot be trained themselves",
+         "adapter: none", "set adapter: qlora, or use the checkpoint in full precision");
+  }
   visit_dense(model, [&](const std::string& name, at::Tensor& value, at::Tensor& grad) {
     grad = empty_f32({value.numel()}).view(value.sizes());
     model.trained.push_back({name, value, grad, value.dim() > 1});
@@ -304,12 +324,11 @@ void save_model(const Model& model,
   make_directories(directory);
   std::vector<TensorBytes> tensors;
   // Only names, shapes and values are read.
-  visit_dense(const_cast<Model&>(model),
-              [&](const std::string& name, const at::Tensor& value, const at::Tensor&) {
-                tensors.push_back(
-                    {{name, DType::kF32, {value.sizes().begin(), value.sizes().end()}},
-                     {static_cast<const std::byte*>(value.data_ptr()), value.nbytes()}});
-              });
+  visit_dense(const_cast<Model&>(model), [&](const std::string& name, const at::Tensor& value,
+                                             const at::Tensor&) {
+    tensors.push_back({{name, DType::kF32, {value.sizes().begin(), value.sizes().end()}},
+                       {static_cast<const std::byte*>(value.data_ptr()), value.nbytes()}});
+  });
   for (const std::string& name : list_directory(template_directory)) {
     const bool copies = name == "config.json" || name == "generation_config.json" ||
                         name == "chat_template.jinja" || name == "special_tokens_map.json" ||

@@ -84,7 +84,7 @@ struct Model {
   std::vector<float> inv_freq;     // [head_dim / 2] rotary frequencies
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
 
-  bool quantized() const { return layers[0].linears[kQ].base.quantized(); }
+  bool quantized() const;  // any linear: a checkpoint may leave some of them dense
   bool trains_everything() const { return embedding_grad.defined(); }
   int64_t trained_count() const;
   int64_t base_bytes() const;  // memory of the frozen or trained base
@@ -93,15 +93,16 @@ struct Model {
 enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and head stay float32
 constexpr int kNf4BlockSize = 64;
 
-// Loads a Hugging Face directory (safetensors in F32, F16 or BF16; or a bitsandbytes-4bit checkpoint
-// as `graft quantize` writes it). With kNf4 each linear is quantized while loading, at most one
-// of them in full precision in memory. Weights must be finite. Errors: kIo, kData naming the tensor.
+// Loads a Hugging Face directory (safetensors in F32, F16 or BF16; or a bitsandbytes-4bit
+// checkpoint as `graft quantize` writes it). With kNf4 each linear is quantized while loading, at
+// most one of them in full precision in memory. Weights must be finite. Errors: kIo, kData naming
+// the tensor.
 std::unique_ptr<Model> load_model(const std::string& directory, Precision precision);
 
 // A model of the directory's config.json with fresh weights: normal(0, initializer_range), norms 1.
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed);
 
-// Makes every tensor of the (dense) base a trained Parameter.
+// Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits.
 void train_everything(Model& model);
 
 // Writes base weights as a Hugging Face directory beside the files of `template_directory` (config,
