@@ -18,7 +18,7 @@ for program in "$build"/bin/test_*; do [ ! -x "$program" ] || { mkdir -p $stage/
 # Everything that ldd names except the C library, the loader, CUDA's driver and LibTorch.
 for program in $stage/bin/* $stage/tests/*; do
   [ -x "$program" ] || continue
-  ldd "$program" | awk '/=> \// {print $3}' |
+  ldd "$program" 2>/dev/null | awk '/=> \// {print $3}' |
     grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*|libcuda|libtorch[^/]*|libc10[^/]*|libcudart|libcupti)\.so' || true
 done | sort -u | while read -r library; do cp -L "$library" $stage/lib/; done
 

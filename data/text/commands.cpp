@@ -37,13 +37,27 @@ void flush_stdout() {
 
 // ---- commands that answer one line of stdin by one line of stdout
 
+// parse_json counts lines within its text, which is one line of stdin.
+Json parse_line(std::string_view line, int64_t number) {
+  try {
+    return parse_json(line, "stdin");
+  } catch (const Error& error) {
+    constexpr std::string_view kFirst = "stdin:1:";
+    ErrorText text = error.text();
+    if (text.where.rfind(kFirst, 0) == 0) {
+      text.where = "stdin:" + std::to_string(number) + ":" + text.where.substr(kFirst.size());
+    }
+    fail(error.code(), text.what, text.where, text.fix);
+  }
+}
+
 int answer_lines(const std::function<Json(const Json&, const std::string& where)>& answer) {
   std::ios::sync_with_stdio(false);
   std::string line;
   for (int64_t number = 1; std::getline(std::cin, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = "stdin:" + std::to_string(number);
-    print_json(answer(parse_json(line, where), where));
+    print_json(answer(parse_line(line, number), where));
   }
   if (std::cin.bad()) fail_io("cannot read", "stdin");
   flush_stdout();

@@ -257,6 +257,37 @@ TEST_CASE("train: a full disk at any output is exit 74, and the run goes on afte
   CHECK(fixture.adapter_digest("full") == fixture.adapter_digest("whole"));
 }
 
+TEST_CASE("a full disk is exit 74 for every command that writes, and leaves nothing", "[train][job]") {
+  const Fixture fixture;
+  REQUIRE(fixture.train("run", {"max_steps=1"}).exit_code == 0);
+  const std::string base = source_path("examples/quickstart/base");
+  const std::string out = fixture.dir().file("out");
+  const std::string ids = fixture.dir().file("ids.safetensors");
+  const std::vector<int64_t> values(64, 5);
+  graft::write_safetensors(
+      ids, {{{"input_ids", graft::DType::kI64, {1, 64}}, std::as_bytes(std::span(values))}});
+  const std::vector<std::string> commands = {
+      "logits --model " + base + " --ids " + ids + " --out " + out,
+      "quantize " + base + " --out " + out,
+      "adapter merge --model " + base + " --adapter " + fixture.out("run") + "/adapter --out " + out,
+      "data tokenize " + fixture.dir().file("train.jsonl") + " --model " + base + " --out " + out,
+      "data clean " + fixture.dir().file("train.jsonl") + " --out " + out,
+      "eval --model " + base + " --data " + fixture.dir().file("train.jsonl") +
+          " --generate --max-new-tokens 2 --predictions " + out};
+  const std::string command = commands[GENERATE(range(0U, 6U))];
+  CAPTURE(command);
+  // Files of at most 4 KiB: enough for small ones, not for the result.
+  const RunResult result = run({"/bin/bash", "-c",
+                                "ulimit -f 4; exec " + std::string(GRAFT_BIN_DIR) + "/graft " +
+                                    command},
+                               "", {"TMPDIR=" + fixture.dir().path()});
+  INFO(result.err);
+  CHECK(result.exit_code == 74);
+  CHECK(result.err.find("error: ") != std::string::npos);
+  CHECK_FALSE(graft::file_exists(out));
+  CHECK((!graft::directory_exists(out) || graft::list_directory(out).size() <= 1));
+}
+
 TEST_CASE("eval: packed documents and single ones give the same loss", "[train][job]") {
   // graft eval packs many documents into one pass; the same file row by row must agree to 1e-6.
   const TempDir dir;

@@ -87,6 +87,13 @@ TEST_CASE("tokenize and show: a file becomes a store that shows what is trained 
   CHECK_FALSE(file_exists(dir.file("x.h5")));
 }
 
+TEST_CASE("encode: an error names line and column of standard input", "[data][commands]") {
+  const auto result = test::run({"graft-data", "encode", "--tokenizer", kTiny},
+                                "{\"text\": \"a\"}\n{\"text\": }\n");
+  CHECK(result.exit_code == 3);
+  CHECK(result.err.find("at stdin:2:10\n") != std::string::npos);
+}
+
 TEST_CASE("tokenize: damaged input is counted with its line, a bad place is refused",
           "[data][commands]") {
   const test::TempDir dir;
