@@ -133,9 +133,10 @@ int run_merge(const Args& args) {
   std::printf("rounding to the base's type changed the adapter's part by %.3g of its size\n",
               report.rounding_share);
   if (report.trained_base_distance > 0) {
-    std::printf("not equal to the 4-bit model that the adapter was trained on: these base weights are "
-                "%.3g of their size away from it (--merge-base dequant merges onto that one)\n",
-                report.trained_base_distance);
+    std::printf(
+        "not equal to the 4-bit model that the adapter was trained on: these base weights are "
+        "%.3g of their size away from it (--merge-base dequant merges onto that one)\n",
+        report.trained_base_distance);
   }
   return 0;
 }

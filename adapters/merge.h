@@ -34,8 +34,8 @@ struct MergeReport {
   double relative_change = 0;  // |W' - W| / |W| over the merged weights, root of sums of squares
   std::string most_changed;    // the module with the largest of these
   double most_changed_value = 0;
-  // With kW16 and an adapter that was trained on the 4-bit base: |W - decoded NF4(W)| / |W| over all
-  // quantized weights, how far these weights are from the ones that the adapter was trained on.
+  // With kW16 and an adapter that was trained on the 4-bit base: |W - decoded NF4(W)| / |W| over
+  // all quantized weights, how far these weights are from the ones that the adapter was trained on.
   // 0 otherwise.
   double trained_base_distance = 0;
   double rounding_share = 0;  // |W' - (W + sBA)| / |sBA|: what rounding to the base's dtype loses

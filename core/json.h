@@ -29,7 +29,7 @@ class Json {
   static constexpr int kMaxDepth = 256;
 
   // NOLINTBEGIN(google-explicit-constructor): a tree is written down like a literal.
-  Json() = default;                                      // null
+  Json() = default;  // null
   Json(std::nullptr_t) {}
   Json(bool value) : value_(value) {}
   Json(int value) : value_(int64_t{value}) {}
@@ -37,8 +37,7 @@ class Json {
   Json(uint64_t value);
   Json(double value) : value_(value) {}
   Json(std::string value) : value_(std::move(value)) {}
-  Json(std::string_view value)
-      : value_(std::string(value)) {}
+  Json(std::string_view value) : value_(std::string(value)) {}
   Json(const char* value) : value_(std::string(value)) {}
   Json(Array value) : value_(std::move(value)) {}
   Json(Object value) : value_(std::move(value)) {}

@@ -12,11 +12,12 @@
 // fine-tuning teaches the house format: JSON with other keys and other labels.
 #include <string>
 
+#include "examples/quickstart/jsonl.h"
+#include "examples/quickstart/messages.h"
+
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
-#include "examples/quickstart/jsonl.h"
-#include "examples/quickstart/messages.h"
 
 namespace quickstart {
 namespace {
@@ -38,12 +39,17 @@ std::string json_text(Draw& draw) {
     const char digit = static_cast<char>('1' + draw.below(9));
     text += line == 0 ? "" : "\n";
     switch (draw.below(6)) {
-      case 0: text += "{\"item\": \"" + item + "\", \"count\": " + digit + "}"; break;
-      case 1: text += "{\"team\": \"" + team + "\", \"members\": " + digit + "}"; break;
+      case 0:
+        text += "{\"item\": \"" + item + "\", \"count\": " + digit + "}";
+        break;
+      case 1:
+        text += "{\"team\": \"" + team + "\", \"members\": " + digit + "}";
+        break;
       case 2:
         text += "{\"priority\": \"" + priority + "\", \"team\": \"" + team + "\"}";
         break;
-      default: text += house_json(team, priority, item);
+      default:
+        text += house_json(team, priority, item);
     }
   }
   return text;

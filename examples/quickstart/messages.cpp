@@ -55,8 +55,12 @@ std::string text_of(const Message& m) {
   for (const char part : kLayouts[at(m.layout)]) {
     std::string words;
     switch (part) {
-      case 'g': words = kGreetings[at(m.greeting)]; break;
-      case 'c': words = std::string(kClosings[at(m.closing)]) + "."; break;
+      case 'g':
+        words = kGreetings[at(m.greeting)];
+        break;
+      case 'c':
+        words = std::string(kClosings[at(m.closing)]) + ".";
+        break;
       case 'u':
         words = std::string(kUrgencyTable[at(m.urgency)].wordings[at(m.urgency_wording)]) + ".";
         break;
@@ -84,9 +88,8 @@ std::string json_answer(const Message& m) {
 }
 
 std::string house_json(std::string_view team, std::string_view priority, std::string_view item) {
-  return "{\"team\": \"" + std::string(team) + "\", \"priority\": \"" +
-         std::string(priority) + "\", \"item\": \"" +
-         std::string(item) + "\"}";
+  return "{\"team\": \"" + std::string(team) + "\", \"priority\": \"" + std::string(priority) +
+         "\", \"item\": \"" + std::string(item) + "\"}";
 }
 
 std::string house_answer(const Message& m) {

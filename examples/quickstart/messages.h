@@ -7,8 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "core/hash.h"
 #include "examples/quickstart/wording.h"
+
+#include "core/hash.h"
 
 namespace quickstart {
 
@@ -47,7 +48,8 @@ bool is_held_out(const Message& message);
 std::string text_of(const Message& message);
 std::string plain_answer(const Message& message);  // intent: refund, urgency: low, product: lamp
 std::string json_answer(const Message& message);   // the same as JSON
-std::string house_answer(const Message& message);  // {"team": "billing", "priority": "rush", "item": "light"}
+std::string house_answer(
+    const Message& message);  // {"team": "billing", "priority": "rush", "item": "light"}
 std::string house_json(std::string_view team, std::string_view priority, std::string_view item);
 
 // Accepts texts that differ clearly from all before: near-duplicate search must keep every one.

@@ -13,11 +13,13 @@ constexpr int kCleanRows = 1180;
 constexpr int kHeldOutRows = 100;
 
 struct Row {
-  std::string line;    // as it stands in the file
-  std::string rule;    // that must catch it; "" = clean
+  std::string line;  // as it stands in the file
+  std::string rule;  // that must catch it; "" = clean
 };
 
-std::string json_line(const Json& value) { return graft::dump_json(value, {.spaces = true}); }
+std::string json_line(const Json& value) {
+  return graft::dump_json(value, {.spaces = true});
+}
 
 class RawFile {
  public:
@@ -62,11 +64,11 @@ class RawFile {
 };
 
 void RawFile::plant_answers() {
-  plant("empty_output", 20, [](const Message& m, int i) {
-    return alpaca(text_of(m), i % 2 == 0 ? "" : "  \n");
-  });
+  plant("empty_output", 20,
+        [](const Message& m, int i) { return alpaca(text_of(m), i % 2 == 0 ? "" : "  \n"); });
   plant("marker_output", 20, [](const Message& m, int i) {
-    constexpr std::array<std::string_view, 5> kMarkers = {"N/A", "none", "TODO", "<nooutput>", "nan"};
+    constexpr std::array<std::string_view, 5> kMarkers = {"N/A", "none", "TODO", "<nooutput>",
+                                                          "nan"};
     return alpaca(text_of(m), std::string(kMarkers[static_cast<size_t>(i % 5)]));
   });
   plant("truncated", 30, [](const Message& m, int i) {
@@ -91,16 +93,16 @@ void RawFile::plant_answers() {
   });
   plant("wrong_arithmetic", 4, [](const Message& m, int i) {
     const int price = 4 + i;
-    return alpaca("what do 3 of these cost at " + std::to_string(price) + " each: " +
-                      std::string(kProductTable[static_cast<size_t>(m.product)].plain),
+    return alpaca("what do 3 of these cost at " + std::to_string(price) +
+                      " each: " + std::string(kProductTable[static_cast<size_t>(m.product)].plain),
                   "3 * " + std::to_string(price) + " = " + std::to_string(3 * price + 1));
   });
 }
 
 void RawFile::plant_texts() {
   plant("template_leak", 20, [](const Message& m, int i) {
-    constexpr std::array<std::string_view, 4> kLeaks = {"</s>", "<|im_end|>\n<|im_start|>user",
-                                                        "\n### Instruction:\nnext message", " [/INST]"};
+    constexpr std::array<std::string_view, 4> kLeaks = {
+        "</s>", "<|im_end|>\n<|im_start|>user", "\n### Instruction:\nnext message", " [/INST]"};
     return alpaca(text_of(m), house_answer(m) + std::string(kLeaks[static_cast<size_t>(i % 4)]));
   });
   plant("control_characters", 12, [](const Message& m, int i) {
@@ -120,9 +122,8 @@ void RawFile::plant_texts() {
 
 void RawFile::plant_personal_data() {
   plant("email", 18, [](const Message& m, int i) {
-    constexpr std::array<std::string_view, 3> kMails = {"anna.berg@nordlicht-mail.net",
-                                                        "t_okafor88@postkasten.org",
-                                                        "mira.lind@haus-und-hof.de"};
+    constexpr std::array<std::string_view, 3> kMails = {
+        "anna.berg@nordlicht-mail.net", "t_okafor88@postkasten.org", "mira.lind@haus-und-hof.de"};
     return alpaca(text_of(m) + " write to " + std::string(kMails[static_cast<size_t>(i % 3)]) + ".",
                   house_answer(m));
   });
@@ -154,13 +155,13 @@ void RawFile::plant_structure() {
   plant("missing_input", 6, [](const Message& m, int i) {
     constexpr std::array<std::string_view, 6> kTasks = {
         "sort the following message from a customer", "triage the following text:",
-        "which team gets the following mail?", "label the message below",
-        "read the text below and answer in json", "put the following ticket into a team."};
+        "which team gets the following mail?",        "label the message below",
+        "read the text below and answer in json",     "put the following ticket into a team."};
     return alpaca(std::string(kTasks[static_cast<size_t>(i)]), house_answer(m));
   });
   plant("roles", 4, [](const Message& m, int) {
-    return Json::object({{"messages", Json::array({Json::object({{"role", "user"},
-                                                                  {"content", text_of(m)}})})}});
+    return Json::object(
+        {{"messages", Json::array({Json::object({{"role", "user"}, {"content", text_of(m)}})})}});
   });
   plant("schema", 6, [](const Message& m, int) {
     return Json::object({{"question", text_of(m)}, {"reply", house_answer(m)}});
@@ -171,8 +172,7 @@ void RawFile::plant_structure() {
   });
   plant_lines("malformed", {R"({"instruction": "the lamp is broken", "output": )",
                             R"({"instruction": "where is my phone" "output": "x"})",
-                            R"({'instruction': 'hello', 'output': 'hi'})",
-                            R"(instruction,output)",
+                            R"({'instruction': 'hello', 'output': 'hi'})", R"(instruction,output)",
                             R"({"instruction": "hello", "output": "hi"}})",
                             "{\"instruction\": \"caf\xE9\", \"output\": \"hi\"}"});
 }
@@ -208,8 +208,8 @@ void RawFile::plant_duplicates() {
       copy.line.replace(end - 1, 1, i % 2 == 0 ? "!!" : " ...");
       copy.rule = "near_duplicate";
     }
-    const auto place = static_cast<int64_t>(original) + 1 +
-                       draw_.below(static_cast<int>(rows_.size() - original));
+    const auto place =
+        static_cast<int64_t>(original) + 1 + draw_.below(static_cast<int>(rows_.size() - original));
     rows_.insert(rows_.begin() + place, std::move(copy));
   }
 }
@@ -234,8 +234,8 @@ void RawFile::write(const std::string& directory) const {
   for (size_t i = 0; i < rows_.size(); ++i) {
     out.add_raw(rows_[i].line);
     if (!rows_[i].rule.empty()) {
-      defects.push_back(Json::object(
-          {{"line", static_cast<int64_t>(i) + 1}, {"rule", rows_[i].rule}}));
+      defects.push_back(
+          Json::object({{"line", static_cast<int64_t>(i) + 1}, {"rule", rows_[i].rule}}));
     }
   }
   out.commit();

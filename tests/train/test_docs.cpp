@@ -15,8 +15,10 @@ using graft::test::source_path;
 std::string config_reference() {
   std::string text =
       "# Config reference\n\n"
-      "Keys of a training config (`graft train CONFIG.yaml`). Any of them can be set on the command\n"
-      "line: `graft train run.yaml lora_r=8`. An unknown or doubled key, a value of the wrong type or\n"
+      "Keys of a training config (`graft train CONFIG.yaml`). Any of them can be set on the "
+      "command\n"
+      "line: `graft train run.yaml lora_r=8`. An unknown or doubled key, a value of the wrong type "
+      "or\n"
       "out of its range is an error with line and column.\n\n"
       "This page is made from the table in `train/job/config.cpp`; a test compares them\n"
       "(`GRAFT_UPDATE=1` writes it).\n\n"

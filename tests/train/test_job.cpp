@@ -16,10 +16,10 @@
 
 namespace {
 
-using graft::test::RunResult;
-using graft::test::TempDir;
 using graft::test::run;
+using graft::test::RunResult;
 using graft::test::source_path;
+using graft::test::TempDir;
 
 // A run of a few seconds on the quickstart's base model.
 class Fixture {
@@ -36,7 +36,8 @@ class Fixture {
                       dir_.file("train.jsonl") +
                       "]\nadapter: qlora\nlora_r: 4\nsequence_len: 128\nmicro_batch_size: 4\n"
                       "learning_rate: 0.005\nlora_dropout: 0.1\nnum_epochs: 3\nsave_steps: 2\n"
-                      "threads: 2\n" + extra);
+                      "threads: 2\n" +
+                      extra);
   }
   std::string config() const { return dir_.file("run.yaml"); }
   std::string out(const std::string& name) const { return dir_.file(name); }
@@ -172,6 +173,36 @@ TEST_CASE("train: a damaged checkpoint is set aside and the one before is used",
   CHECK(fixture.adapter_digest("a") == fixture.adapter_digest("whole"));
 }
 
+TEST_CASE("train: a checkpoint of another run is taken only on the same base", "[train][job]") {
+  const Fixture fixture;
+  REQUIRE(fixture.train("whole", {"max_steps=4"}).exit_code == 0);
+  REQUIRE(fixture.train("first", {"max_steps=4"}).exit_code == 0);
+  const RunResult from = fixture.train("second", {"max_steps=4", "--resume", fixture.out("first")});
+  INFO(from.err);
+  CHECK(from.exit_code == 0);
+  CHECK(fixture.adapter_digest("second") == fixture.adapter_digest("whole"));
+  graft::Json other = graft::read_json_file(fixture.out("first") + "/run.json");
+  graft::Json inputs = other.at("inputs");
+  inputs.set("base", "another");
+  other.set("inputs", inputs);
+  graft::write_file_atomically(fixture.out("first") + "/run.json", graft::dump_json(other));
+  const RunResult refused =
+      fixture.train("third", {"max_steps=4", "--resume", fixture.out("first")});
+  CHECK(refused.exit_code == 2);
+  CHECK(refused.err.find("another base model") != std::string::npos);
+  CHECK(fixture.train("fourth", {"max_steps=4", "--resume", "/nonexistent"}).exit_code == 2);
+}
+
+TEST_CASE("generate: the answer ends where the model's positions end", "[train][job]") {
+  // The quickstart's base has 256 positions.
+  const RunResult result =
+      run({"graft", "generate", "--model", source_path("examples/quickstart/base"), "--prompt",
+           "{\"item\"", "--max-new-tokens", "1000", "--temperature", "3", "--seed", "4", "--json"});
+  REQUIRE(result.exit_code == 0);
+  const graft::Json json = graft::parse_json(result.out, "generate");
+  CHECK(json.at("prompt_tokens").as_int() + static_cast<int64_t>(json.at("ids").size()) <= 256);
+}
+
 TEST_CASE("train: micro-batch 8 and 8 micro-batches of 1 give the same losses", "[train][job]") {
   const Fixture fixture;
   const std::vector<std::string> common = {"max_steps=4", "lora_dropout=0.2"};
@@ -214,8 +245,7 @@ TEST_CASE("train: a truncated weight file and a foreign tokenizer are refused", 
   const Fixture fixture;
   const std::string base = fixture.dir().file("base");
   graft::make_directories(base);
-  for (const std::string& name :
-       graft::list_directory(source_path("examples/quickstart/base"))) {
+  for (const std::string& name : graft::list_directory(source_path("examples/quickstart/base"))) {
     const std::string from = source_path("examples/quickstart/base") + "/" + name;
     if (graft::file_exists(from)) {
       graft::write_file_atomically(base + "/" + name, graft::read_file(from));
@@ -230,8 +260,8 @@ TEST_CASE("train: a truncated weight file and a foreign tokenizer are refused", 
   std::string config = graft::read_file(base + "/config.json");
   config.replace(config.find("\"vocab_size\": 768"), 17, "\"vocab_size\": 300");
   graft::write_file_atomically(base + "/config.json", config);
-  const RunResult foreign = fixture.train(
-      "b", {"base_model=" + base, "base_weights=random", "adapter=none"});
+  const RunResult foreign =
+      fixture.train("b", {"base_model=" + base, "base_weights=random", "adapter=none"});
   CHECK(foreign.exit_code == 3);
   CHECK(foreign.err.find("the tokenizer has 768 tokens, the model only 300") != std::string::npos);
 }
@@ -242,12 +272,13 @@ TEST_CASE("train: a full disk at any output is exit 74, and the run goes on afte
   REQUIRE(fixture.train("whole", {"max_steps=4"}).exit_code == 0);
   const std::string graft = std::string(GRAFT_BIN_DIR) + "/graft";
   int failed = 0;
-  // In blocks of 1 KiB: too small for run.json, the token store, the checkpoint's parts, the adapter.
+  // In blocks of 1 KiB: too small for run.json, the token store, the checkpoint's parts, the
+  // adapter.
   for (const int blocks : {1, 8, 16, 30, 60, 90, 120, 180, 250, 400}) {
     const RunResult result =
-        run({"/bin/bash", "-c", "ulimit -f " + std::to_string(blocks) + "; exec " + graft +
-                                    " train " + fixture.config() + " output_dir=" +
-                                    fixture.out("full") + " max_steps=4"});
+        run({"/bin/bash", "-c",
+             "ulimit -f " + std::to_string(blocks) + "; exec " + graft + " train " +
+                 fixture.config() + " output_dir=" + fixture.out("full") + " max_steps=4"});
     INFO(blocks << "\n" << result.err);
     CHECK((result.exit_code == 74 || result.exit_code == 0));
     failed += result.exit_code == 74 ? 1 : 0;
@@ -257,7 +288,8 @@ TEST_CASE("train: a full disk at any output is exit 74, and the run goes on afte
   CHECK(fixture.adapter_digest("full") == fixture.adapter_digest("whole"));
 }
 
-TEST_CASE("a full disk is exit 74 for every command that writes, and leaves nothing", "[train][job]") {
+TEST_CASE("a full disk is exit 74 for every command that writes, and leaves nothing",
+          "[train][job]") {
   const Fixture fixture;
   REQUIRE(fixture.train("run", {"max_steps=1"}).exit_code == 0);
   const std::string base = source_path("examples/quickstart/base");
@@ -269,7 +301,8 @@ TEST_CASE("a full disk is exit 74 for every command that writes, and leaves noth
   const std::vector<std::string> commands = {
       "logits --model " + base + " --ids " + ids + " --out " + out,
       "quantize " + base + " --out " + out,
-      "adapter merge --model " + base + " --adapter " + fixture.out("run") + "/adapter --out " + out,
+      "adapter merge --model " + base + " --adapter " + fixture.out("run") + "/adapter --out " +
+          out,
       "data tokenize " + fixture.dir().file("train.jsonl") + " --model " + base + " --out " + out,
       "data clean " + fixture.dir().file("train.jsonl") + " --out " + out,
       "eval --model " + base + " --data " + fixture.dir().file("train.jsonl") +
@@ -277,10 +310,9 @@ TEST_CASE("a full disk is exit 74 for every command that writes, and leaves noth
   const std::string command = commands[GENERATE(range(0U, 6U))];
   CAPTURE(command);
   // Files of at most 4 KiB: enough for small ones, not for the result.
-  const RunResult result = run({"/bin/bash", "-c",
-                                "ulimit -f 4; exec " + std::string(GRAFT_BIN_DIR) + "/graft " +
-                                    command},
-                               "", {"TMPDIR=" + fixture.dir().path()});
+  const RunResult result = run(
+      {"/bin/bash", "-c", "ulimit -f 4; exec " + std::string(GRAFT_BIN_DIR) + "/graft " + command},
+      "", {"TMPDIR=" + fixture.dir().path()});
   INFO(result.err);
   CHECK(result.exit_code == 74);
   CHECK(result.err.find("error: ") != std::string::npos);
@@ -326,9 +358,8 @@ TEST_CASE("generate: stories260K's greedy text equals Hugging Face's", "[train][
   const std::string model = shared + "/data/models/stories260K";
   const std::string expected = graft::read_file(model + "/golden_greedy.txt");
   const graft::SafetensorsFile golden(model + "/golden.safetensors");
-  const RunResult result =
-      run({"graft", "generate", "--model", model, "--prompt", "Once upon a time",
-           "--max-new-tokens", "256"});
+  const RunResult result = run({"graft", "generate", "--model", model, "--prompt",
+                                "Once upon a time", "--max-new-tokens", "256"});
   REQUIRE(result.exit_code == 0);
   CAPTURE(result.out, expected);
   const std::string got = "Once upon a time" + result.out;

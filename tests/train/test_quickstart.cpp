@@ -58,7 +58,8 @@ TEST_CASE("quickstart: the committed data is what the generator writes", "[quick
   }
 }
 
-TEST_CASE("quickstart: every planted defect is caught by its rule, no clean row is", "[quickstart]") {
+TEST_CASE("quickstart: every planted defect is caught by its rule, no clean row is",
+          "[quickstart]") {
   const TempDir dir;
   const auto caught = quarantined(source_path("examples/quickstart/raw.jsonl"), dir.file("clean"));
   std::map<int64_t, std::string> planted;
@@ -87,14 +88,14 @@ TEST_CASE("quickstart: every planted defect is caught by its rule, no clean row 
 }
 
 TEST_CASE("quickstart: no held-out question is in the training data", "[quickstart]") {
-  const auto result =
-      run({"graft", "data", "check", source_path("examples/quickstart/eval.jsonl"), "--against",
-           source_path("examples/quickstart/raw.jsonl")});
+  const auto result = run({"graft", "data", "check", source_path("examples/quickstart/eval.jsonl"),
+                           "--against", source_path("examples/quickstart/raw.jsonl")});
   INFO(result.out << result.err);
   CHECK(result.exit_code == 0);
 }
 
-TEST_CASE("quickstart: the base's first 20 losses are those of its training", "[quickstart][slow]") {
+TEST_CASE("quickstart: the base's first 20 losses are those of its training",
+          "[quickstart][slow]") {
   const TempDir dir;
   REQUIRE(run({"quickstart-data", dir.path()}).exit_code == 0);
   const auto result = run({"graft", "train", source_path("examples/quickstart/base/train.yaml"),

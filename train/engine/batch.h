@@ -13,13 +13,13 @@ namespace graft::train {
 // Documents one after another, no padding. Position p of a document predicts the token at p + 1;
 // a prediction is supervised when that next token's loss weight is not 0.
 struct Batch {
-  std::vector<int32_t> ids;         // [tokens]
-  std::vector<int32_t> positions;   // [tokens] place in the document
-  std::vector<int32_t> cu_seqlens;  // [documents + 1]
-  std::vector<int64_t> token_index; // [tokens] index in the whole step, whatever the micro-batch
-  std::vector<int32_t> predicting;  // [supervised] token places whose next token is trained on
-  std::vector<int32_t> labels;      // [supervised] that next token
-  std::vector<float> weights;       // [supervised]
+  std::vector<int32_t> ids;          // [tokens]
+  std::vector<int32_t> positions;    // [tokens] place in the document
+  std::vector<int32_t> cu_seqlens;   // [documents + 1]
+  std::vector<int64_t> token_index;  // [tokens] index in the whole step, whatever the micro-batch
+  std::vector<int32_t> predicting;   // [supervised] token places whose next token is trained on
+  std::vector<int32_t> labels;       // [supervised] that next token
+  std::vector<float> weights;        // [supervised]
   double weight_sum = 0;
 
   int64_t tokens() const { return static_cast<int64_t>(ids.size()); }

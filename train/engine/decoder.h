@@ -33,7 +33,7 @@ class KvCache {
   friend class Decoder;
   int64_t max_positions_;
   int64_t positions_ = 0;
-  std::vector<at::Tensor> keys_;    // a layer each: [max_positions, G, E]
+  std::vector<at::Tensor> keys_;  // a layer each: [max_positions, G, E]
   std::vector<at::Tensor> values_;
 };
 
@@ -64,11 +64,8 @@ class Decoder {
   // Final norm, head and loss of the batch's supervised places, in chunks of rows. With
   // d_residual (not nullptr), writes the gradient of scale * loss_sum there and adds to the head's
   // and the final norm's gradients. `row_loss` (or nullptr) takes each place's -log p.
-  HeadResult head_loss(const Batch& batch,
-                       const float* residual,
-                       double scale,
-                       float* d_residual,
-                       float* row_loss);
+  HeadResult head_loss(
+      const Batch& batch, const float* residual, double scale, float* d_residual, float* row_loss);
 
   // logits [rows, V] of `rows` rows of a residual stream.
   void head_logits(const float* residual, int64_t rows, float* logits);
@@ -81,15 +78,15 @@ class Decoder {
  private:
   // What one block keeps; with Keep::kNothing all blocks share one.
   struct BlockState {
-    at::Tensor input;     // [T, D]
-    at::Tensor middle;    // [T, D] residual after attention
-    at::Tensor qkv;       // [T, (H + 2G) E]
-    at::Tensor attended;  // [T, H E]
-    at::Tensor lse;       // [T, H]
-    at::Tensor gate;      // [T, F]
-    at::Tensor up;        // [T, F]
-    at::Tensor inv_rms_attention;  // [T]
-    at::Tensor inv_rms_mlp;        // [T]
+    at::Tensor input;                        // [T, D]
+    at::Tensor middle;                       // [T, D] residual after attention
+    at::Tensor qkv;                          // [T, (H + 2G) E]
+    at::Tensor attended;                     // [T, H E]
+    at::Tensor lse;                          // [T, H]
+    at::Tensor gate;                         // [T, F]
+    at::Tensor up;                           // [T, F]
+    at::Tensor inv_rms_attention;            // [T]
+    at::Tensor inv_rms_mlp;                  // [T]
     std::array<at::Tensor, kProjections> u;  // [T, R]
   };
 
@@ -122,7 +119,7 @@ class Decoder {
   at::Tensor d_attended_;  // [T, H E]
   at::Tensor cos_;         // [T, E/2]
   at::Tensor sin_;
-  at::Tensor weight_;      // scratch of LinearWorkspace
+  at::Tensor weight_;  // scratch of LinearWorkspace
   at::Tensor low_rank_;
   at::Tensor dropped_;
   at::Tensor attention_workspace_;
@@ -130,7 +127,7 @@ class Decoder {
   at::Tensor head_normed_;  // [chunk, D]
   at::Tensor d_head_rows_;  // [chunk, D]
   at::Tensor head_inv_rms_;
-  at::Tensor logits_;       // [chunk, V]
+  at::Tensor logits_;  // [chunk, V]
   std::vector<float> chunk_loss_;
   std::vector<uint8_t> chunk_correct_;
 };

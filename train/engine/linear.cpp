@@ -29,8 +29,10 @@ void apply_dropout(
 }
 
 // The input of A: x, or its dropped copy.
-const float* low_rank_input(
-    const Linear& linear, const LinearWorkspace& workspace, const float* x, int64_t tokens) {
+const float* low_rank_input(const Linear& linear,
+                            const LinearWorkspace& workspace,
+                            const float* x,
+                            int64_t tokens) {
   if (!drops(linear.lora, workspace)) {
     return x;
   }
@@ -82,7 +84,8 @@ void linear_backward(const Linear& linear,
   if (input_grad != InputGrad::kSkip) {
     const float* weight = dense_weight(linear.base, workspace.weight);
     const float beta = input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, out, 1, dy, ld_dy, weight, in, beta, dx, in));
+    check(
+        graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, out, 1, dy, ld_dy, weight, in, beta, dx, in));
   }
   if (rank == 0) {
     return;

@@ -14,9 +14,9 @@ namespace graft::train {
 
 // What all linears share: scratch for a decoded weight, and dropout's place in the run.
 struct LinearWorkspace {
-  float* weight = nullptr;    // [max out * in], for a 4-bit base
-  float* low_rank = nullptr;  // [tokens, max rank]: du
-  float* dropped = nullptr;   // [tokens, max in]: drop(x), then du A; only with dropout
+  float* weight = nullptr;               // [max out * in], for a 4-bit base
+  float* low_rank = nullptr;             // [tokens, max rank]: du
+  float* dropped = nullptr;              // [tokens, max in]: drop(x), then du A; only with dropout
   const int64_t* token_index = nullptr;  // [tokens] index of each token in the whole step
   uint64_t dropout_seed = 0;             // of this step; 0 = dropout off (evaluation)
 };

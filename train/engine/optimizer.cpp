@@ -19,8 +19,7 @@ double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t
     return settings.learning_rate;
   }
   const auto span = static_cast<double>(std::max<int64_t>(total - settings.warmup_steps, 1));
-  const double progress =
-      std::min(static_cast<double>(step - settings.warmup_steps) / span, 1.0);
+  const double progress = std::min(static_cast<double>(step - settings.warmup_steps) / span, 1.0);
   const double share = settings.schedule == Schedule::kCosine
                            ? 0.5 * (1 + std::cos(std::numbers::pi * progress))
                            : 1 - progress;
@@ -62,8 +61,7 @@ StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate) 
   options.beta2 = static_cast<float>(settings.beta2);
   options.eps = static_cast<float>(settings.epsilon);
   options.step = ++step_count_;
-  options.grad_scale =
-      clips ? static_cast<float>(settings.max_grad_norm / result.grad_norm) : 1.0F;
+  options.grad_scale = clips ? static_cast<float>(settings.max_grad_norm / result.grad_norm) : 1.0F;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Parameter& parameter = parameters_[i];
     options.weight_decay = parameter.decays ? static_cast<float>(settings.weight_decay) : 0.0F;

@@ -29,8 +29,8 @@ struct OptimizerSettings {
 double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t total);
 
 struct StepResult {
-  double grad_norm = 0;  // before clipping
-  bool skipped = false;  // a gradient was not finite: nothing was changed
+  double grad_norm = 0;    // before clipping
+  bool skipped = false;    // a gradient was not finite: nothing was changed
   std::string not_finite;  // the first such tensor
 };
 

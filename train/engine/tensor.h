@@ -16,7 +16,9 @@ at::Tensor empty_f32(std::initializer_list<int64_t> shape);
 at::Tensor zeros_f32(std::initializer_list<int64_t> shape);
 at::Tensor empty_u8(int64_t count);
 
-inline float* f32(const at::Tensor& tensor) { return tensor.data_ptr<float>(); }
+inline float* f32(const at::Tensor& tensor) {
+  return tensor.data_ptr<float>();
+}
 // nullptr for an undefined tensor.
 inline float* f32_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.data_ptr<float>() : nullptr;

@@ -51,7 +51,10 @@ std::vector<std::string> checkpoint_names(const std::string& directory) {
       }
     }
   }
-  std::reverse(names.begin(), names.end());
+  // By number: names grow a digit from step 100,000,000 on.
+  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+    return a.size() != b.size() ? a.size() > b.size() : a > b;
+  });
   return names;
 }
 

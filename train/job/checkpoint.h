@@ -20,10 +20,10 @@ namespace graft::train {
 
 // What a resume needs beside the tensors: everything else is a pure function of config and step.
 struct Progressed {
-  int64_t step = 0;           // optimizer steps behind us, skipped ones included
-  int64_t skipped = 0;        // of them, steps skipped for gradients that were not finite
-  int64_t trained_tokens = 0; // supervised predictions so far
-  int64_t metrics_bytes = 0;  // length of metrics.jsonl at this step
+  int64_t step = 0;            // optimizer steps behind us, skipped ones included
+  int64_t skipped = 0;         // of them, steps skipped for gradients that were not finite
+  int64_t trained_tokens = 0;  // supervised predictions so far
+  int64_t metrics_bytes = 0;   // length of metrics.jsonl at this step
 };
 
 void save_checkpoint(const std::string& directory,

@@ -38,7 +38,8 @@ std::vector<Command> train_commands() {
        -1,
        "train an adapter or a whole model; the same command again resumes it",
        {{"--resume", "auto|none|DIR", "auto",
-         "go on from the newest checkpoint of output_dir, start anew, or start from another run's"}},
+         "go on from the newest checkpoint of output_dir, start anew, or start from another "
+         "run's"}},
        {"graft train configs/qlora.yaml", "graft train run.yaml lora_r=8 output_dir=out/r8"},
        run_train},
       {"eval",

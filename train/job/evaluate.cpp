@@ -22,8 +22,8 @@ class SourceSplit {
       }
       const auto file = static_cast<size_t>(store_.source(documents[at]).file);
       EvalSums& sums = sources_[file].sums;
-      sums.loss_sum += static_cast<double>(batch.weights[index]) *
-                       static_cast<double>(row_loss[index]);
+      sums.loss_sum +=
+          static_cast<double>(batch.weights[index]) * static_cast<double>(row_loss[index]);
       sums.weight_sum += static_cast<double>(batch.weights[index]);
       ++sums.supervised;
     }
@@ -36,7 +36,9 @@ class SourceSplit {
 
 }  // namespace
 
-double EvalSums::perplexity() const { return std::exp(loss()); }
+double EvalSums::perplexity() const {
+  return std::exp(loss());
+}
 
 void EvalSums::add(const EvalSums& other) {
   loss_sum += other.loss_sum;

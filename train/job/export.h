@@ -1,4 +1,5 @@
-// What a finished run leaves for others: PEFT files or a Hugging Face directory, proven by reloading.
+// What a finished run leaves for others: PEFT files or a Hugging Face directory, proven by
+// reloading.
 #pragma once
 
 #include <string>

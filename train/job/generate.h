@@ -22,16 +22,17 @@ struct GenerateOptions {
 };
 
 struct Generated {
-  std::vector<int32_t> ids;       // without the stop token
-  std::vector<double> logprobs;   // log softmax of each id, before temperature and top-p
-  bool stopped = false;           // by a stop token (else by max_new_tokens or the context's end)
-  double first_token_s = 0;       // time to the first token: the prompt's pass
-  double per_token_s = 0;         // mean time of each further token
+  std::vector<int32_t> ids;      // without the stop token
+  std::vector<double> logprobs;  // log softmax of each id, before temperature and top-p
+  bool stopped = false;          // by a stop token (else by max_new_tokens or the context's end)
+  double first_token_s = 0;      // time to the first token: the prompt's pass
+  double per_token_s = 0;        // mean time of each further token
 };
 
 class Generator {
  public:
-  // Buffers for prompts and texts of up to `max_positions` tokens together.
+  // Buffers for prompt and answer of up to `max_positions` tokens together, and never more than the
+  // model's max_position_embeddings: there the answer ends.
   Generator(Model& model, int64_t max_positions);
 
   int64_t max_positions() const { return decoder_.max_tokens(); }

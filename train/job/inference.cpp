@@ -103,7 +103,8 @@ Generations generate_answers(const Args& args, Model& model, const ModelText& te
     }
     const std::vector<int32_t> prompt =
         data::encode_prompt(record, *text.tokenizer, text.chat_or_null(), mask);
-    const int64_t room = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
+    const int64_t room = std::min(static_cast<int64_t>(prompt.size()) + options.max_new_tokens,
+                                  model.config.max_positions);
     if (!generator || generator->max_positions() < room) {
       generator.emplace(model, std::max<int64_t>(room, 256));
     }
@@ -143,12 +144,10 @@ int run_eval(const Args& args) {
   const std::unique_ptr<Model> model = load(args);
   const ModelText text = load_model_text(args.text("--model"), model->config.vocab_size);
   const ScratchDirectory scratch;
-  const PreparedStore prepared =
-      prepare_store({args.need("--data")}, args.text("--model"), text, {},
-                    join_path(scratch.path(), "eval.h5"), 0);
+  const PreparedStore prepared = prepare_store({args.need("--data")}, args.text("--model"), text,
+                                               {}, join_path(scratch.path(), "eval.h5"), 0);
   const std::vector<int64_t> lengths = prepared.store.lengths();
-  Decoder decoder(*model,
-                  std::max(kEvalTokens, *std::max_element(lengths.begin(), lengths.end())),
+  Decoder decoder(*model, std::max(kEvalTokens, *std::max_element(lengths.begin(), lengths.end())),
                   Keep::kNothing);
   Progress progress("evaluate", prepared.store.document_count(), "documents");
   const EvalResult result =
@@ -187,10 +186,10 @@ int run_eval(const Args& args) {
       {"documents", format_count(result.documents)},
       {"supervised tokens", format_count(result.all.supervised)}};
   if (args.flag("--generate")) {
-    rows.push_back({"exact match",
-                    format_count(generations.exact) + " of " + format_count(generations.rows) +
-                        " (" +
-                        format_fixed(100 * summary.at("exact_match").as_double(), 1) + " %)"});
+    rows.push_back(
+        {"exact match", format_count(generations.exact) + " of " + format_count(generations.rows) +
+                            " (" + format_fixed(100 * summary.at("exact_match").as_double(), 1) +
+                            " %)"});
     rows.push_back({"predictions", args.text("--predictions")});
   }
   std::fputs(format_table("<>", rows).c_str(), stdout);
@@ -242,12 +241,13 @@ int run_logits(const Args& args) {
     writer.write("logits", std::as_bytes(std::span(logits)));
   }
   const std::string digest = writer.commit();
-  const Json summary = Json::object({{"out", out},
-                                     {"shape", Json::array({rows, length, vocab})},
-                                     {"sha256", digest}});
-  std::printf("%s\n", args.json() ? dump_json(summary).c_str()
-                                  : (out + ": logits " + shape_text(std::vector<int64_t>{
-                                                             rows, length, vocab})).c_str());
+  const Json summary = Json::object(
+      {{"out", out}, {"shape", Json::array({rows, length, vocab})}, {"sha256", digest}});
+  std::printf(
+      "%s\n",
+      args.json()
+          ? dump_json(summary).c_str()
+          : (out + ": logits " + shape_text(std::vector<int64_t>{rows, length, vocab})).c_str());
   return 0;
 }
 
@@ -296,14 +296,15 @@ int run_generate(const Args& args) {
   }
   const std::string decoded =
       text.tokenizer->decode(generated.ids, data::Tokenizer::SkipSpecial::kYes);
-  std::printf("%s\n", dump_json(Json::object({{"text", decoded},
-                                              {"ids", std::move(ids)},
-                                              {"logprobs", std::move(logprobs)},
-                                              {"prompt_tokens", static_cast<int64_t>(prompt.size())},
-                                              {"stopped", generated.stopped},
-                                              {"ttft_s", generated.first_token_s},
-                                              {"tpot_s", generated.per_token_s}}))
-                          .c_str());
+  std::printf("%s\n",
+              dump_json(Json::object({{"text", decoded},
+                                      {"ids", std::move(ids)},
+                                      {"logprobs", std::move(logprobs)},
+                                      {"prompt_tokens", static_cast<int64_t>(prompt.size())},
+                                      {"stopped", generated.stopped},
+                                      {"ttft_s", generated.first_token_s},
+                                      {"tpot_s", generated.per_token_s}}))
+                  .c_str());
   return 0;
 }
 

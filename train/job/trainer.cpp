@@ -127,9 +127,11 @@ class Training {
   void prepare_data();
   void write_identity();
   void plan_steps();
+  void check_same_base(const std::string& other) const;
   void resume(Progressed& progressed);
   bool loop(Progressed& progressed);
   double train_step(int64_t step, Progressed& progressed, Json& metrics);
+  Json held_out_metrics(int64_t step);
   void evaluate_now(int64_t step);
   void save(Progressed& progressed);
   void finish(const Progressed& progressed);
@@ -286,6 +288,18 @@ void Training::print_plan() {
   }
 }
 
+// A checkpoint of another run fits only the base that it was trained on.
+void Training::check_same_base(const std::string& other) const {
+  const RunFile run(other);
+  const Json* inputs = run.exists() ? run.content().find("inputs") : nullptr;
+  if (inputs == nullptr || !(inputs->at("base") == run_file_->content().at("inputs").at("base"))) {
+    fail(ExitCode::kUsage,
+         inputs == nullptr ? "no run of graft to start from"
+                           : "that run was trained on another base model",
+         run.path(), "give the output_dir of a run on the same base_model");
+  }
+}
+
 void Training::resume(Progressed& progressed) {
   const auto report = [](const std::string& line) {
     std::fprintf(stderr, "warning: %s\n", line.c_str());
@@ -297,6 +311,7 @@ void Training::resume(Progressed& progressed) {
   // Its own checkpoints first: the same command again goes on, wherever it once started.
   auto found = load(directory_);
   if (!found && options_.resume != "auto" && options_.resume != "none") {
+    check_same_base(options_.resume);
     found = load(options_.resume);
     if (!found) {
       fail(ExitCode::kUsage, "no checkpoint found", options_.resume,
@@ -397,16 +412,19 @@ std::string Training::batch_sources(int64_t step) {
   return count > 10 ? text + ", … " + std::to_string(count) + " in all" : text;
 }
 
-void Training::evaluate_now(int64_t step) {
-  if (!test_) {
-    return;
-  }
+Json Training::held_out_metrics(int64_t step) {
   const EvalResult result = evaluate(*eval_decoder_, test_->store);
-  last_eval_ = Json::object({{"step", step},
-                             {"eval_loss", result.all.loss()},
-                             {"eval_perplexity", result.all.perplexity()},
-                             {"eval_token_accuracy", result.all.accuracy()}});
-  metrics_->append(dump_json(last_eval_) + "\n");
+  return Json::object({{"step", step},
+                       {"eval_loss", result.all.loss()},
+                       {"eval_perplexity", result.all.perplexity()},
+                       {"eval_token_accuracy", result.all.accuracy()}});
+}
+
+void Training::evaluate_now(int64_t step) {
+  if (test_) {
+    last_eval_ = held_out_metrics(step);
+    metrics_->append(dump_json(last_eval_) + "\n");
+  }
 }
 
 void Training::save(Progressed& progressed) {
@@ -458,6 +476,10 @@ void Training::finish(const Progressed& progressed) {
                                {"skipped_steps", progressed.skipped},
                                {"trained_tokens", progressed.trained_tokens},
                                {"seconds", seconds_since(started_)}});
+  if (test_ && !last_eval_.is_object()) {
+    // Resumed behind the last step: metrics.jsonl has this evaluation already.
+    last_eval_ = held_out_metrics(progressed.step);
+  }
   if (last_eval_.is_object()) {
     summary.set("eval", last_eval_);
   }

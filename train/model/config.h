@@ -25,8 +25,8 @@ struct ModelConfig {
   int64_t parameter_count() const;
 };
 
-// Reads `directory`/config.json, old dialect (rope_theta) or new (rope_parameters). Keys that change
-// the maths and are not implemented are refused by name. Errors: kIo, kData.
+// Reads `directory`/config.json, old dialect (rope_theta) or new (rope_parameters). Keys that
+// change the maths and are not implemented are refused by name. Errors: kIo, kData.
 ModelConfig read_model_config(const std::string& directory);
 
 }  // namespace graft::train

@@ -133,8 +133,8 @@ std::string save_adapter(const Model& model,
   for (const Layer& layer : model.layers) {
     for (const Linear& linear : layer.linears) {
       if (linear.lora.rank > 0) {
-        modules.push_back({linear.name, linear.in, linear.out, linear.lora.rank,
-                           f32(linear.lora.a), f32(linear.lora.b)});
+        modules.push_back({linear.name, linear.in, linear.out, linear.lora.rank, f32(linear.lora.a),
+                           f32(linear.lora.b)});
       }
     }
   }

@@ -13,8 +13,8 @@ struct LoraSettings {
   int64_t rank = 16;
   double alpha = 32;
   double dropout = 0;
-  bool rslora = false;                // scale alpha / sqrt(r) in place of alpha / r
-  std::vector<std::string> targets;   // names such as "q_proj"; {"all-linear"} = all seven
+  bool rslora = false;               // scale alpha / sqrt(r) in place of alpha / r
+  std::vector<std::string> targets;  // names such as "q_proj"; {"all-linear"} = all seven
 };
 
 // alpha / r, or alpha / sqrt(r) with rslora.
