@@ -57,12 +57,12 @@ if [ ${#missing[@]} -gt 0 ]; then
       "run once as root: apt-get update && $install"
   fi
   echo "setup: installing ${#missing[@]} system packages (at most 450 MB, 1 to 3 minutes): ${missing[*]}"
-  log=$(mktemp)
+  mkdir -p .deps
+  log=.deps/setup.log
   export DEBIAN_FRONTEND=noninteractive
   if ! { $as_root apt-get update && $as_root $install; } >"$log" 2>&1; then
-    tail -n 5 "$log" >&2
-    stop "the package installation failed (offline, or a proxy that apt does not know?)" \
-      "correct that and run the same command again" 74
+    stop "the package installation failed: $(grep -m1 '^E:' "$log" || echo "see $log")" \
+      "offline, or a proxy that apt does not know? correct that and run the same command again ($log)" 74
   fi
 fi
 
@@ -82,8 +82,7 @@ if ! has_torch; then
   if ! python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
       --no-deps --no-compile --target .deps/libtorch.part \
       torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 >.deps/setup.log 2>&1; then
-    tail -n 5 .deps/setup.log >&2
-    stop "the download of LibTorch failed (offline, or a proxy that pip does not know?)" \
+    stop "the download of LibTorch failed (offline, or a proxy that pip does not know? see .deps/setup.log)" \
       "correct that and run the same command again, or set GRAFT_LIBTORCH to a LibTorch 2.11" 74
   fi
   mv .deps/libtorch.part .deps/libtorch
@@ -95,8 +94,8 @@ if [ "$goal" = peers ] && [ ! -e .deps/peers/.complete ]; then
   python3 -m venv .deps/peers
   if ! .deps/peers/bin/pip install --quiet --disable-pip-version-check \
       -r tests/peers/requirements.txt >.deps/setup.log 2>&1; then
-    tail -n 5 .deps/setup.log >&2
-    stop "the download of the reference implementations failed" "run the same command again" 74
+    stop "the download of the reference implementations failed (see .deps/setup.log)" \
+      "run the same command again" 74
   fi
   touch .deps/peers/.complete
 fi
