@@ -248,8 +248,8 @@ std::string ConfigReader::where(std::string_view key) const {
   const std::string full = path_.empty() ? std::string(key) : path_ + "." + std::string(key);
   const Json* value = tree_->find(key);
   const Mark mark = value != nullptr ? value->mark() : tree_->mark();
-  if (mark.line == 0) {
-    return file_ + ": " + full;
+  if (mark.line == 0) {  // not in the file: an override
+    return (value != nullptr ? "command line: " : file_ + ": ") + full;
   }
   return place(file_, mark.line, mark.column) + ": " + full;
 }

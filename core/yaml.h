@@ -59,7 +59,7 @@ class ConfigReader {
 
   // Throws kUsage at the place of `key`.
   [[noreturn]] void fail_at(std::string_view key, std::string what, std::string fix) const;
-  // "run.yaml:14:11: lora.r"
+  // "run.yaml:14:11: lora.r", or "command line: lora.r" for a value without a place in the file.
   std::string where(std::string_view key) const;
 
  private:

@@ -230,6 +230,7 @@ TEST_CASE("train: bad input is named, with its place and its exit code", "[train
     CHECK(result.err.find("error: ") != std::string::npos);
   };
   fails({"lora_r=0"}, 2, "lora_r must be in 1..512, got 0");
+  fails({"lora_r=abc"}, 2, "at command line: lora_r");
   fails({"learning_rte=1"}, 2, "did you mean \"learning_rate\"?");
   fails({"base_model=/nonexistent"}, 74, "/nonexistent");
   fails({"datasets=[/nonexistent.jsonl]"}, 74, "/nonexistent.jsonl");

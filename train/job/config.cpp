@@ -156,8 +156,9 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
     if (equals == std::string::npos) {
       fail(ExitCode::kUsage, "expected key=value, got \"" + text + "\"", "command line");
     }
-    set_path(tree, text.substr(0, equals),
-             parse_yaml_value(text.substr(equals + 1), "command line: " + text));
+    Json value = parse_yaml_value(text.substr(equals + 1), "command line: " + text);
+    value.set_mark({});
+    set_path(tree, text.substr(0, equals), std::move(value));
   }
   ConfigReader reader(tree, path, "");
   TrainConfig config;
