@@ -14,6 +14,20 @@ Finding in_message(size_t message, double value, const Match& hit, std::string d
       std::move(detail)};
 }
 
+// Adds a pattern's hits in one message: the first of all gives the place, their number the value.
+void count_hits(const re2::RE2& pattern,
+                size_t message,
+                std::string_view text,
+                std::optional<Finding>& found) {
+  for (Match hit = find_match(pattern, text); hit; hit = find_match(pattern, text, hit.end)) {
+    if (found) {
+      ++found->value;
+    } else {
+      found = in_message(message, 1, hit);
+    }
+  }
+}
+
 bool is_answer(const Message& message) {
   return message.role == "assistant" || message.role == "text";
 }
@@ -100,21 +114,11 @@ std::optional<Finding> check_control_characters(const Subject& subject, double) 
       "[\\x00-\\x08\\x0B\\x0C\\x0E-\\x1F\\x7F\\x{80}-\\x{84}\\x{86}-\\x{9F}\\x{200B}\\x{202D}\\x{"
       "202E}\\x{FEFF}\\x{FFFD}]");
   const Record& record = subject.record();
-  double count = 0;
-  std::optional<Finding> first;
+  std::optional<Finding> found;
   for (size_t i = 0; i < record.messages.size(); ++i) {
-    const std::string& text = record.messages[i].content;
-    for (Match hit = find_match(kControl, text); hit; hit = find_match(kControl, text, hit.end)) {
-      ++count;
-      if (!first) {
-        first = in_message(i, count, hit);
-      }
-    }
+    count_hits(kControl, i, record.messages[i].content, found);
   }
-  if (first) {
-    first->value = count;
-  }
-  return first;
+  return found;
 }
 
 std::optional<Finding> check_mojibake(const Subject& subject, double) {
@@ -131,21 +135,11 @@ std::optional<Finding> check_mojibake(const Subject& subject, double) {
       "2018}\\x{2019}\\x{2DC}\\x{152}]|"
       "\\x{F0}\\x{178}[\\x{80}-\\x{BF}\\x{152}-\\x{2122}]");
   const Record& record = subject.record();
-  double count = 0;
-  std::optional<Finding> first;
+  std::optional<Finding> found;
   for (size_t i = 0; i < record.messages.size(); ++i) {
-    const std::string& text = record.messages[i].content;
-    for (Match hit = find_match(kMojibake, text); hit; hit = find_match(kMojibake, text, hit.end)) {
-      ++count;
-      if (!first) {
-        first = in_message(i, count, hit);
-      }
-    }
+    count_hits(kMojibake, i, record.messages[i].content, found);
   }
-  if (first) {
-    first->value = count;
-  }
-  return first;
+  return found;
 }
 
 std::optional<Finding> check_literal_escapes(const Subject& subject, double) {
@@ -157,8 +151,7 @@ std::optional<Finding> check_literal_escapes(const Subject& subject, double) {
   static const re2::RE2 kEscape(
       R"((?:\\r)?\\n(?:[A-Z0-9\s"'*•\-(\\]|$)|[a-z.!?,;)]\\n[a-z]{2,}|\\t(?:[A-Z0-9\s\\]|$)|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|[^\\]\\")");
   const Record& record = subject.record();
-  double count = 0;
-  std::optional<Finding> first;
+  std::optional<Finding> found;
   for (size_t i = 0; i < record.messages.size(); ++i) {
     const std::string& text = record.messages[i].content;
     // "C:\new", \nu, \neq: paths and LaTeX spell their names with the same two bytes.
@@ -167,17 +160,9 @@ std::optional<Finding> check_literal_escapes(const Subject& subject, double) {
     if (matches(kOther, text)) {
       continue;
     }
-    for (Match hit = find_match(kEscape, text); hit; hit = find_match(kEscape, text, hit.end)) {
-      ++count;
-      if (!first) {
-        first = in_message(i, count, hit);
-      }
-    }
+    count_hits(kEscape, i, text, found);
   }
-  if (first) {
-    first->value = count;
-  }
-  return first;
+  return found;
 }
 
 std::optional<Finding> check_html_residue(const Subject& subject, double) {
@@ -191,21 +176,12 @@ std::optional<Finding> check_html_residue(const Subject& subject, double) {
   static const re2::RE2 kPage(R"((?i)<!DOCTYPE|<html|<svg|<\?xml|```)");
   static const re2::RE2 kFormats(
       R"((?i)\b(?:bold|italics?|font|underlin\w+|formatt?(?:ed|ing)?|hyperlinks?)\b)");
-  double count = 0;
-  std::optional<Finding> first;
-  for (Match hit = find_match(kHtml, answer); hit; hit = find_match(kHtml, answer, hit.end)) {
-    ++count;
-    if (!first) {
-      first = in_message(static_cast<size_t>(subject.answer_message()), count, hit);
-    }
-  }
-  if (first && (matches(kPage, answer) || matches(kFormats, subject.prompt()))) {
+  std::optional<Finding> found;
+  count_hits(kHtml, static_cast<size_t>(subject.answer_message()), answer, found);
+  if (found && (matches(kPage, answer) || matches(kFormats, subject.prompt()))) {
     return std::nullopt;
   }
-  if (first) {
-    first->value = count;
-  }
-  return first;
+  return found;
 }
 
 }  // namespace graft::data

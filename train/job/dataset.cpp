@@ -41,7 +41,11 @@ PreparedStore prepare_store(const std::vector<std::string>& files,
   tokenize.mask = options;
   tokenize.out = path;
   tokenize.threads = threads;
-  Progress progress("tokenize", file_size(files[0]), "bytes");
+  int64_t total_bytes = 0;
+  for (const std::string& file : files) {
+    total_bytes += file_size(file);
+  }
+  Progress progress("tokenize", total_bytes, "bytes");
   data::TokenizeSummary summary = data::tokenize_files(
       files, model_dir, tokenize, [&](int64_t done, int64_t) { progress.update(done); });
   return {data::TokenStore::open(path), false, std::move(summary)};
