@@ -5,6 +5,7 @@
 #include <string>
 
 #include "adapters/merge.h"
+#include "adapters/nf4_checkpoint.h"
 #include "adapters/peft.h"
 #include "adapters/quantize.h"
 #include "core/error.h"
@@ -150,9 +151,10 @@ int run_quantize(const Args& args) {
   }
   Nf4Options options;
   const std::string type = args.text("--quant-type");
-  constexpr std::string_view kTypes[] = {"nf4"};
-  if (type != "nf4")
-    fail(ExitCode::kUsage, unknown_name("quant type", type, kTypes), "--quant-type");
+  constexpr std::string_view kTypes[] = {"nf4", "fp4"};
+  const auto known = quant_type_of(type);
+  if (!known) fail(ExitCode::kUsage, unknown_name("quant type", type, kTypes), "--quant-type");
+  options.type = *known;
   options.block_size = static_cast<int>(args.integer("--blocksize", 32, 4096));
   if ((options.block_size & (options.block_size - 1)) != 0) {
     fail(
@@ -172,9 +174,10 @@ int run_quantize(const Args& args) {
                         {"relative_error", report.relative_error}}));
     return 0;
   }
-  std::printf("%lld matrices (%s weights) to NF4, %lld tensors copied: %s -> %s in %s\n",
+  std::printf("%lld matrices (%s weights) to %s, %lld tensors copied: %s -> %s in %s\n",
               static_cast<long long>(report.quantized_tensors),
-              format_count(report.weights).c_str(), static_cast<long long>(report.copied_tensors),
+              format_count(report.weights).c_str(), type == "fp4" ? "FP4" : "NF4",
+              static_cast<long long>(report.copied_tensors),
               format_bytes(report.bytes_before).c_str(), format_bytes(report.bytes_after).c_str(),
               out.c_str());
   std::printf("the decoded weights differ from the originals by %.4f of their size\n",
@@ -217,7 +220,7 @@ std::vector<Command> quantize_commands() {
        1,
        "a 4-bit checkpoint that bitsandbytes loads",
        {{"--out", "DIR", "", "the new directory"},
-        {"--quant-type", "nf4", "nf4", "the 4-bit type"},
+        {"--quant-type", "nf4|fp4", "nf4", "the 4-bit type; nf4 loses less"},
         {"--blocksize", "N", "64", "weights that share a scale: a power of two in 32..4096"},
         {"--no-double-quant", "", "", "keep float32 scales: 0.37 bit more per weight"},
         {"--decode", "", "", "the other way: a 4-bit checkpoint to plain 16-bit weights"}},

@@ -12,8 +12,7 @@
 namespace graft::adapters {
 namespace {
 
-constexpr std::string_view kStateKey = ".weight.quant_state.bitsandbytes__nf4";
-constexpr std::string_view kStatePrefix = ".weight.quant_state.";
+constexpr std::string_view kStatePrefix = ".weight.quant_state.bitsandbytes__";
 constexpr int64_t kMaxStateBytes = 65536;
 
 struct DtypeName {
@@ -23,6 +22,12 @@ struct DtypeName {
 constexpr std::array kDtypes = {DtypeName{DType::kBF16, "bfloat16"},
                                 DtypeName{DType::kF16, "float16"},
                                 DtypeName{DType::kF32, "float32"}};
+
+struct TypeName {
+  graft_quant4_type type;
+  std::string_view name;
+};
+constexpr std::array kTypes = {TypeName{GRAFT_NF4, "nf4"}, TypeName{GRAFT_FP4, "fp4"}};
 
 using Entry = SafetensorsDirectory::Entry;
 
@@ -60,7 +65,18 @@ void expect_finite(const Entry& entry, const std::vector<float>& values) {
   }
 }
 
-Json parse_state(const Entry& entry) {
+// The packed bytes; bitsandbytes' quant_storage may call them another type of the same bytes.
+void expect_packed(const Entry& entry, int64_t bytes) {
+  const DType dtype = entry.info->dtype;
+  const bool storage = dtype == DType::kU8 || dtype == DType::kI8 || dtype == DType::kF16 ||
+                       dtype == DType::kBF16 || dtype == DType::kF32 || dtype == DType::kF64;
+  if (storage && static_cast<int64_t>(entry.bytes().size()) == bytes) return;
+  refuse(entry, "the tensor is " + std::string(dtype_name(dtype)) + " " +
+                    shape_text(entry.info->shape) + ", expected U8 with " + std::to_string(bytes) +
+                    " values");
+}
+
+Json parse_state(const Entry& entry, std::string_view type) {
   if (entry.info->dtype != DType::kU8 || entry.info->count() > kMaxStateBytes) {
     refuse(entry, "the quant_state is not a short text");
   }
@@ -73,8 +89,8 @@ Json parse_state(const Entry& entry) {
   for (const auto& [key, value] : state.as_object()) {
     if (kKnown.count(key) == 0) refuse(entry, "unknown key \"" + key + "\" in the quant_state");
   }
-  if (state.at("quant_type").as_string() != "nf4") {
-    refuse(entry, "quant_type is not the nf4 of its name");
+  if (state.at("quant_type").as_string() != type) {
+    refuse(entry, "quant_type is not the " + std::string(type) + " of its name");
   }
   return state;
 }
@@ -84,9 +100,10 @@ struct State {
   int64_t count = 1;
 };
 
-State read_state(const Entry& entry) {
-  const Json json = parse_state(entry);
+State read_state(const Entry& entry, const TypeName& type) {
+  const Json json = parse_state(entry, type.name);
   State state;
+  state.values.type = type.type;
   const int64_t block_size = json.at("blocksize").as_int();
   if (block_size < 32 || block_size > 4096 || !std::has_single_bit(uint64_t(block_size))) {
     refuse(entry,
@@ -122,39 +139,50 @@ State read_state(const Entry& entry) {
   return state;
 }
 
-// A quant_state of another type under this module, to name it.
-void refuse_other_types(const SafetensorsDirectory& directory, std::string_view module) {
-  for (const std::string_view type : {"fp4", "int8", "af4"}) {
-    const std::string name =
-        std::string(module) + std::string(kStatePrefix) + "bitsandbytes__" + std::string(type);
-    if (const auto entry = directory.find(name)) {
-      refuse(*entry, "the weight is " + std::string(type) + "; graft reads nf4");
+struct FoundState {
+  Entry entry;
+  TypeName type;
+};
+
+// The one quant_state of this module. Errors: kData for two, and for types that graft does not
+// read.
+std::optional<FoundState> find_state(const SafetensorsDirectory& directory,
+                                     std::string_view module) {
+  const std::string prefix = std::string(module) + std::string(kStatePrefix);
+  std::optional<FoundState> found;
+  for (const TypeName& type : kTypes) {
+    const auto entry = directory.find(prefix + std::string(type.name));
+    if (!entry) continue;
+    if (found) refuse(*entry, "the weight has a second quant_state");
+    found = FoundState{*entry, type};
+  }
+  for (const std::string_view other : {"int8", "af4"}) {
+    if (const auto entry = directory.find(prefix + std::string(other))) {
+      refuse(*entry, "the weight is " + std::string(other) + "; graft reads nf4 and fp4");
     }
   }
+  return found;
 }
 
 }  // namespace
 
 std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::string_view module) {
   const std::string stem = std::string(module) + ".weight";
-  const auto state_entry = directory.find(std::string(module) + std::string(kStateKey));
-  if (!state_entry) {
-    refuse_other_types(directory, module);
-    return std::nullopt;
-  }
-  const State state = read_state(*state_entry);
+  const auto found = find_state(directory, module);
+  if (!found) return std::nullopt;
+  const State state = read_state(found->entry, found->type);
   const bool nested = state.values.nested_offset.has_value();
   const int64_t blocks = graft_nf4_block_count(state.count, state.values.block_size);
 
   const Entry packed = directory.at(stem);
-  expect_tensor(packed, DType::kU8, graft_nf4_packed_bytes(state.count));
-  expect_table(directory.at(stem + ".quant_map"), graft_nf4_codebook(), 16);
+  expect_packed(packed, graft_nf4_packed_bytes(state.count));
+  expect_table(directory.at(stem + ".quant_map"), graft_quant4_codebook(found->type.type), 16);
   const Entry absmax = directory.at(stem + ".absmax");
   expect_tensor(absmax, nested ? DType::kU8 : DType::kF32, blocks);
   const auto nested_entry = directory.find(stem + ".nested_absmax");
   const auto nested_map = directory.find(stem + ".nested_quant_map");
   if (nested_entry.has_value() != nested || nested_map.has_value() != nested) {
-    refuse(*state_entry, nested ? "the nested tables are missing"
+    refuse(found->entry, nested ? "the nested tables are missing"
                                 : "nested tables without nested keys in the quant_state");
   }
 
@@ -164,6 +192,7 @@ std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::st
   tensor.view_.packed = reinterpret_cast<const uint8_t*>(packed.bytes().data());
   tensor.view_.count = state.count;
   tensor.view_.block_size = state.values.block_size;
+  tensor.view_.type = found->type.type;
   if (nested) {
     expect_table(*nested_map, graft_dynamic_map_signed(), 256);
     expect_tensor(*nested_entry, DType::kF32,
@@ -181,11 +210,24 @@ std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::st
   return tensor;
 }
 
+std::string_view quant_type_name(graft_quant4_type type) {
+  const auto* row = std::find_if(kTypes.begin(), kTypes.end(),
+                                 [&](const TypeName& known) { return known.type == type; });
+  return row->name;
+}
+
+std::optional<graft_quant4_type> quant_type_of(std::string_view name) {
+  for (const TypeName& row : kTypes) {
+    if (row.name == name) return row.type;
+  }
+  return std::nullopt;
+}
+
 std::string quant_state_json(const QuantState& state) {
   const auto* dtype = std::find_if(kDtypes.begin(), kDtypes.end(),
                                    [&](const DtypeName& row) { return row.dtype == state.dtype; });
   Json json = Json::object();
-  json.set("quant_type", "nf4");
+  json.set("quant_type", quant_type_name(state.type));
   json.set("blocksize", state.block_size);
   json.set("dtype", dtype->name);
   Json shape = Json::array();
@@ -206,7 +248,7 @@ bool is_quantization_tensor(std::string_view name) {
                                       ".weight.nested_absmax", ".weight.nested_quant_map"}) {
     if (name.size() > part.size() && name.substr(name.size() - part.size()) == part) return true;
   }
-  return name.find(".weight.quant_state.bitsandbytes__") != std::string_view::npos;
+  return name.find(kStatePrefix) != std::string_view::npos;
 }
 
 }  // namespace graft::adapters

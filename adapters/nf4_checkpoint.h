@@ -1,4 +1,4 @@
-// Reading bitsandbytes' 4-bit checkpoints: NF4 weights as views for kernels/nf4.h.
+// Reading bitsandbytes' 4-bit checkpoints: NF4 and FP4 weights as views for kernels/nf4.h.
 #pragma once
 
 #include <cstdint>
@@ -37,19 +37,24 @@ class Nf4Tensor {
 };
 
 // The packed weight of `module` ("model.layers.0.mlp.up_proj"), or nothing when the directory holds
-// it in another form. Errors: kData, naming the tensor, for FP4 and other types, a table that is
-// not NF4's own, sizes that do not agree, unknown keys in the quant_state, missing or extra
-// tensors.
+// it in another form. Errors: kData, naming the tensor, for other types than NF4 and FP4, two
+// quant_states, a table that is not its type's own, sizes that do not agree, unknown keys in the
+// quant_state, missing or extra tensors.
 std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::string_view module);
 
 // The quant_state of a packed weight as bitsandbytes writes it, to the byte.
 struct QuantState {
+  graft_quant4_type type = GRAFT_NF4;
   int block_size = 64;
   DType dtype = DType::kBF16;
   std::vector<int64_t> shape;
   std::optional<float> nested_offset;  // with double quantization
 };
 std::string quant_state_json(const QuantState& state);
+
+// "nf4" or "fp4", and back; nothing for another name.
+std::string_view quant_type_name(graft_quant4_type type);
+std::optional<graft_quant4_type> quant_type_of(std::string_view name);
 
 // Names of the tensors that belong to a packed `<module>.weight`.
 bool is_quantization_tensor(std::string_view name);

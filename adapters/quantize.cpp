@@ -39,12 +39,13 @@ void for_float_pieces(const SafetensorsFile& file, const TensorInfo& tensor, con
 }
 
 void quantize_piece(std::span<const float> values,
-                    int block_size,
+                    const Nf4Options& options,
                     uint8_t* packed,
                     float* absmax,
                     const std::string& where) {
-  check(graft_nf4_quantize(values.data(), static_cast<int64_t>(values.size()), block_size, packed,
-                           absmax, GRAFT_CPU, nullptr),
+  check(graft_quant4_quantize(options.type, GRAFT_F32, values.data(),
+                              static_cast<int64_t>(values.size()), options.block_size, packed,
+                              absmax, GRAFT_CPU, nullptr),
         where);
 }
 
@@ -60,6 +61,7 @@ struct Scales {
 Scales scales_of(Nf4Owned&& weight, const TensorInfo& tensor) {
   Scales scales;
   QuantState state;
+  state.type = weight.type;
   state.block_size = weight.block_size;
   state.dtype = tensor.dtype;
   state.shape = tensor.shape;
@@ -79,14 +81,16 @@ OutputTensor held_tensor(std::string name, DType dtype, const Value* values, int
           [span](const ByteSink& sink) { sink(std::as_bytes(span)); }};
 }
 
-OutputTensor packed_tensor(const SafetensorsFile& file, const TensorInfo& tensor, int block_size) {
+OutputTensor packed_tensor(const SafetensorsFile& file,
+                           const TensorInfo& tensor,
+                           const Nf4Options& options) {
   const int64_t bytes = graft_nf4_packed_bytes(tensor.count());
   return {
-      {tensor.name, DType::kU8, {bytes, 1}}, [&file, &tensor, block_size](const ByteSink& sink) {
+      {tensor.name, DType::kU8, {bytes, 1}}, [&file, &tensor, options](const ByteSink& sink) {
         std::vector<uint8_t> packed(kPiece / 2);
-        std::vector<float> absmax(static_cast<size_t>(kPiece / block_size));
+        std::vector<float> absmax(static_cast<size_t>(kPiece / options.block_size));
         for_float_pieces(file, tensor, [&](int64_t, std::span<const float> values) {
-          quantize_piece(values, block_size, packed.data(), absmax.data(), place(file, tensor));
+          quantize_piece(values, options, packed.data(), absmax.data(), place(file, tensor));
           const int64_t size = graft_nf4_packed_bytes(static_cast<int64_t>(values.size()));
           sink(std::as_bytes(std::span<const uint8_t>(packed.data(), static_cast<size_t>(size))));
         });
@@ -96,12 +100,14 @@ OutputTensor packed_tensor(const SafetensorsFile& file, const TensorInfo& tensor
 void add_quantized(std::vector<OutputTensor>& output,
                    const SafetensorsFile& file,
                    const TensorInfo& tensor,
-                   int block_size,
+                   const Nf4Options& options,
                    const Scales& scales) {
   const auto size = [](const auto& values) { return static_cast<int64_t>(values.size()); };
-  output.push_back(packed_tensor(file, tensor, block_size));
-  output.push_back(held_tensor(tensor.name + ".quant_map", DType::kF32, graft_nf4_codebook(), 16));
-  output.push_back(held_tensor(tensor.name + ".quant_state.bitsandbytes__nf4", DType::kU8,
+  output.push_back(packed_tensor(file, tensor, options));
+  output.push_back(held_tensor(tensor.name + ".quant_map", DType::kF32,
+                               graft_quant4_codebook(options.type), 16));
+  const std::string type(quant_type_name(options.type));
+  output.push_back(held_tensor(tensor.name + ".quant_state.bitsandbytes__" + type, DType::kU8,
                                scales.state.data(), size(scales.state)));
   if (scales.absmax8.empty()) {
     output.push_back(held_tensor(tensor.name + ".absmax", DType::kF32, scales.absmax.data(),
@@ -125,7 +131,7 @@ Json quantization_config(const Nf4Options& options, DType compute) {
                                        : compute == DType::kF16 ? "float16"
                                                                 : "float32");
   config.set("bnb_4bit_quant_storage", "uint8");
-  config.set("bnb_4bit_quant_type", "nf4");
+  config.set("bnb_4bit_quant_type", quant_type_name(options.type));
   config.set("bnb_4bit_use_double_quant", options.double_quant);
   config.set("llm_int8_enable_fp32_cpu_offload", false);
   config.set("llm_int8_has_fp16_weight", false);
@@ -189,7 +195,8 @@ graft_nf4_weight Nf4Owned::view() const {
           nested ? nested_absmax.data() : nullptr,
           offset,
           count,
-          block_size};
+          block_size,
+          type};
 }
 
 Nf4Owned quantize_tensor(const SafetensorsFile& file,
@@ -198,11 +205,12 @@ Nf4Owned quantize_tensor(const SafetensorsFile& file,
   Nf4Owned weight;
   weight.count = tensor.count();
   weight.block_size = options.block_size;
+  weight.type = options.type;
   const int64_t blocks = graft_nf4_block_count(weight.count, options.block_size);
   weight.packed.resize(static_cast<size_t>(graft_nf4_packed_bytes(weight.count)));
   weight.absmax.resize(static_cast<size_t>(blocks));
   for_float_pieces(file, tensor, [&](int64_t begin, std::span<const float> values) {
-    quantize_piece(values, options.block_size, weight.packed.data() + begin / 2,
+    quantize_piece(values, options, weight.packed.data() + begin / 2,
                    weight.absmax.data() + begin / options.block_size, place(file, tensor));
   });
   if (!options.double_quant || blocks == 0) return weight;
@@ -278,7 +286,7 @@ QuantizeReport quantize_directory(const std::string& model_directory,
       Nf4Owned weight = quantize_tensor(file, tensor, options);
       add_error(weight, file, tensor, error, size);
       held.push_back(std::make_unique<Scales>(scales_of(std::move(weight), tensor)));
-      add_quantized(output, file, tensor, options.block_size, *held.back());
+      add_quantized(output, file, tensor, options, *held.back());
       ++report.quantized_tensors;
       report.weights += tensor.count();
     }
@@ -306,10 +314,13 @@ void decode_directory(const std::string& model_directory, const std::string& out
     std::vector<OutputTensor> output;
     for (const TensorInfo& tensor : file.tensors()) {
       if (is_quantization_tensor(tensor.name)) continue;
-      constexpr size_t kEnd = std::string_view(".weight").size();
-      const std::string module =
-          tensor.name.size() > kEnd ? tensor.name.substr(0, tensor.name.size() - kEnd) : "";
-      auto packed = tensor.dtype == DType::kU8 ? find_nf4(model, module) : std::nullopt;
+      constexpr std::string_view kEnd = ".weight";
+      const bool is_weight =
+          tensor.name.size() > kEnd.size() &&
+          tensor.name.compare(tensor.name.size() - kEnd.size(), kEnd.size(), kEnd) == 0;
+      auto packed = is_weight
+                        ? find_nf4(model, tensor.name.substr(0, tensor.name.size() - kEnd.size()))
+                        : std::nullopt;
       if (!packed) {
         output.push_back(copied_tensor(file, tensor));
         continue;

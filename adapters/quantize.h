@@ -10,7 +10,7 @@
 
 namespace graft::adapters {
 
-// An NF4 weight that owns its arrays.
+// A 4-bit weight that owns its arrays.
 struct Nf4Owned {
   std::vector<uint8_t> packed;
   std::vector<float> absmax;  // empty when nested
@@ -19,12 +19,14 @@ struct Nf4Owned {
   float offset = 0;
   int64_t count = 0;
   int block_size = 0;
+  graft_quant4_type type = GRAFT_NF4;
   graft_nf4_weight view() const;
 };
 
 struct Nf4Options {
   int block_size = 64;
   bool double_quant = true;
+  graft_quant4_type type = GRAFT_NF4;
 };
 
 // Quantizes a floating tensor of a file. Errors: kData, naming the tensor, for values that are not

@@ -30,6 +30,7 @@ constexpr Route kRoutes[] = {
     {"generate", "graft-train", false, "text from a model or adapter"},
     {"quantize", "graft-adapter", false, "a 4-bit checkpoint that bitsandbytes loads"},
     {"adapter", "graft-adapter", true, "inspect and merge adapters"},
+    {"bench", "graft-bench", true, "speed on this machine, beside other implementations"},
 };
 
 constexpr std::string_view kBashCompletion =

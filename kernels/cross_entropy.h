@@ -34,6 +34,45 @@ graft_status graft_cross_entropy(float* logits,
                                  uint8_t* row_correct,
                                  graft_ce_mode mode);
 
+// The head's linear layer, its loss and the gradient of its input in one pass, for a head that is
+// not trained: nothing of size tokens x vocab is stored, and nothing is computed twice.
+typedef struct graft_head {
+  const float* x;         // [tokens, dim] input of the head
+  const float* w;         // [vocab, dim]
+  const int32_t* labels;  // [tokens] in 0..vocab-1, or GRAFT_IGNORED
+  const float* weight;    // [tokens] or NULL for 1
+  int64_t tokens, dim, vocab;
+  float scale;         // of the gradient: usually 1 / (trained tokens of the whole step)
+  int64_t chunk_rows;  // rows of logits held at a time; no result depends on it
+} graft_head;
+
+// The label of a token that has no loss (that of PyTorch).
+#define GRAFT_IGNORED (-100)
+
+typedef struct graft_head_result {
+  double loss_sum;  // of weight * row loss over the trained tokens, added in order
+  double weight_sum;
+  int64_t trained;  // tokens with a label
+  int64_t correct;  // of them, those whose first largest logit is the label
+} graft_head_result;
+
+// Bytes of workspace; 0 for sizes that graft_head_loss would refuse.
+size_t graft_head_workspace_bytes(int64_t dim, int64_t vocab, int64_t chunk_rows);
+
+// logits = x W^T; row loss and gradient as graft_cross_entropy; dx = gradient W.
+//   row_loss  [tokens] out, unweighted, 0 for an ignored token; may be NULL
+//   dx        [tokens, dim] out, 0 for an ignored token; NULL: loss only
+//   workspace at least graft_head_workspace_bytes(dim, vocab, chunk_rows), 64-byte aligned
+// Ignored tokens are dropped before the first product and cost nothing. Equal to the bit for every
+// chunk_rows, number of threads and instruction set. All labels are checked before anything is
+// written. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (a label out of range).
+graft_status graft_head_loss(const graft_head* head,
+                             float* row_loss,
+                             float* dx,
+                             graft_head_result* result,
+                             void* workspace,
+                             size_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

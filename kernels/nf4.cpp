@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/device.h"
+#include "kernels/float16.h"
 #include "kernels/nf4_tables.h"
 #include "kernels/parallel.h"
 #include "kernels/simd/table.h"
@@ -27,8 +28,24 @@ graft_status check_block_size(const char* function, int block_size) {
   return GRAFT_OK;
 }
 
-graft_status check_weight(const char* function, const graft_nf4_weight* weight, const void* out) {
+graft_status check_type(const char* function, graft_quant4_type type, graft_device device) {
+  if (type != GRAFT_NF4 && type != GRAFT_FP4) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "type is %d, expected 0 (nf4) or 1 (fp4)",
+                static_cast<int>(type));
+  }
+  if (type != GRAFT_NF4 && device != GRAFT_CPU) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "fp4 on device %d, expected the CPU (0)",
+                static_cast<int>(device));
+  }
+  return GRAFT_OK;
+}
+
+graft_status check_weight(const char* function,
+                          const graft_nf4_weight* weight,
+                          const void* out,
+                          graft_device device) {
   if (const graft_status status = check_pointers(function, {{"weight", weight}})) return status;
+  if (const graft_status status = check_type(function, weight->type, device)) return status;
   if (const graft_status status = check_counts(function, {{"count", weight->count}})) return status;
   if (const graft_status status = check_block_size(function, weight->block_size)) return status;
   if (weight->count == 0) return GRAFT_OK;
@@ -80,7 +97,7 @@ using DecodeFunction = void (*)(const graft_nf4_weight&, int64_t, int64_t, Type*
 template <class Type>
 void decode_cpu(const graft_nf4_weight& weight, Type* out, DecodeFunction<Type> decode) {
   for_pieces(weight.count, kPiece, weight.count,
-             [&](int64_t begin, int64_t end) { decode(weight, begin, end, out); });
+             [&](int64_t begin, int64_t end) { decode(weight, begin, end, out + begin); });
 }
 
 }  // namespace
@@ -90,6 +107,9 @@ using namespace graft::kernels;
 
 extern "C" const float* graft_nf4_codebook(void) {
   return kNf4Code;
+}
+extern "C" const float* graft_quant4_codebook(graft_quant4_type type) {
+  return type == GRAFT_NF4 ? kNf4Code : type == GRAFT_FP4 ? kFp4Code : nullptr;
 }
 extern "C" const float* graft_dynamic_map_signed(void) {
   return kDynamicMapSigned;
@@ -103,14 +123,21 @@ extern "C" int64_t graft_nf4_block_count(int64_t count, int block_size) {
   return count < 1 || block_size < 1 ? 0 : count / block_size + (count % block_size != 0);
 }
 
-extern "C" graft_status graft_nf4_quantize(const float* weight,
-                                           int64_t count,
-                                           int block_size,
-                                           uint8_t* packed,
-                                           float* absmax,
-                                           graft_device device,
-                                           graft_stream stream) {
-  constexpr const char* kName = "graft_nf4_quantize";
+extern "C" graft_status graft_quant4_quantize(graft_quant4_type type,
+                                              graft_float_type weight_type,
+                                              const void* weight,
+                                              int64_t count,
+                                              int block_size,
+                                              uint8_t* packed,
+                                              float* absmax,
+                                              graft_device device,
+                                              graft_stream stream) {
+  constexpr const char* kName = "graft_quant4_quantize";
+  if (const graft_status status = check_type(kName, type, device)) return status;
+  if (weight_type != GRAFT_F32 && weight_type != GRAFT_BF16 && weight_type != GRAFT_F16) {
+    return fail(GRAFT_BAD_ARGUMENT, kName, "weight_type is %d, expected 0..2",
+                static_cast<int>(weight_type));
+  }
   if (const graft_status status = check_counts(kName, {{"count", count}})) return status;
   if (const graft_status status = check_block_size(kName, block_size)) return status;
   if (count > 0) {
@@ -120,24 +147,47 @@ extern "C" graft_status graft_nf4_quantize(const float* weight,
     }
   }
   if (device != GRAFT_CPU) {
+    if (weight_type != GRAFT_F32) {
+      return fail(GRAFT_BAD_ARGUMENT, kName, "16-bit weights on device %d, expected float32",
+                  static_cast<int>(device));
+    }
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
     if (count == 0) return GRAFT_OK;
-    return functions->nf4_quantize(weight, count, block_size, packed, absmax, stream);
+    return functions->nf4_quantize(static_cast<const float*>(weight), count, block_size, packed,
+                                   absmax, stream);
   }
-  const Table& isa = table();
+  const int64_t element = weight_type == GRAFT_F32 ? 4 : 2;
+  const uint8_t* const bytes = static_cast<const uint8_t*>(weight);
+  const WeightTable& isa = *table().weights;
   std::atomic<bool> finite{true};
   for_pieces(count, kPiece, 4 * count, [&](int64_t begin, int64_t end) {
-    if (!isa.nf4_quantize(weight + begin, end - begin, block_size, packed + begin / 2,
-                          absmax + begin / block_size)) {
+    const Quant4Input input{bytes + begin * element, end - begin, block_size, weight_type, type};
+    if (!isa.quant4_quantize(input, packed + begin / 2, absmax + begin / block_size)) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
   if (finite.load()) return GRAFT_OK;
-  int64_t first = 0;
-  while (std::isfinite(weight[first])) ++first;
-  return fail(GRAFT_NOT_FINITE, kName, "weight[%lld] is %g, expected a finite value",
-              static_cast<long long>(first), static_cast<double>(weight[first]));
+  float value = 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    widen(bytes + i * element, weight_type, 1, &value);
+    if (!std::isfinite(value)) {
+      return fail(GRAFT_NOT_FINITE, kName, "weight[%lld] is %g, expected a finite value",
+                  static_cast<long long>(i), static_cast<double>(value));
+    }
+  }
+  return fail(GRAFT_NOT_FINITE, kName, "a weight changed while it was read");
+}
+
+extern "C" graft_status graft_nf4_quantize(const float* weight,
+                                           int64_t count,
+                                           int block_size,
+                                           uint8_t* packed,
+                                           float* absmax,
+                                           graft_device device,
+                                           graft_stream stream) {
+  return graft_quant4_quantize(GRAFT_NF4, GRAFT_F32, weight, count, block_size, packed, absmax,
+                               device, stream);
 }
 
 extern "C" graft_status graft_nf4_compress_absmax(const float* absmax,
@@ -180,14 +230,14 @@ extern "C" graft_status graft_nf4_decode(const graft_nf4_weight* weight,
                                          graft_device device,
                                          graft_stream stream) {
   constexpr const char* kName = "graft_nf4_decode";
-  if (const graft_status status = check_weight(kName, weight, out)) return status;
+  if (const graft_status status = check_weight(kName, weight, out, device)) return status;
   if (device != GRAFT_CPU) {
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
     if (weight->count == 0) return GRAFT_OK;
     return functions->nf4_decode_f32(*weight, out, stream);
   }
-  decode_cpu<float>(*weight, out, table().nf4_decode_f32);
+  decode_cpu<float>(*weight, out, table().weights->quant4_decode_f32);
   return GRAFT_OK;
 }
 
@@ -196,14 +246,14 @@ extern "C" graft_status graft_nf4_decode_bf16(const graft_nf4_weight* weight,
                                               graft_device device,
                                               graft_stream stream) {
   constexpr const char* kName = "graft_nf4_decode_bf16";
-  if (const graft_status status = check_weight(kName, weight, out)) return status;
+  if (const graft_status status = check_weight(kName, weight, out, device)) return status;
   if (device != GRAFT_CPU) {
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
     if (weight->count == 0) return GRAFT_OK;
     return functions->nf4_decode_bf16(*weight, out, stream);
   }
-  decode_cpu<uint16_t>(*weight, out, table().nf4_decode_bf16);
+  decode_cpu<uint16_t>(*weight, out, table().weights->quant4_decode_bf16);
   return GRAFT_OK;
 }
 
@@ -212,13 +262,13 @@ extern "C" graft_status graft_nf4_decode_f16(const graft_nf4_weight* weight,
                                              graft_device device,
                                              graft_stream stream) {
   constexpr const char* kName = "graft_nf4_decode_f16";
-  if (const graft_status status = check_weight(kName, weight, out)) return status;
+  if (const graft_status status = check_weight(kName, weight, out, device)) return status;
   if (device != GRAFT_CPU) {
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
     if (weight->count == 0) return GRAFT_OK;
     return functions->nf4_decode_f16(*weight, out, stream);
   }
-  decode_cpu<uint16_t>(*weight, out, table().nf4_decode_f16);
+  decode_cpu<uint16_t>(*weight, out, table().weights->quant4_decode_f16);
   return GRAFT_OK;
 }

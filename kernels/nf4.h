@@ -1,9 +1,9 @@
-// NormalFloat-4 weights (QLoRA, arXiv 2305.14314, section 3 and appendix E) in the layout of
-// bitsandbytes: the one place of the codes, and quantize, compress and decode on every device.
+// 4-bit weights in the layout of bitsandbytes: NormalFloat-4 (QLoRA, arXiv 2305.14314, section 3
+// and appendix E) and FP4, their codes, and quantize, compress and decode on every device.
 //
 // A weight is a flat array; block b covers elements [b * block_size, (b + 1) * block_size), the
 // last one may be short, and rows of a matrix need not be multiples of the block. Two codes a byte,
-// the first element in the high nibble; an odd count ends in a low nibble of 7 (the code of zero).
+// the first element in the high nibble; an odd count ends in a low nibble of zero's code.
 // With nested ("double") quantization the blocks' absmax values are themselves 8-bit codes.
 // Every function is exact: CPU paths, emulated and real CUDA agree to the bit.
 #pragma once
@@ -17,7 +17,14 @@ extern "C" {
 // Blocks of absmax that share one nested_absmax.
 #define GRAFT_NF4_NESTED_BLOCK 256
 
-// The 16 values of the type, ascending, from -1 to 1; index 7 is 0. Static storage.
+typedef enum graft_quant4_type { GRAFT_NF4 = 0, GRAFT_FP4 = 1 } graft_quant4_type;
+
+// What an array of floating values holds; the 16-bit types as their bits.
+typedef enum graft_float_type { GRAFT_F32 = 0, GRAFT_BF16 = 1, GRAFT_F16 = 2 } graft_float_type;
+
+// The 16 values of a type by code; NF4's ascend from -1 to 1 with 0 at index 7. Static storage;
+// NULL for a value that is no type.
+const float* graft_quant4_codebook(graft_quant4_type type);
 const float* graft_nf4_codebook(void);
 
 // The 256 values of the signed 8-bit dynamic map, ascending; index 127 is 0. Static storage.
@@ -44,6 +51,20 @@ graft_status graft_nf4_quantize(const float* weight,
                                 float* absmax,
                                 graft_device device,
                                 graft_stream stream);
+
+// The same for either 4-bit type and weights of any floating type, which are widened exactly.
+// FP4 takes the codes in the order of bitsandbytes' CPU backend (nf4_tables.h). Other devices than
+// GRAFT_CPU take GRAFT_NF4 and GRAFT_F32 only. Errors: as graft_nf4_quantize, GRAFT_BAD_ARGUMENT
+// for an unknown type.
+graft_status graft_quant4_quantize(graft_quant4_type type,
+                                   graft_float_type weight_type,
+                                   const void* weight,
+                                   int64_t count,
+                                   int block_size,
+                                   uint8_t* packed,
+                                   float* absmax,
+                                   graft_device device,
+                                   graft_stream stream);
 
 // Nested quantization of absmax.
 //   absmax        [blocks]              finite, as graft_nf4_quantize gives it
@@ -74,14 +95,20 @@ typedef struct graft_nf4_weight {
   float offset;                // when nested
   int64_t count;
   int block_size;
+  graft_quant4_type type
+#ifdef __cplusplus
+      = GRAFT_NF4
+#endif
+      ;
 } graft_nf4_weight;
 
 // out[i] = codebook[code i] * absmax[i / block_size], in float32, rounded once more for the 16-bit
 // types (to nearest, ties to even). When nested, absmax = map[absmax8] * nested_absmax + offset,
 // the product rounded before the sum.
 //   out [count]  float32, or bfloat16 / IEEE half as their 16 bits
-// No allocation; one launch on a GPU, not waited for. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT
-// (both or neither of absmax and absmax8), GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
+// No allocation; one launch on a GPU, not waited for. FP4 on GRAFT_CPU only. Errors:
+// GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (both or neither of absmax and absmax8, unknown type),
+// GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
 graft_status graft_nf4_decode(const graft_nf4_weight* weight,
                               float* out,
                               graft_device device,

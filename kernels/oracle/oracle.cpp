@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-
-#include "kernels/nf4.h"
+#include <numeric>
 
 namespace graft::kernels::oracle {
 namespace {
@@ -247,9 +246,25 @@ float inverse_of(float absmax) {
   return 1.0f / std::max(absmax, 1e-38f);
 }
 
+// A type's codes by ascending value; equal values (FP4's two zeros) keep the order of codes.
+struct SortedCodes {
+  int code[16];
+  float value[16];
+};
+SortedCodes sorted_codes(graft_quant4_type type) {
+  const float* const table = graft_quant4_codebook(type);
+  SortedCodes sorted;
+  std::iota(sorted.code, sorted.code + 16, 0);
+  std::stable_sort(sorted.code, sorted.code + 16,
+                   [&](int a, int b) { return table[a] < table[b]; });
+  for (int i = 0; i < 16; ++i) sorted.value[i] = table[sorted.code[i]];
+  return sorted;
+}
+
 }  // namespace
 
-Nf4 nf4_quantize(const std::vector<float>& weight, int block_size) {
+Nf4 nf4_quantize(const std::vector<float>& weight, int block_size, graft_quant4_type type) {
+  const SortedCodes sorted = sorted_codes(type);
   const size_t block = static_cast<size_t>(block_size);
   Nf4 result{std::vector<uint8_t>((weight.size() + 1) / 2),
              std::vector<float>((weight.size() + block - 1) / block)};
@@ -262,7 +277,7 @@ Nf4 nf4_quantize(const std::vector<float>& weight, int block_size) {
     if (i < weight.size()) {
       scaled = std::clamp(weight[i] * inverse_of(result.absmax[i / block]), -1.0f, 1.0f);
     }
-    const int code = nearest(scaled, graft_nf4_codebook(), 16);
+    const int code = sorted.code[nearest(scaled, sorted.value, 16)];
     result.packed[i / 2] =
         static_cast<uint8_t>(result.packed[i / 2] | code << (i % 2 == 0 ? 4 : 0));
   }
@@ -302,11 +317,52 @@ std::vector<float> nf4_absmax(const Nf4Nested& nested) {
 std::vector<float> nf4_decode(const std::vector<uint8_t>& packed,
                               const std::vector<float>& absmax,
                               int64_t count,
-                              int block_size) {
+                              int block_size,
+                              graft_quant4_type type) {
   std::vector<float> out(at(count));
   for (size_t i = 0; i < out.size(); ++i) {
     const int code = i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15;
-    out[i] = graft_nf4_codebook()[code] * absmax[i / static_cast<size_t>(block_size)];
+    out[i] = graft_quant4_codebook(type)[code] * absmax[i / static_cast<size_t>(block_size)];
+  }
+  return out;
+}
+
+Quant8 quant8_quantize(const std::vector<float>& x, const float* map, int block_size) {
+  const size_t block = static_cast<size_t>(block_size);
+  Quant8 result{std::vector<uint8_t>(x.size()), std::vector<float>((x.size() + block - 1) / block)};
+  for (size_t i = 0; i < x.size(); ++i) {
+    float& absmax = result.absmax[i / block];
+    absmax = std::max(absmax, std::fabs(x[i]));
+  }
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float scaled = std::clamp(x[i] * inverse_of(result.absmax[i / block]), -1.0f, 1.0f);
+    result.codes[i] = static_cast<uint8_t>(nearest(scaled, map, 256));
+  }
+  return result;
+}
+
+std::vector<float> gemm_bf16(const GemmShape& s,
+                             const std::vector<float>& a,
+                             const std::vector<float>& b) {
+  std::vector<float> out(at(s.m * s.n));
+  for (int64_t i = 0; i < s.m; ++i) {
+    for (int64_t j = 0; j < s.n; ++j) {
+      const auto product = [&](int64_t p, float sum) {
+        if (p >= s.k) return sum;
+        const float x = a[at(s.a_transposed ? p * s.m + i : i * s.k + p)];
+        const float y = b[at(s.b_transposed ? j * s.k + p : p * s.n + j)];
+        return sum + x * y;  // the product of two bfloat16 is exact
+      };
+      float total = 0.0f;
+      for (int64_t chain = 0; chain < s.k; chain += 512) {
+        float sum = 0.0f;
+        for (int64_t p = chain; p < std::min(chain + 512, s.k); p += 2) {
+          sum = product(p, product(p + 1, sum));
+        }
+        total = chain == 0 ? sum : total + sum;
+      }
+      out[at(i * s.n + j)] = total;
+    }
   }
   return out;
 }

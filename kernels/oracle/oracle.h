@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/nf4.h"
+
 namespace graft::kernels::oracle {
 
 using Array = std::vector<double>;
@@ -86,12 +88,14 @@ struct PhiloxWords {
 };
 PhiloxWords philox(const uint32_t (&counter)[4], const uint32_t (&key)[2]);
 
-// NF4 in float32, one element at a time; the definitions of nf4.h word for word.
+// NF4 and FP4 in float32, one element at a time; the definitions of nf4.h word for word.
 struct Nf4 {
   std::vector<uint8_t> packed;
   std::vector<float> absmax;
 };
-Nf4 nf4_quantize(const std::vector<float>& weight, int block_size);
+Nf4 nf4_quantize(const std::vector<float>& weight,
+                 int block_size,
+                 graft_quant4_type type = GRAFT_NF4);
 struct Nf4Nested {
   std::vector<uint8_t> absmax8;
   std::vector<float> nested_absmax;
@@ -102,6 +106,19 @@ std::vector<float> nf4_absmax(const Nf4Nested& nested);
 std::vector<float> nf4_decode(const std::vector<uint8_t>& packed,
                               const std::vector<float>& absmax,
                               int64_t count,
-                              int block_size);
+                              int block_size,
+                              graft_quant4_type type = GRAFT_NF4);
+
+// 8-bit blockwise quantization as quant8.h says it, by a search through all midpoints.
+struct Quant8 {
+  std::vector<uint8_t> codes;
+  std::vector<float> absmax;
+};
+Quant8 quant8_quantize(const std::vector<float>& x, const float* map, int block_size);
+
+// op(B) in bfloat16 values; sums of pairs as gemm_bf16.h orders them, in float32.
+std::vector<float> gemm_bf16(const GemmShape& shape,
+                             const std::vector<float>& a,
+                             const std::vector<float>& b);
 
 }  // namespace graft::kernels::oracle

@@ -116,10 +116,6 @@ void dropout_row(float* x,
                  float keep_scale);
 void exponential_array(const float* x, int64_t count, float* out);
 
-bool nf4_quantize(
-    const float* weight, int64_t count, int block_size, uint8_t* packed, float* absmax);
-void nf4_decode_f32(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out);
-void nf4_decode_bf16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
-void nf4_decode_f16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
+const WeightTable& weight_table();
 
 }  // namespace graft::kernels::GRAFT_ISA

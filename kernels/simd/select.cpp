@@ -7,6 +7,15 @@ namespace {
 
 const Table& table_of(InstructionSet set) {
 #if defined(__x86_64__)
+  if (set == InstructionSet::kAvx512Bf16) {
+    static const Table kTable = [] {
+      Table result = avx512::table();
+      result.name = "avx512bf16";
+      result.weights = &avx512bf16::weight_table();
+      return result;
+    }();
+    return kTable;
+  }
   if (set == InstructionSet::kAvx512) return avx512::table();
   if (set == InstructionSet::kAvx2) return avx2::table();
 #endif
@@ -15,7 +24,8 @@ const Table& table_of(InstructionSet set) {
 }
 
 const Table& best_table() {
-  for (const InstructionSet set : {InstructionSet::kAvx512, InstructionSet::kAvx2}) {
+  for (const InstructionSet set :
+       {InstructionSet::kAvx512Bf16, InstructionSet::kAvx512, InstructionSet::kAvx2}) {
     if (instruction_set_available(set)) return table_of(set);
   }
   return generic::table();
@@ -28,7 +38,8 @@ std::atomic<const Table*> chosen{nullptr};
 bool instruction_set_available(InstructionSet set) {
   if (set == InstructionSet::kGeneric) return true;
 #if defined(__x86_64__)
-  if (set == InstructionSet::kAvx512) {
+  if (set == InstructionSet::kAvx512Bf16 && !__builtin_cpu_supports("avx512bf16")) return false;
+  if (set == InstructionSet::kAvx512 || set == InstructionSet::kAvx512Bf16) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("fma");

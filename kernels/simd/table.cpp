@@ -6,7 +6,7 @@ namespace graft::kernels::GRAFT_ISA {
 #define GRAFT_NAME(name) GRAFT_TEXT(name)
 
 const Table& table() {
-  static constexpr Table kTable = {
+  static const Table kTable = {
       .name = GRAFT_NAME(GRAFT_ISA),
       .gemm_tile_rows = kTileRows,
       .gemm_tile_columns = kTileColumns,
@@ -30,10 +30,7 @@ const Table& table() {
       .add = add_to,
       .scale = scale_by,
       .dropout_row = dropout_row,
-      .nf4_quantize = nf4_quantize,
-      .nf4_decode_f32 = nf4_decode_f32,
-      .nf4_decode_bf16 = nf4_decode_bf16,
-      .nf4_decode_f16 = nf4_decode_f16,
+      .weights = &weight_table(),
       .exponential = exponential_array,
   };
   return kTable;

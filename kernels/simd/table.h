@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "kernels/nf4.h"
+#include "kernels/simd/weight_table.h"
 
 namespace graft::kernels {
 
@@ -130,21 +130,12 @@ struct Table {
                       uint32_t threshold,
                       float keep_scale);
 
-  // `count` weights from the start of a block; false when one is not finite.
-  bool (*nf4_quantize)(
-      const float* weight, int64_t count, int block_size, uint8_t* packed, float* absmax);
-  // Elements [begin, end) of the weight; begin is a multiple of the block size.
-  void (*nf4_decode_f32)(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out);
-  void (*nf4_decode_bf16)(const graft_nf4_weight& weight,
-                          int64_t begin,
-                          int64_t end,
-                          uint16_t* out);
-  void (*nf4_decode_f16)(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
+  const WeightTable* weights;
 
   void (*exponential)(const float* x, int64_t count, float* out);  // for its test
 };
 
-enum class InstructionSet { kGeneric = 0, kAvx2, kAvx512 };
+enum class InstructionSet { kGeneric = 0, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The best one that this processor has, chosen at the first call.
 const Table& table();

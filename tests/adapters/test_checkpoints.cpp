@@ -326,7 +326,8 @@ TEST_CASE("nf4 checkpoint: quantize then decode gives the decoded weights",
   const TempDir directory;
   const bool double_quant = GENERATE(true, false);
   const int block_size = GENERATE(32, 64, 4096);
-  quantize_directory(kGolden + "base", directory.file("nf4"), {block_size, double_quant});
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
+  quantize_directory(kGolden + "base", directory.file("nf4"), {block_size, double_quant, type});
   decode_directory(directory.file("nf4"), directory.file("plain"));
   const SafetensorsDirectory packed(directory.file("nf4")), plain(directory.file("plain"));
   CHECK(plain.names() == SafetensorsDirectory(kGolden + "base").names());
@@ -334,6 +335,13 @@ TEST_CASE("nf4 checkpoint: quantize then decode gives the decoded weights",
   REQUIRE(weight.has_value());
   CHECK(weight->nested() == double_quant);
   CHECK(weight->view().block_size == block_size);
+  CHECK(weight->view().type == type);
+  const std::string state = "model.layers.1.mlp.down_proj.weight.quant_state.bitsandbytes__";
+  CHECK(packed.find(state + "nf4").has_value() == (type == GRAFT_NF4));
+  CHECK(packed.find(state + "fp4").has_value() == (type == GRAFT_FP4));
+  const Json config = read_json_file(directory.file("nf4/config.json"));
+  CHECK(config.at("quantization_config").at("bnb_4bit_quant_type").as_string() ==
+        quant_type_name(type));
   std::vector<float> values;
   decode_range(weight->view(), 0, weight->count(), values);
   const std::vector<float> written = floats(plain, "model.layers.1.mlp.down_proj.weight");
@@ -402,14 +410,40 @@ TEST_CASE("nf4 checkpoint: damaged files are refused with the tensor's name",
     bytes[3] = std::byte{0x7f};
     rejects("not finite");
   }
-  SECTION("FP4") {
+  SECTION("a state under another type's name") {
     const std::vector<std::byte> text = tensors.bytes.at(state);
     tensors.specs.erase(state);
-    const std::string name = weight + ".quant_state.bitsandbytes__fp4";
+    const std::string type = GENERATE("fp4", "int8");
+    const std::string name = weight + ".quant_state.bitsandbytes__" + type;
     tensors.specs[name] = {name, DType::kU8, {static_cast<int64_t>(text.size())}};
     tensors.bytes[name] = text;
-    rejects("graft reads nf4");
+    rejects(type == "fp4" ? "quant_type is not the fp4 of its name" : "graft reads nf4 and fp4");
   }
+  SECTION("two states") {
+    const std::string name = weight + ".quant_state.bitsandbytes__fp4";
+    tensors.specs[name] = {name, DType::kU8, tensors.specs.at(state).shape};
+    tensors.bytes[name] = tensors.bytes.at(state);
+    rejects("second quant_state");
+  }
+}
+
+TEST_CASE("nf4 checkpoint: packed bytes stored as another type read the same",
+          "[adapters][quantize]") {
+  // bitsandbytes' quant_storage: the same bytes, viewed as bfloat16 of half as many values.
+  const TempDir directory;
+  copy_directory(kGolden + "nf4", directory.file("nf4"));
+  Tensors tensors(directory.file("nf4/model.safetensors"));
+  const std::string module = "model.layers.0.mlp.up_proj", weight = module + ".weight";
+  TensorSpec& spec = tensors.specs.at(weight);
+  spec.dtype = DType::kBF16;
+  spec.shape[0] /= 2;
+  tensors.write(directory.file("nf4/model.safetensors"));
+  const SafetensorsDirectory stored(directory.file("nf4")), plain(kGolden + "nf4");
+  std::vector<float> ours, expected;
+  const auto first = find_nf4(stored, module), second = find_nf4(plain, module);
+  decode_range(first->view(), 0, first->count(), ours);
+  decode_range(second->view(), 0, second->count(), expected);
+  CHECK(ours == expected);
 }
 
 TEST_CASE("checkpoints: shards stay shards, with an index", "[adapters][quantize]") {

@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/progress.h"
+#include "tests/bench/duel.h"
 #include "tests/bench/measure.h"
 
 namespace {
@@ -113,6 +114,120 @@ int run(const graft::Args& args) {
   return 0;
 }
 
+Json to_json(const graft::bench::Duel& duel, const graft::bench::DuelResult& result) {
+  Json arms = Json::array();
+  for (const graft::bench::DuelFigure& figure : result.figures) {
+    arms.push_back(Json::object({{"arm", figure.arm},
+                                 {"ms", figure.milliseconds},
+                                 {"rate", figure.rate},
+                                 {"samples", figure.samples},
+                                 {"discarded", figure.discarded}}));
+  }
+  Json missing = Json::array();
+  for (const std::string& reason : duel.missing) missing.push_back(reason);
+  return Json::object({{"name", duel.name},
+                       {"unit", graft::bench::unit_name(duel.unit)},
+                       {"ratio", result.ratio > 0 ? Json(result.ratio) : Json()},
+                       {"target", duel.target > 0 ? Json(duel.target) : Json()},
+                       {"quiet", result.quiet},
+                       {"probe_gflops", Json::array({result.least_probe, result.most_probe})},
+                       {"arms", std::move(arms)},
+                       {"missing", std::move(missing)}});
+}
+
+bool misses(const graft::bench::Duel& duel, const graft::bench::DuelResult& result) {
+  return duel.target > 0 && result.ratio > 0 && result.ratio < duel.target;
+}
+
+// What the first arm reaches of the machine's own limit.
+std::string limit_note(const graft::bench::Duel& duel,
+                       const graft::bench::DuelResult& result,
+                       double copy,
+                       double peak) {
+  const double rate = result.figures[0].rate;
+  if (duel.unit == Unit::kGigabytes && copy > 0) {
+    return graft::format_fixed(100 * rate / copy, 0) + " % of copy";
+  }
+  if (duel.name.find("forward nf4") == std::string::npos &&
+      duel.name.find("bf16") == std::string::npos) {
+    return "";
+  }
+  return graft::format_fixed(100 * rate / peak, 0) + " % of the tile's peak";
+}
+
+void print(const graft::bench::Duel& duel,
+           const graft::bench::DuelResult& result,
+           double copy,
+           double peak) {
+  for (size_t at = 0; at < result.figures.size(); ++at) {
+    const graft::bench::DuelFigure& figure = result.figures[at];
+    std::string note;
+    if (at == 0) {
+      note = limit_note(duel, result, copy, peak);
+    } else {
+      note = "graft is " + graft::format_fixed(result.ratio, 2) + "x";
+      if (duel.target > 0) {
+        note += ", target " + graft::format_fixed(duel.target, 2) +
+                (misses(duel, result) ? ": MISSED" : ": met");
+      }
+    }
+    if (!result.quiet) {
+      note += (note.empty() ? "" : "; ") + std::string("rough: processor time, ") +
+              std::to_string(figure.samples) + " quiet samples of " +
+              std::to_string(figure.samples + figure.discarded);
+    }
+    std::printf("%-38s %-24s %9s ms %8s %-5s probe %3.0f-%.0f  %s\n",
+                at == 0 ? duel.name.c_str() : "", figure.arm.c_str(),
+                graft::format_fixed(figure.milliseconds, 3).c_str(),
+                graft::format_fixed(figure.rate, 2).c_str(), graft::bench::unit_name(duel.unit),
+                result.least_probe, result.most_probe, note.c_str());
+  }
+  for (const std::string& reason : duel.missing) {
+    std::printf("%-38s missing: %s\n", "", reason.c_str());
+  }
+  std::fflush(stdout);
+}
+
+int run_kernels(const graft::Args& args) {
+  omp_set_num_threads(1);
+  graft::bench::Peer peer;
+  Bench bench("");
+  const double peak = graft::bench::bf16_tile_peak();
+  if (!args.json()) {
+    std::printf("%s, one thread, 4096 x 4096; bfloat16 tile in the first-level cache %.0f GF/s\n",
+                processor_name().c_str(), peak);
+  }
+  Json rows = Json::array();
+  bool missed = false;
+  double copy = 0;
+  const double seconds = static_cast<double>(args.integer("--seconds", 1, 3600));
+  for (const graft::bench::Duel& duel : graft::bench::kernel_duels(peer, args.text("--only"))) {
+    const graft::bench::DuelResult result = graft::bench::fight(duel, bench, seconds);
+    for (const graft::bench::DuelFigure& figure : result.figures) {
+      if (figure.arm == "copy") copy = figure.rate;
+    }
+    missed = missed || (result.quiet && misses(duel, result));
+    if (args.json()) {
+      rows.push_back(to_json(duel, result));
+    } else {
+      print(duel, result, copy, peak);
+    }
+  }
+  if (args.json()) {
+    std::printf("%s\n",
+                graft::dump_json(Json::object({{"device", processor_name()},
+                                               {"threads", 1},
+                                               {"best_probe_gflops", bench.best_probe_gflops()},
+                                               {"bf16_tile_gflops", peak},
+                                               {"copy_gbps", copy > 0 ? Json(copy) : Json()},
+                                               {"rows", std::move(rows)}}))
+                    .c_str());
+  } else {
+    std::printf("probe: best %s GF/s\n", graft::format_fixed(bench.best_probe_gflops(), 1).c_str());
+  }
+  return missed ? 1 : 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -131,7 +246,16 @@ int main(int argc, char** argv) {
        {{"--only", "TEXT", "", "only lines whose name holds this text"},
         {"--threads", "N", "0", "threads of the kernels; 0 = every processor"}},
        {"graft-bench run --only gemm"},
-       run}};
+       run},
+      {"kernels",
+       "",
+       0,
+       0,
+       "graft beside bitsandbytes, torch and oneDNN on one thread; exit 1 when a target is missed",
+       {{"--only", "TEXT", "", "only rows whose name holds this text"},
+        {"--seconds", "N", "60", "the longest wait for five quiet samples of a row"}},
+       {"graft bench kernels --only adamw"},
+       run_kernels}};
   return graft::run_main([&] {
     if (argc == 1) {  // `make bench`
       char word[] = "run";

@@ -58,12 +58,14 @@ class Bench {
   double copy_bandwidth() const { return copy_bandwidth_; }
   double best_probe_gflops() const { return best_probe_; }
 
+  // GF/s of the fixed product now.
+  double probe();
+
  private:
   struct Sample {
     double seconds;  // of one call
     double probe;    // the lower of the two around it
   };
-  double probe();
   Sample sample(const Arm& arm, int64_t calls);
   Result measure(const Comparison& comparison);
 

@@ -31,37 +31,21 @@ std::vector<float> golden_input(uint32_t seed, int64_t count) {
   return values;
 }
 
-// The shared file's: sums of twelve draws, near normal with a deviation of 0.02.
-std::vector<float> shared_input(uint32_t seed, int64_t count, bool bf16) {
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) {
-    int32_t sum = 0;
-    for (int i = 0; i < 12; ++i) {
-      seed = next_of(seed);
-      sum += static_cast<int32_t>(seed >> 16);
-    }
-    value = static_cast<float>(static_cast<double>(sum - 393210) / 65536.0 * 0.02);
-    if (bf16) {
-      uint32_t bits;
-      std::memcpy(&bits, &value, sizeof bits);
-      bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
-      std::memcpy(&value, &bits, sizeof bits);
-    }
-  }
-  return values;
-}
-
 struct Quantized {
   Guarded<uint8_t> packed;
   Guarded<float> absmax;
 };
 
-Quantized quantize(const std::vector<float>& weight, int block_size, graft_device device) {
+Quantized quantize(const std::vector<float>& weight,
+                   int block_size,
+                   graft_device device,
+                   graft_quant4_type type = GRAFT_NF4) {
   const int64_t count = static_cast<int64_t>(weight.size());
   Quantized result{Guarded<uint8_t>(static_cast<size_t>(graft_nf4_packed_bytes(count)), 0),
                    Guarded<float>(static_cast<size_t>(graft_nf4_block_count(count, block_size)))};
-  REQUIRE(graft_nf4_quantize(weight.data(), count, block_size, result.packed.data(),
-                             result.absmax.data(), device, nullptr) == GRAFT_OK);
+  REQUIRE(graft_quant4_quantize(type, GRAFT_F32, weight.data(), count, block_size,
+                                result.packed.data(), result.absmax.data(), device,
+                                nullptr) == GRAFT_OK);
   REQUIRE((result.packed.intact() && result.absmax.intact()));
   return result;
 }
@@ -84,6 +68,25 @@ Decoded decode(const graft_nf4_weight& weight, graft_device device, size_t shift
 }
 
 }  // namespace
+
+std::vector<float> shared_input(uint32_t seed, int64_t count, bool bf16) {
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) {
+    int32_t sum = 0;
+    for (int i = 0; i < 12; ++i) {
+      seed = next_of(seed);
+      sum += static_cast<int32_t>(seed >> 16);
+    }
+    value = static_cast<float>(static_cast<double>(sum - 393210) / 65536.0 * 0.02);
+    if (bf16) {
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
+      std::memcpy(&value, &bits, sizeof bits);
+    }
+  }
+  return values;
+}
 
 std::vector<uint8_t> bytes_of_hex(const std::string& hex) {
   std::vector<uint8_t> bytes;
@@ -148,7 +151,8 @@ void check_shared_golden(const std::string& path) {
   const Json golden = read_json_file(path);
   int checked = 0;
   for (const Json& c : golden.at("cases").as_array()) {
-    if (c.at("quant_type").as_string() != "nf4") continue;
+    const bool fp4 = c.at("quant_type").as_string() == "fp4";
+    const graft_quant4_type type = fp4 ? GRAFT_FP4 : GRAFT_NF4;
     INFO(c.at("name").as_string());
     int64_t count = 1;
     for (const Json& size : c.at("shape").as_array()) count *= size.as_int();
@@ -160,7 +164,7 @@ void check_shared_golden(const std::string& path) {
       weight = shared_input(static_cast<uint32_t>(c.at("seed").as_int()), count,
                             c.at("dtype").as_string() == "bfloat16");
     }
-    Quantized q = quantize(weight, block_size, GRAFT_CPU);
+    Quantized q = quantize(weight, block_size, GRAFT_CPU, type);
     CHECK(digest(q.packed.values()) == c.at("packed_sha256").as_string());
     graft_nf4_weight view{q.packed.data(), q.absmax.data(), nullptr, nullptr, 0.0f,
                           count,           block_size};
@@ -188,12 +192,13 @@ void check_shared_golden(const std::string& path) {
     } else {
       CHECK(same_bits(q.absmax.values(), floats_of_hex(c.at("absmax_f32").as_string())));
     }
+    view.type = type;
     const Decoded decoded = decode(view, GRAFT_CPU, 1);
     CHECK(digest(decoded.f32) == c.at("dequant_float32_sha256").as_string());
     CHECK(digest(decoded.bf16) == c.at("dequant_bfloat16_sha256").as_string());
     ++checked;
   }
-  CHECK(checked == 7);
+  CHECK(checked == 8);
 }
 
 }  // namespace graft::kernels::test

@@ -89,8 +89,8 @@ inline std::string outside(const std::vector<float>& got,
 // Instruction sets of this machine; the portable one always.
 inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> sets;
-  for (const InstructionSet set :
-       {InstructionSet::kGeneric, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
+  for (const InstructionSet set : {InstructionSet::kGeneric, InstructionSet::kAvx2,
+                                   InstructionSet::kAvx512, InstructionSet::kAvx512Bf16}) {
     if (instruction_set_available(set)) sets.push_back(set);
   }
   return sets;

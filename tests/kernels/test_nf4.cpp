@@ -5,6 +5,7 @@
 
 #include "core/hash.h"
 #include "core/json.h"
+#include "kernels/float16.h"
 #include "kernels/nf4.h"
 #include "kernels/oracle/oracle.h"
 #include "tests/kernels/nf4_golden.h"
@@ -67,33 +68,126 @@ TEST_CASE("nf4: the shared golden file holds", "[kernels][nf4]") {
   check_shared_golden(shared + "/data/nf4_golden.json");
 }
 
-TEST_CASE("nf4: every path equals the oracle to the bit and stays inside its buffers",
+TEST_CASE("nf4, fp4: every path equals the oracle to the bit and stays inside its buffers",
           "[kernels][nf4]") {
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
   const int block_size = GENERATE(32, 64, 128, 256, 512, 1024, 2048, 4096);
   const int64_t count =
       GENERATE_COPY(1, 2, 31, 53, 7 * block_size - 1, 7 * block_size, 7 * block_size + 1, 70001);
   const std::vector<float> weight = mixed_weights(count, block_size);
-  const auto expected = oracle::nf4_quantize(weight, block_size);
-  const auto decoded = oracle::nf4_decode(expected.packed, expected.absmax, count, block_size);
-  same_everywhere([&] {
+  const auto expected = oracle::nf4_quantize(weight, block_size, type);
+  const auto decoded =
+      oracle::nf4_decode(expected.packed, expected.absmax, count, block_size, type);
+  const std::vector<float> got = same_everywhere([&] {
     Guarded<uint8_t> packed(expected.packed.size(), 3);
     Guarded<float> absmax(expected.absmax.size()), out(weight.size());
-    REQUIRE(graft_nf4_quantize(weight.data(), count, block_size, packed.data(), absmax.data(),
-                               GRAFT_CPU, nullptr) == GRAFT_OK);
+    REQUIRE(graft_quant4_quantize(type, GRAFT_F32, weight.data(), count, block_size, packed.data(),
+                                  absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
     REQUIRE((packed.intact() && absmax.intact()));
     REQUIRE(packed.values() == expected.packed);
     REQUIRE(same_bits(absmax.values(), expected.absmax));
-    const graft_nf4_weight view{packed.data(), absmax.data(), nullptr,   nullptr,
-                                0.0f,          count,         block_size};
+    const graft_nf4_weight view{packed.data(), absmax.data(), nullptr,    nullptr,
+                                0.0f,          count,         block_size, type};
     REQUIRE(graft_nf4_decode(&view, out.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
     REQUIRE(out.intact());
     return out.values();
   });
-  Guarded<float> out(weight.size());
-  const graft_nf4_weight view{
-      expected.packed.data(), expected.absmax.data(), nullptr, nullptr, 0.0f, count, block_size};
-  REQUIRE(graft_nf4_decode(&view, out.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
-  CHECK(same_bits(out.values(), decoded));
+  CHECK(same_bits(got, decoded));
+}
+
+TEST_CASE("nf4, fp4: 16-bit weights give what their float32 values give", "[kernels][nf4]") {
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
+  const int block_size = GENERATE(32, 64, 4096);
+  const int64_t count = GENERATE(1, 63, 9001, 70001);
+  const std::vector<float> weight = mixed_weights(count, block_size);
+  for (const graft_float_type from : {GRAFT_BF16, GRAFT_F16}) {
+    std::vector<uint16_t> narrow(weight.size());
+    std::vector<float> wide(weight.size());
+    for (size_t i = 0; i < weight.size(); ++i) {
+      const float clipped = std::clamp(weight[i], -60000.0f, 60000.0f);
+      narrow[i] = from == GRAFT_BF16 ? to_bf16(weight[i]) : to_f16(clipped);
+      wide[i] = from == GRAFT_BF16 ? from_bf16(narrow[i]) : from_f16(narrow[i]);
+    }
+    const auto expected = oracle::nf4_quantize(wide, block_size, type);
+    Guarded<uint8_t> packed(expected.packed.size(), 1);
+    Guarded<float> absmax(expected.absmax.size());
+    REQUIRE(graft_quant4_quantize(type, from, narrow.data(), count, block_size, packed.data(),
+                                  absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+    CHECK((packed.intact() && absmax.intact()));
+    CHECK(packed.values() == expected.packed);
+    CHECK(same_bits(absmax.values(), expected.absmax));
+  }
+}
+
+TEST_CASE("float16: every half widens exactly and comes back", "[kernels][nf4]") {
+  int64_t wrong = 0;
+  for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+    const uint16_t half = static_cast<uint16_t>(bits);
+    const float wide = from_f16(half);
+    const int exponent = static_cast<int>(bits >> 10 & 31u);
+    const double mantissa = static_cast<double>(bits & 1023u);
+    const double expected = exponent == 0 ? std::ldexp(mantissa, -24)
+                                          : std::ldexp(1.0 + mantissa / 1024.0, exponent - 15);
+    if (exponent == 31) {
+      wrong += mantissa == 0.0 ? !std::isinf(wide) : !std::isnan(wide);
+    } else {
+      wrong += std::fabs(static_cast<double>(wide)) != expected || to_f16(wide) != half;
+    }
+    wrong += std::signbit(wide) != (bits >> 15 == 1);
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("nf4, fp4: scaling by a power of two scales absmax and keeps the codes",
+          "[kernels][nf4]") {
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
+  const std::vector<float> weight = random_floats(5000, 12, 0.02f);
+  const int power = GENERATE(-60, -3, 1, 100);
+  std::vector<float> scaled = weight;
+  for (float& value : scaled) value = std::ldexp(value, power);
+  const auto quantize = [&](const std::vector<float>& values) {
+    oracle::Nf4 result{std::vector<uint8_t>(2500), std::vector<float>(79)};
+    REQUIRE(graft_quant4_quantize(type, GRAFT_F32, values.data(), 5000, 64, result.packed.data(),
+                                  result.absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+    return result;
+  };
+  const oracle::Nf4 one = quantize(weight), two = quantize(scaled);
+  CHECK(one.packed == two.packed);
+  for (size_t i = 0; i < 79; ++i) CHECK(two.absmax[i] == std::ldexp(one.absmax[i], power));
+}
+
+TEST_CASE("nf4, fp4: permuting blocks permutes their codes", "[kernels][nf4]") {
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
+  std::vector<float> weight = random_floats(640, 13, 0.02f), rotated = weight;
+  std::rotate(rotated.begin(), rotated.begin() + 192, rotated.end());
+  std::vector<uint8_t> packed(320), other(320);
+  std::vector<float> absmax(10);
+  REQUIRE(graft_quant4_quantize(type, GRAFT_F32, weight.data(), 640, 64, packed.data(),
+                                absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  REQUIRE(graft_quant4_quantize(type, GRAFT_F32, rotated.data(), 640, 64, other.data(),
+                                absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  std::rotate(packed.begin(), packed.begin() + 96, packed.end());
+  CHECK(packed == other);
+}
+
+TEST_CASE("fp4: other devices are refused, and unknown types", "[kernels][nf4]") {
+  const std::vector<float> weight(64, 1.0f);
+  std::vector<uint8_t> packed(32);
+  std::vector<float> absmax(1), out(64);
+  const auto quantize = [&](graft_quant4_type type, graft_float_type from, graft_device device) {
+    return graft_quant4_quantize(type, from, weight.data(), 64, 64, packed.data(), absmax.data(),
+                                 device, nullptr);
+  };
+  CHECK(quantize(GRAFT_FP4, GRAFT_F32, GRAFT_EMU) == GRAFT_BAD_ARGUMENT);
+  CHECK(quantize(GRAFT_NF4, GRAFT_BF16, GRAFT_EMU) == GRAFT_BAD_ARGUMENT);
+  CHECK(quantize(static_cast<graft_quant4_type>(2), GRAFT_F32, GRAFT_CPU) == GRAFT_BAD_ARGUMENT);
+  CHECK(quantize(GRAFT_NF4, static_cast<graft_float_type>(3), GRAFT_CPU) == GRAFT_BAD_ARGUMENT);
+  const graft_nf4_weight view{packed.data(), absmax.data(), nullptr, nullptr, 0.0f, 64, 64,
+                              GRAFT_FP4};
+  CHECK(graft_nf4_decode(&view, out.data(), GRAFT_EMU, nullptr) == GRAFT_BAD_ARGUMENT);
+  CHECK(graft_nf4_decode(&view, out.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
 }
 
 TEST_CASE("nf4: a weight half way between two codes takes the lower one", "[kernels][nf4]") {
@@ -188,24 +282,36 @@ TEST_CASE("nf4: 16-bit results round the float32 once, ties to even", "[kernels]
   }
 }
 
-TEST_CASE("nf4: quantizing decoded weights gives the same codes", "[kernels][nf4]") {
+TEST_CASE("nf4, fp4: quantizing decoded weights gives the same codes", "[kernels][nf4]") {
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
   const std::vector<float> weight = random_floats(10000, 9, 0.02f);
   std::vector<uint8_t> packed(5000), again(5000);
-  std::vector<float> absmax(157), decoded(10000);
-  REQUIRE(graft_nf4_quantize(weight.data(), 10000, 64, packed.data(), absmax.data(), GRAFT_CPU,
-                             nullptr) == GRAFT_OK);
-  const graft_nf4_weight view{packed.data(), absmax.data(), nullptr, nullptr, 0.0f, 10000, 64};
+  std::vector<float> absmax(157), decoded(10000), decoded_again(10000);
+  const auto quantize = [&](const std::vector<float>& values, std::vector<uint8_t>& codes) {
+    REQUIRE(graft_quant4_quantize(type, GRAFT_F32, values.data(), 10000, 64, codes.data(),
+                                  absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  };
+  quantize(weight, packed);
+  const graft_nf4_weight view{packed.data(), absmax.data(), nullptr, nullptr,
+                              0.0f,          10000,         64,      type};
   REQUIRE(graft_nf4_decode(&view, decoded.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
-  REQUIRE(graft_nf4_quantize(decoded.data(), 10000, 64, again.data(), absmax.data(), GRAFT_CPU,
-                             nullptr) == GRAFT_OK);
-  CHECK(packed == again);
-  // Half of the widest gap between codes, 0.5 * (1 - 0.696), plus the roundings.
+  quantize(decoded, again);
+  if (type == GRAFT_NF4) {
+    CHECK(packed == again);
+  } else {  // FP4 has two codes of zero: the values are the same
+    const graft_nf4_weight other{again.data(), absmax.data(), nullptr, nullptr,
+                                 0.0f,         10000,         64,      type};
+    REQUIRE(graft_nf4_decode(&other, decoded_again.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+    CHECK(same_bits(decoded, decoded_again));
+  }
+  // Half of the widest gap between codes, plus the roundings: NF4's is 1 - 0.696, FP4's 1 - 2/3.
+  const double widest = type == GRAFT_NF4 ? 0.15191 : 0.16667;
   double worst = 0.0;
   for (size_t i = 0; i < weight.size(); ++i) {
     worst = std::max(worst, std::fabs(static_cast<double>(weight[i] - decoded[i])) /
                                 static_cast<double>(absmax[i / 64]));
   }
-  CHECK(worst < 0.15191);
+  CHECK(worst < widest);
 }
 
 TEST_CASE("nf4: values that are not finite are refused and named", "[kernels][nf4]") {
@@ -266,7 +372,7 @@ TEST_CASE("nf4: indices pass 2^31 elements", "[kernels][nf4][slow]") {
   for (const InstructionSet set : instruction_sets()) {
     const Environment restore;
     use_instruction_set(set);
-    table().nf4_decode_f32(view, int64_t{1} << 31, count, out);
+    table().weights->quant4_decode_f32(view, int64_t{1} << 31, count, out + (int64_t{1} << 31));
     CHECK(out[count - 1] == 2.0f);
     CHECK(out[count - 2] == -2.0f);
     out[count - 1] = 0.0f;

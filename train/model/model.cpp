@@ -118,6 +118,7 @@ class WeightReader {
     base.block_size = view.block_size;
     base.count = view.count;
     base.offset = view.offset;
+    base.type = view.type;
     base.packed = copy_u8(view.packed, graft_nf4_packed_bytes(view.count));
     if (stored.nested()) {
       base.absmax8 = copy_u8(view.absmax8, blocks);
@@ -219,6 +220,7 @@ graft_nf4_weight BaseWeight::nf4() const {
   weight.offset = offset;
   weight.count = count;
   weight.block_size = block_size;
+  weight.type = type;
   return weight;
 }
 

@@ -28,7 +28,7 @@ struct Parameter {
   bool decays = true;  // takes part in weight decay: matrices do, norms do not
 };
 
-// A frozen matrix [out, in]: float32, or NF4 as kernels/nf4.h describes it.
+// A frozen matrix [out, in]: float32, or 4-bit as kernels/nf4.h describes it.
 struct BaseWeight {
   at::Tensor dense;  // float32 [out, in]; undefined when quantized
   at::Tensor packed;
@@ -38,6 +38,7 @@ struct BaseWeight {
   float offset = 0;
   int block_size = 0;
   int64_t count = 0;  // out * in
+  graft_quant4_type type = GRAFT_NF4;
   bool quantized() const { return packed.defined(); }
   graft_nf4_weight nf4() const;  // views of the tensors above
   int64_t bytes() const;

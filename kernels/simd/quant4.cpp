@@ -1,20 +1,15 @@
-// NF4 on a range of whole blocks. Codes are found by comparing with the midpoints, decoded by one
+// 4-bit types on ranges of blocks. Codes are found by comparing with the midpoints, decoded by one
 // permutation of the 16 values; every path rounds in the same places, so they agree to the bit.
+#include "kernels/float16.h"
 #include "kernels/nf4_tables.h"
-#include "kernels/simd/functions.h"
 #include "kernels/simd/vector.h"
+#include "kernels/simd/weight_functions.h"
 
 namespace graft::kernels::GRAFT_ISA {
 namespace {
 
 int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
-}
-
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
 }
 
 // The largest |x|; NaN and infinity order above every finite value when compared as bits.
@@ -27,14 +22,31 @@ uint32_t largest_magnitude_bits(const float* x, int64_t count) {
   return best;
 }
 
-uint8_t code_of(float scaled) {
-  uint8_t code = 0;
-  for (const float midpoint : kNf4Midpoints.value) code += scaled > midpoint;
-  return code;
+// What differs between the types: midpoints of the ascending values, and the code of each place.
+struct Codes {
+  const float* midpoints;  // [15]
+  const uint8_t* order;    // [16], or NULL where code = place
+};
+
+Codes codes_of_type(graft_quant4_type type) {
+  return type == GRAFT_FP4 ? Codes{kFp4Midpoints.value, kFp4Order}
+                           : Codes{kNf4Midpoints.value, nullptr};
 }
 
-// Two codes of each byte from 32 weights at a time; gives how many weights it took.
+float clamp_to_one(float x) {
+  return x > 1.0f ? 1.0f : (x < -1.0f ? -1.0f : x);
+}
+
+uint8_t code_of(float scaled, const Codes& codes) {
+  uint8_t place = 0;
+  for (int i = 0; i < 15; ++i) place += scaled > codes.midpoints[i];
+  return codes.order != nullptr ? codes.order[place] : place;
+}
+
+// Packs whole vectors of weights; gives how many weights it took.
 #if defined(__AVX512F__)
+
+constexpr uint8_t kIdentity[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 __m512i codes_of(__m512 scaled, __m512 midpoints) {
   // Binary search: after the step of size s, the first `code` midpoints are below the value.
@@ -48,15 +60,18 @@ __m512i codes_of(__m512 scaled, __m512 midpoints) {
   return code;
 }
 
-int64_t pack_codes(const float* x, int64_t count, float inverse, uint8_t* packed) {
-  const __m512 midpoints = _mm512_maskz_loadu_ps(0x7fff, kNf4Midpoints.value);
+int64_t pack_codes(
+    const float* x, int64_t count, float inverse, const Codes& codes, uint8_t* packed) {
+  const __m512 midpoints = _mm512_maskz_loadu_ps(0x7fff, codes.midpoints);
+  const __m512i order = _mm512_cvtepu8_epi32(_mm_loadu_si128(
+      reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)));
   const __m512 one = _mm512_set1_ps(1.0f), minus_one = _mm512_set1_ps(-1.0f);
   const __m512 scale = _mm512_set1_ps(inverse);
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
     const __m512 scaled =
         _mm512_min_ps(one, _mm512_max_ps(minus_one, _mm512_mul_ps(_mm512_loadu_ps(x + i), scale)));
-    const __m512i code = codes_of(scaled, midpoints);
+    const __m512i code = _mm512_permutexvar_epi32(codes_of(scaled, midpoints), order);
     // A 64-bit lane holds the codes of a pair: low word first. high nibble = first code.
     const __m512i pair = _mm512_or_si512(_mm512_slli_epi64(code, 4), _mm512_srli_epi64(code, 32));
     const __m128i bytes = _mm512_cvtepi64_epi8(pair);
@@ -67,7 +82,8 @@ int64_t pack_codes(const float* x, int64_t count, float inverse, uint8_t* packed
 
 #elif defined(__AVX2__)
 
-int64_t pack_codes(const float* x, int64_t count, float inverse, uint8_t* packed) {
+int64_t pack_codes(
+    const float* x, int64_t count, float inverse, const Codes& codes, uint8_t* packed) {
   const __m256 one = _mm256_set1_ps(1.0f), minus_one = _mm256_set1_ps(-1.0f);
   const __m256 scale = _mm256_set1_ps(inverse);
   int64_t i = 0;
@@ -75,9 +91,15 @@ int64_t pack_codes(const float* x, int64_t count, float inverse, uint8_t* packed
     const __m256 scaled =
         _mm256_min_ps(one, _mm256_max_ps(minus_one, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale)));
     __m256i code = _mm256_setzero_si256();
-    for (const float midpoint : kNf4Midpoints.value) {
-      const __m256 above = _mm256_cmp_ps(scaled, _mm256_set1_ps(midpoint), _CMP_GT_OQ);
+    for (int m = 0; m < 15; ++m) {
+      const __m256 above = _mm256_cmp_ps(scaled, _mm256_set1_ps(codes.midpoints[m]), _CMP_GT_OQ);
       code = _mm256_sub_epi32(code, _mm256_castps_si256(above));
+    }
+    if (codes.order != nullptr) {
+      const __m256i order = _mm256_broadcastsi128_si256(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes.order)));
+      // The three upper bytes of each lane look up code 0's place and are dropped below.
+      code = _mm256_and_si256(_mm256_shuffle_epi8(order, code), _mm256_set1_epi32(15));
     }
     const __m256i pair = _mm256_or_si256(_mm256_slli_epi64(code, 4), _mm256_srli_epi64(code, 32));
     packed[i / 2] = static_cast<uint8_t>(_mm256_extract_epi8(pair, 0));
@@ -90,35 +112,11 @@ int64_t pack_codes(const float* x, int64_t count, float inverse, uint8_t* packed
 
 #else
 
-int64_t pack_codes(const float*, int64_t, float, uint8_t*) {
+int64_t pack_codes(const float*, int64_t, float, const Codes&, uint8_t*) {
   return 0;
 }
 
 #endif
-
-float clamp_to_one(float x) {
-  return x > 1.0f ? 1.0f : (x < -1.0f ? -1.0f : x);
-}
-
-// 16-bit results are rounded from the float32 product, to nearest with ties to even.
-uint16_t to_bf16(float x) {
-  const uint32_t bits = bits_of(x);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-uint16_t to_f16(float x) {
-  const uint32_t bits = bits_of(x);
-  const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds past 65504
-  if (magnitude < 0x38800000u) {  // below 2^-14: a denormal half, a multiple of 2^-24
-    // Adding 0.5 puts the last kept bit at 2^-24 of the sum, so the addition does the rounding.
-    float absolute;
-    __builtin_memcpy(&absolute, &magnitude, sizeof absolute);
-    return static_cast<uint16_t>(sign | (bits_of(absolute + 0.5f) - 0x3f000000u));
-  }
-  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
-}
 
 struct StoreF32 {
   using Type = float;
@@ -176,14 +174,42 @@ struct StoreF16 {
 #endif
 };
 
+#if defined(__AVX512F__)
+
+// A block has 16 values: they are rounded once and then looked up, 32 weights a permutation.
+template <class Store>
+int64_t decode_halves(
+    const uint8_t* packed, int64_t count, const float* values, float absmax, uint16_t* out) {
+  alignas(64) uint16_t rounded[16];
+  Store::sixteen(rounded, _mm512_mul_ps(_mm512_loadu_ps(values), _mm512_set1_ps(absmax)));
+  // Twice the table: an index uses five bits, and the fifth is whatever lies above the nibble.
+  const __m512i table =
+      _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(rounded)));
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32) {
+    const __m512i bytes =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i / 2)));
+    const __m512i index =
+        _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(index, table));
+  }
+  return i;
+}
+
+#endif
+
 // Elements from whole bytes with vectors; gives how many it wrote.
 template <class Store>
 int64_t decode_vectors(const uint8_t* packed,
                        int64_t count,
+                       const float* values,
                        float absmax,
                        typename Store::Type* out) {
 #if defined(__AVX512F__)
-  const __m512 code = _mm512_loadu_ps(kNf4Code), scale = _mm512_set1_ps(absmax);
+  if constexpr (sizeof(typename Store::Type) == 2) {
+    if (count >= 32) return decode_halves<Store>(packed, count, values, absmax, out);
+  }
+  const __m512 code = _mm512_loadu_ps(values), scale = _mm512_set1_ps(absmax);
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + i / 2));
@@ -193,7 +219,7 @@ int64_t decode_vectors(const uint8_t* packed,
   }
   return i;
 #elif defined(__AVX2__)
-  const __m256 low_codes = _mm256_loadu_ps(kNf4Code), high_codes = _mm256_loadu_ps(kNf4Code + 8);
+  const __m256 low_codes = _mm256_loadu_ps(values), high_codes = _mm256_loadu_ps(values + 8);
   const __m256 scale = _mm256_set1_ps(absmax);
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
@@ -210,16 +236,20 @@ int64_t decode_vectors(const uint8_t* packed,
   }
   return i;
 #else
-  static_cast<void>(packed), static_cast<void>(count), static_cast<void>(absmax);
-  static_cast<void>(out);
+  static_cast<void>(packed), static_cast<void>(count), static_cast<void>(values);
+  static_cast<void>(absmax), static_cast<void>(out);
   return 0;
 #endif
 }
 
 template <class Store>
 void decode(const graft_nf4_weight& weight, int64_t begin, int64_t end, typename Store::Type* out) {
-  for (int64_t first = begin; first < end; first += weight.block_size) {
-    const int64_t block = first / weight.block_size;
+  const float* const values = weight.type == GRAFT_FP4 ? kFp4Code : kNf4Code;
+  const auto code_at = [&](int64_t i) {
+    return i % 2 == 0 ? weight.packed[i / 2] >> 4 : weight.packed[i / 2] & 15;
+  };
+  for (int64_t i = begin; i < end;) {
+    const int64_t block = i / weight.block_size;
     float absmax;
     if (weight.absmax != nullptr) {
       absmax = weight.absmax[block];
@@ -227,47 +257,57 @@ void decode(const graft_nf4_weight& weight, int64_t begin, int64_t end, typename
       const float nested = weight.nested_absmax[block / GRAFT_NF4_NESTED_BLOCK];
       absmax = kDynamicMapSigned[weight.absmax8[block]] * nested + weight.offset;
     }
-    const int64_t count = smaller_of(weight.block_size, end - first);
-    const uint8_t* const packed = weight.packed + first / 2;
-    typename Store::Type* const to = out + first;
-    for (int64_t i = decode_vectors<Store>(packed, count, absmax, to); i < count; ++i) {
-      const int code = i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15;
-      to[i] = Store::one(kNf4Code[code] * absmax);
+    const int64_t stop = smaller_of((block + 1) * weight.block_size, end);
+    if (i % 2 != 0) {
+      out[i - begin] = Store::one(values[code_at(i)] * absmax);
+      ++i;
     }
+    if (i < stop) {
+      i +=
+          decode_vectors<Store>(weight.packed + i / 2, stop - i, values, absmax, out + (i - begin));
+    }
+    for (; i < stop; ++i) out[i - begin] = Store::one(values[code_at(i)] * absmax);
   }
 }
 
 }  // namespace
 
-bool nf4_quantize(
-    const float* weight, int64_t count, int block_size, uint8_t* packed, float* absmax) {
-  for (int64_t first = 0; first < count; first += block_size) {
-    const float* const x = weight + first;
-    const int64_t length = smaller_of(block_size, count - first);
+bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax) {
+  const Codes codes = codes_of_type(input.type);
+  const int64_t element = input.weight_type == GRAFT_F32 ? 4 : 2;
+  const unsigned char* const bytes = static_cast<const unsigned char*>(input.weight);
+  float widened[4096];  // the largest block
+  for (int64_t first = 0; first < input.count; first += input.block_size) {
+    const int64_t length = smaller_of(input.block_size, input.count - first);
+    const float* x = widened;
+    if (input.weight_type == GRAFT_F32) {
+      x = static_cast<const float*>(input.weight) + first;
+    } else {
+      widen(bytes + first * element, input.weight_type, length, widened);
+    }
     const uint32_t magnitude = largest_magnitude_bits(x, length);
     if (magnitude >= 0x7f800000u) return false;
-    float largest;
-    __builtin_memcpy(&largest, &magnitude, sizeof largest);
-    absmax[first / block_size] = largest;
+    const float largest = float_of(magnitude);
+    absmax[first / input.block_size] = largest;
     const float inverse = 1.0f / (largest > kNf4SmallestAbsmax ? largest : kNf4SmallestAbsmax);
-    uint8_t* const bytes = packed + first / 2;
-    for (int64_t i = pack_codes(x, length, inverse, bytes); i < length; i += 2) {
-      const uint8_t high = code_of(clamp_to_one(x[i] * inverse));
+    uint8_t* const to = packed + first / 2;
+    for (int64_t i = pack_codes(x, length, inverse, codes, to); i < length; i += 2) {
+      const uint8_t high = code_of(clamp_to_one(x[i] * inverse), codes);
       // The nibble after an odd end holds the code of zero.
-      const uint8_t low = code_of(i + 1 < length ? clamp_to_one(x[i + 1] * inverse) : 0.0f);
-      bytes[i / 2] = static_cast<uint8_t>(high << 4 | low);
+      const float next = i + 1 < length ? clamp_to_one(x[i + 1] * inverse) : 0.0f;
+      to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(next, codes));
     }
   }
   return true;
 }
 
-void nf4_decode_f32(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out) {
+void quant4_decode_f32(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out) {
   decode<StoreF32>(weight, begin, end, out);
 }
-void nf4_decode_bf16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out) {
+void quant4_decode_bf16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out) {
   decode<StoreBf16>(weight, begin, end, out);
 }
-void nf4_decode_f16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out) {
+void quant4_decode_f16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out) {
   decode<StoreF16>(weight, begin, end, out);
 }
 

@@ -1,0 +1,160 @@
+#include "kernels/gemm_bf16.h"
+
+#include <memory>
+
+#include "kernels/bf16_product.h"
+
+namespace graft::kernels {
+namespace {
+
+int64_t round_up(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
+// A second buffer of the calling thread beside thread_scratch, which its tasks use.
+uint16_t* rows_scratch(int64_t values) {
+  struct Free {
+    void operator()(uint16_t* pointer) const { std::free(pointer); }
+  };
+  static thread_local std::unique_ptr<uint16_t, Free> buffer;
+  static thread_local int64_t capacity = 0;
+  if (values > capacity) {
+    buffer.reset();
+    capacity = 0;
+    const int64_t rounded = round_up(values, 4096);
+    void* memory = std::aligned_alloc(64, static_cast<size_t>(rounded) * sizeof(uint16_t));
+    if (memory == nullptr) throw std::bad_alloc();
+    buffer.reset(static_cast<uint16_t*>(memory));
+    capacity = rounded;
+  }
+  return buffer.get();
+}
+
+graft_status check_b(
+    const char* function, graft_transpose tb, int64_t n, int64_t k, const void* b, int64_t ldb) {
+  if (tb != GRAFT_N && tb != GRAFT_T) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "transpose is %d, expected 0 or 1",
+                static_cast<int>(tb));
+  }
+  if (const graft_status status = check_counts(function, {{"ldb", ldb, tb == GRAFT_N ? n : k}})) {
+    return status;
+  }
+  return check_pointers(function, {{"b", b}});
+}
+
+}  // namespace
+
+graft_status check_bf16_operands(const char* function, const Bf16Operands& o) {
+  if (o.a_type != GRAFT_F32 && o.a_type != GRAFT_BF16) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "the type is %d, expected 0 (f32) or 1 (bf16)",
+                static_cast<int>(o.a_type));
+  }
+  if (const graft_status status = check_counts(function, {{"m", o.m}, {"n", o.n}, {"k", o.k}})) {
+    return status;
+  }
+  if (o.m == 0 || o.n == 0) return GRAFT_OK;
+  if (const graft_status status =
+          check_counts(function, {{"lda", o.lda, o.k}, {"ldc", o.ldc, o.n}})) {
+    return status;
+  }
+  if (const graft_status status = check_pointers(function, {{"c", o.c}})) return status;
+  return o.k == 0 ? GRAFT_OK : check_pointers(function, {{"a", o.a}});
+}
+
+Bf16Rows bf16_rows(const Bf16Operands& o) {
+  if (o.a_type == GRAFT_BF16 && o.k % 2 == 0) {
+    return {static_cast<const uint16_t*>(o.a), o.lda};
+  }
+  const int64_t row = o.k + o.k % 2;
+  uint16_t* const values = rows_scratch(o.m * row);
+  for_pieces(o.m, 1, o.m * o.k, [&](int64_t i, int64_t) {
+    uint16_t* const to = values + i * row;
+    to[row - 1] = 0;
+    if (o.a_type == GRAFT_BF16) {
+      const uint16_t* const from = static_cast<const uint16_t*>(o.a) + i * o.lda;
+      std::copy(from, from + o.k, to);
+      return;
+    }
+    const float* const from = static_cast<const float*>(o.a) + i * o.lda;
+    for (int64_t p = 0; p < o.k; ++p) to[p] = to_bf16_or_nan(from[p]);
+  });
+  return {values, row};
+}
+
+}  // namespace graft::kernels
+
+using namespace graft::kernels;
+
+extern "C" graft_status graft_gemm_bf16(graft_transpose tb,
+                                        int64_t m,
+                                        int64_t n,
+                                        int64_t k,
+                                        const void* a,
+                                        graft_float_type a_type,
+                                        int64_t lda,
+                                        const uint16_t* b,
+                                        int64_t ldb,
+                                        float beta,
+                                        float* c,
+                                        int64_t ldc) {
+  constexpr const char* kName = "graft_gemm_bf16";
+  const Bf16Operands operands{m, n, k, a, a_type, lda, beta, c, ldc};
+  if (const graft_status status = check_bf16_operands(kName, operands)) return status;
+  if (m == 0 || n == 0) return GRAFT_OK;
+  if (k > 0) {
+    if (const graft_status status = check_b(kName, tb, n, k, b, ldb)) return status;
+  }
+  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
+  const WeightTable& isa = *table().weights;
+  bf16_product(operands, kBf16TaskColumns * kBf16Depth / 2,
+               [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch) {
+                 isa.bf16_pack(b + p * b_row + j * b_col, b_row, b_col, depth, width, scratch);
+                 return scratch;
+               });
+  return GRAFT_OK;
+}
+
+extern "C" int64_t graft_bf16_packed_values(int64_t n, int64_t k) {
+  return n < 1 || k < 1 ? 0 : round_up(n, kBf16PanelColumns) * round_up(k, 2);
+}
+
+// Chains lie one after another, each with all of its columns' panels.
+extern "C" graft_status graft_bf16_pack(
+    graft_transpose tb, int64_t n, int64_t k, const uint16_t* b, int64_t ldb, uint16_t* packed) {
+  constexpr const char* kName = "graft_bf16_pack";
+  if (const graft_status status = check_counts(kName, {{"n", n}, {"k", k}})) return status;
+  if (n == 0 || k == 0) return GRAFT_OK;
+  if (const graft_status status = check_b(kName, tb, n, k, b, ldb)) return status;
+  if (const graft_status status = check_pointers(kName, {{"packed", packed}})) return status;
+  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
+  const int64_t columns = round_up(n, kBf16PanelColumns);
+  const WeightTable& isa = *table().weights;
+  for_pieces(k, kBf16Depth, n * k, [&](int64_t p, int64_t end) {
+    isa.bf16_pack(b + p * b_row, b_row, b_col, end - p, n, packed + p * columns);
+  });
+  return GRAFT_OK;
+}
+
+extern "C" graft_status graft_gemm_bf16_packed(int64_t m,
+                                               int64_t n,
+                                               int64_t k,
+                                               const void* a,
+                                               graft_float_type a_type,
+                                               int64_t lda,
+                                               const uint16_t* packed,
+                                               float beta,
+                                               float* c,
+                                               int64_t ldc) {
+  constexpr const char* kName = "graft_gemm_bf16_packed";
+  const Bf16Operands operands{m, n, k, a, a_type, lda, beta, c, ldc};
+  if (const graft_status status = check_bf16_operands(kName, operands)) return status;
+  if (m == 0 || n == 0) return GRAFT_OK;
+  if (k > 0) {
+    if (const graft_status status = check_pointers(kName, {{"packed", packed}})) return status;
+  }
+  const int64_t columns = round_up(n, kBf16PanelColumns);
+  bf16_product(operands, 0, [&](int64_t j, int64_t, int64_t p, int64_t depth, uint16_t*) {
+    return packed + p * columns + j * round_up(depth, 2);
+  });
+  return GRAFT_OK;
+}

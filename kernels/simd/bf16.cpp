@@ -1,0 +1,237 @@
+// bfloat16 products with float32 sums. The instruction for a pair of products (vdpbf16ps) adds the
+// odd one first, then the even one, each rounded; a product of two bfloat16 is exact in float32, so
+// two fused multiply-adds in that order give the same bits without the instruction. Only where a
+// product or sum is below 2^-126 do they differ: the instruction takes it as zero.
+#include "kernels/simd/vector.h"
+#include "kernels/simd/weight_functions.h"
+
+namespace graft::kernels::GRAFT_ISA {
+namespace {
+
+constexpr int64_t kColumns = kBf16PanelColumns;
+// 12 x 2 accumulators, two columns of B and one broadcast of A.
+constexpr int kRows = 12;
+
+int64_t smaller_of(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+uint32_t word_at(const uint16_t* p) {
+  uint32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word;
+}
+
+#if defined(__AVX512BF16__)
+
+using Pairs = __m512bh;
+GRAFT_LANES_INLINE Pairs load_pairs(const uint16_t* p) {
+  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
+}
+GRAFT_LANES_INLINE Pairs all_pairs(uint32_t pair) {
+  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)));
+}
+GRAFT_LANES_INLINE Lanes add_products(Lanes sum, Pairs a, Pairs b) {
+  return _mm512_dpbf16_ps(sum, a, b);
+}
+
+#else
+
+struct Pairs {
+  Lanes even, odd;
+};
+GRAFT_LANES_INLINE Pairs load_pairs(const uint16_t* p) {
+  float even[kLanes], odd[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const uint32_t pair = word_at(p + 2 * i), low = pair << 16, high = pair & 0xffff0000u;
+    __builtin_memcpy(even + i, &low, sizeof low);
+    __builtin_memcpy(odd + i, &high, sizeof high);
+  }
+  return {load(even), load(odd)};
+}
+GRAFT_LANES_INLINE Pairs all_pairs(uint32_t pair) {
+  const uint32_t low = pair << 16, high = pair & 0xffff0000u;
+  float even, odd;
+  __builtin_memcpy(&even, &low, sizeof low);
+  __builtin_memcpy(&odd, &high, sizeof high);
+  return {all(even), all(odd)};
+}
+GRAFT_LANES_INLINE Lanes add_products(Lanes sum, const Pairs& a, const Pairs& b) {
+  return fma(a.even, b.even, fma(a.odd, b.odd, sum));
+}
+
+#endif
+
+struct Tile {
+  const uint16_t* a;
+  int64_t a_row;
+  const uint16_t* b;
+  int64_t pairs;
+  float* c;
+  int64_t ldc;
+  float beta;
+};
+
+template <int kHeight>
+void multiply(const Tile& tile, int64_t columns) {
+  Lanes sum[kHeight][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < kHeight; ++i) sum[i][0] = sum[i][1] = all(0.0f);
+  constexpr int kGroups = (kHeight + 3) / 4;  // rows in groups of four share their strides
+  const uint16_t* group[kGroups];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g) group[g] = tile.a + 4 * g * tile.a_row;
+  const int64_t stride[4] = {0, tile.a_row, 2 * tile.a_row, 3 * tile.a_row};
+  const uint16_t* b = tile.b;
+  for (int64_t p = 0; p < tile.pairs; ++p) {
+    const Pairs b0 = load_pairs(b), b1 = load_pairs(b + 2 * kLanes);
+    b += 2 * kColumns;
+#pragma GCC unroll 12
+    for (int i = 0; i < kHeight; ++i) {
+      const Pairs row = all_pairs(word_at(group[i / 4] + stride[i % 4] + 2 * p));
+      sum[i][0] = add_products(sum[i][0], row, b0);
+      sum[i][1] = add_products(sum[i][1], row, b1);
+    }
+  }
+  const int64_t first = smaller_of(columns, kLanes), second = columns - first;
+#pragma GCC unroll 12
+  for (int i = 0; i < kHeight; ++i) {
+    float* const c = tile.c + i * tile.ldc;
+    const auto put = [&](float* to, Lanes value, int64_t lanes) {
+      if (lanes <= 0) return;
+      if (tile.beta != 0.0f) value = fma(all(tile.beta), load_upto(to, lanes), value);
+      store_upto(to, value, lanes);
+    };
+    put(c, sum[i][0], first);
+    put(c + kLanes, sum[i][1], second);
+  }
+}
+
+using MultiplyFunction = void (*)(const Tile&, int64_t);
+template <int kHeight>
+constexpr void fill(MultiplyFunction (&heights)[kRows]) {
+  heights[kHeight - 1] = multiply<kHeight>;
+  if constexpr (kHeight < kRows) fill<kHeight + 1>(heights);
+}
+struct Heights {
+  MultiplyFunction multiply[kRows];
+};
+constexpr Heights make_heights() {
+  Heights heights{};
+  fill<1>(heights.multiply);
+  return heights;
+}
+constexpr Heights kHeights = make_heights();
+
+#if defined(__AVX512F__)
+
+// to[j * kColumns + i] = from[i * from_row / 2 + j] on 32-bit words, 16 x 16: pairs, fours, lanes.
+void transpose_words(const uint16_t* from, int64_t from_row, uint16_t* to) {
+  __m512i r[16], t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * from_row);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+    const __m512i high = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+    const __m512i low_odd = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    const __m512i high_odd = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    const auto put = [&](int row, __m512i value) {
+      _mm512_storeu_si512(to + row * 2 * kColumns, value);
+    };
+    put(j, _mm512_shuffle_i32x4(low, high, 0x88));
+    put(j + 8, _mm512_shuffle_i32x4(low, high, 0xdd));
+    put(j + 4, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
+    put(j + 12, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
+  }
+}
+
+#endif
+
+// Columns are contiguous in p: pairs are words of a column.
+void pack_columns(const uint16_t* b, int64_t b_col, int64_t depth, int64_t width, uint16_t* panel) {
+  int64_t done_columns = 0, done_depth = 0;
+#if defined(__AVX512F__)
+  done_columns = width / 16 * 16;
+  done_depth = depth / 32 * 32;
+  for (int64_t j = 0; j < done_columns; j += 16) {
+    for (int64_t p = 0; p < done_depth; p += 32) {
+      transpose_words(b + j * b_col + p, b_col, panel + p * kColumns + 2 * j);
+    }
+  }
+#endif
+  for (int64_t j = 0; j < width; ++j) {
+    for (int64_t p = j < done_columns ? done_depth : 0; p < depth; p += 2) {
+      uint16_t* const to = panel + p * kColumns + 2 * j;
+      to[0] = b[j * b_col + p];
+      to[1] = p + 1 < depth ? b[j * b_col + p + 1] : uint16_t{0};
+    }
+  }
+}
+
+// Rows are contiguous in j: two rows interleave.
+void pack_rows(const uint16_t* b, int64_t b_row, int64_t depth, int64_t width, uint16_t* panel) {
+  static constexpr uint16_t kZeros[kColumns] = {};
+  for (int64_t p = 0; p < depth; p += 2) {
+    const uint16_t* const even = b + p * b_row;
+    const uint16_t* const odd = p + 1 < depth ? even + b_row : kZeros;
+    uint16_t* const to = panel + p * kColumns;
+    for (int64_t j = 0; j < width; ++j) {
+      const uint32_t pair = even[j] | static_cast<uint32_t>(odd[j]) << 16;
+      __builtin_memcpy(to + 2 * j, &pair, sizeof pair);
+    }
+  }
+}
+
+}  // namespace
+
+void bf16_pack(
+    const uint16_t* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t n, uint16_t* panels) {
+  const int64_t even_depth = depth + depth % 2;
+  for (int64_t j = 0; j < n; j += kColumns) {
+    const int64_t width = smaller_of(kColumns, n - j);
+    uint16_t* const panel = panels + j * even_depth;
+    if (width < kColumns) {
+      __builtin_memset(panel, 0, static_cast<size_t>(kColumns * even_depth) * sizeof(uint16_t));
+    }
+    if (b_row == 1) {
+      pack_columns(b + j * b_col, b_col, depth, width, panel);
+    } else {
+      pack_rows(b + j, b_row, depth, width, panel);
+    }
+  }
+}
+
+void bf16_block(const Bf16Block& block) {
+  const int64_t pairs = ceil_div(block.depth, 2);
+  for (int64_t j = 0; j < block.n; j += kColumns) {
+    const int64_t width = smaller_of(kColumns, block.n - j);
+    for (int64_t i = 0; i < block.m; i += kRows) {
+      Tile tile;
+      tile.a = block.a + i * block.a_row;
+      tile.a_row = block.a_row;
+      tile.b = block.panels + j * 2 * pairs;
+      tile.pairs = pairs;
+      tile.c = block.c + i * block.ldc + j;
+      tile.ldc = block.ldc;
+      tile.beta = block.beta;
+      kHeights.multiply[smaller_of(kRows, block.m - i) - 1](tile, width);
+    }
+  }
+}
+
+}  // namespace graft::kernels::GRAFT_ISA
