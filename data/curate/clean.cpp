@@ -66,7 +66,12 @@ class Cleaner {
       for (int64_t i = block * kItemBlock; i < end; ++i) {
         const RawItem& item = result_.items[static_cast<size_t>(i)];
         try {
-          judge(static_cast<size_t>(i), read_record(source_, item));
+          Record record = read_record(source_, item);
+          if (record.schema == Schema::kTokens) {
+            fail(ExitCode::kData, "the record holds token ids, no text to judge", "",
+                 "give pretokenized files to `graft data tokenize` or the trainer");
+          }
+          judge(static_cast<size_t>(i), std::move(record));
         } catch (const Error& error) {
           if (error.code() != ExitCode::kData) {
             throw;

@@ -14,12 +14,14 @@ struct SchemaRow {
   std::string_view shape;  // shown when no schema fits
 };
 
-constexpr std::array<SchemaRow, 5> kSchemas = {{
+constexpr std::array<SchemaRow, 7> kSchemas = {{
     {Schema::kAlpaca, "alpaca", R"({"instruction", "input"?, "output"})"},
     {Schema::kPromptCompletion, "prompt-completion", R"({"prompt", "completion"})"},
     {Schema::kMessages, "messages", R"({"messages": [{"role", "content"}]})"},
     {Schema::kShareGpt, "sharegpt", R"({"conversations": [{"from", "value"}]})"},
     {Schema::kText, "text", R"({"text"})"},
+    {Schema::kSegments, "segments", R"({"segments": [{"text", "label"}]})"},
+    {Schema::kTokens, "tokens", R"({"input_ids", "labels"?})"},
 }};
 
 struct RoleAlias {
@@ -149,9 +151,12 @@ Message parse_message(const Json& turn, Schema schema, std::string_view name) {
   }
   if (content != nullptr) {
     message.content = content_text(*content, name);
+    if (!content->is_string()) {
+      message.given = *content;
+    }
   }
   for (const auto& [key, value] : turn.as_object()) {
-    if (key != role_key && key != content_key) {
+    if (key != role_key && key != content_key && !value.is_null()) {
       message.extra.set(key, value);
     }
   }
@@ -176,7 +181,7 @@ void append_messages(const Json& turns,
 void append_system(const Json& object, Record& record, std::string_view name) {
   std::string text = optional_string(object, "system", name);
   if (!text.empty()) {
-    record.messages.push_back({"system", std::move(text), {}});
+    record.messages.push_back({"system", std::move(text), {}, {}});
   }
 }
 
@@ -191,9 +196,9 @@ void parse_alpaca(const Json& object, Record& record, std::string_view name) {
     prompt += input;
   }
   const bool response = object.find("output") == nullptr && object.find("response") != nullptr;
-  record.messages.push_back({"user", std::move(prompt), {}});
+  record.messages.push_back({"user", std::move(prompt), {}, {}});
   record.messages.push_back(
-      {"assistant", string_member(object, response ? "response" : "output", name), {}});
+      {"assistant", string_member(object, response ? "response" : "output", name), {}, {}});
 }
 
 void parse_prompt_completion(const Json& object, Record& record, std::string_view name) {
@@ -207,9 +212,119 @@ void parse_prompt_completion(const Json& object, Record& record, std::string_vie
       append_messages(*value, record, key, name);
     } else {
       record.messages.push_back(
-          {key == "prompt" ? "user" : "assistant", string_member(object, key, name), {}});
+          {key == "prompt" ? "user" : "assistant", string_member(object, key, name), {}, {}});
     }
   }
+}
+
+void parse_segments(const Json& object, Record& record, std::string_view name) {
+  const Json& segments = object.at("segments");
+  if (!segments.is_array() || segments.size() == 0) {
+    fail(ExitCode::kData,
+         "\"segments\" must be a list of at least one segment, got " +
+             (segments.is_array() ? std::string("an empty list")
+                                  : std::string(segments.type_name())),
+         place(name, segments, "segments"), R"(write [{"text": "...", "label": true}])");
+  }
+  for (const Json& segment : segments.as_array()) {
+    const Json* label = segment.find("label");
+    if (label == nullptr || !label->is_bool()) {
+      fail(ExitCode::kData, "a segment needs \"label\": true (trained on) or false",
+           place(name, segment, "segments"), R"(write {"text": "...", "label": true})");
+    }
+    record.messages.push_back(
+        {label->as_bool() ? "assistant" : "user", string_member(segment, "text", name), {}, {}});
+  }
+}
+
+// A list of integers of `length` items (0 = any).
+std::vector<int32_t> integer_list(const Json& object,
+                                  std::string_view key,
+                                  size_t length,
+                                  std::string_view name) {
+  const Json& list = object.at(key);
+  std::vector<int32_t> values;
+  if (list.is_array()) {
+    for (const Json& item : list.as_array()) {
+      if (!item.is_int() || item.as_int() < INT32_MIN || item.as_int() > INT32_MAX) break;
+      values.push_back(static_cast<int32_t>(item.as_int()));
+    }
+  }
+  const bool is_whole = list.is_array() && values.size() == list.size();
+  if (!is_whole || values.empty() || (length > 0 && values.size() != length)) {
+    fail(ExitCode::kData,
+         "\"" + std::string(key) + "\" must be a list of " +
+             (length > 0 ? std::to_string(length) + " " : std::string()) + "integers, got " +
+             (is_whole ? std::to_string(values.size()) : std::string(list.type_name())),
+         place(name, list, key), "give one integer a token");
+  }
+  return values;
+}
+
+void parse_tokens(const Json& object, Record& record, std::string_view name) {
+  record.input_ids = integer_list(object, "input_ids", 0, name);
+  const size_t length = record.input_ids.size();
+  if (object.find("labels") != nullptr) {
+    record.labels = integer_list(object, "labels", length, name);
+  }
+  if (object.find("attention_mask") == nullptr) {
+    return;
+  }
+  const std::vector<int32_t> visible = integer_list(object, "attention_mask", length, name);
+  size_t kept = 0;
+  for (size_t i = 0; i < length; ++i) {
+    if (visible[i] == 0) continue;
+    record.input_ids[kept] = record.input_ids[i];
+    if (!record.labels.empty()) record.labels[kept] = record.labels[i];
+    ++kept;
+  }
+  record.input_ids.resize(kept);
+  if (!record.labels.empty()) record.labels.resize(kept);
+}
+
+// The object with the file's own names replaced by graft's.
+Json renamed(const Json& object, const std::vector<FieldMapping::Rename>& renames) {
+  Json result = Json::object();
+  result.set_mark(object.mark());
+  for (const auto& [key, value] : object.as_object()) {
+    std::string_view name = key;
+    bool is_shadowed = false;
+    for (const FieldMapping::Rename& rename : renames) {
+      if (rename.given == key) {
+        name = rename.known;
+      } else if (rename.known == key && object.find(rename.given) != nullptr) {
+        is_shadowed = true;
+      }
+    }
+    if (!is_shadowed) result.set(std::string(name), value);
+  }
+  return result;
+}
+
+Json mapped(const Json& object, const FieldMapping& mapping) {
+  Json result = renamed(object, mapping.record);
+  for (const std::string_view key : {"messages", "conversations"}) {
+    const Json* turns = result.find(key);
+    if (turns == nullptr || !turns->is_array()) continue;
+    Json list = Json::array();
+    list.set_mark(turns->mark());
+    for (const Json& turn : turns->as_array()) {
+      Json one = turn.is_object() ? renamed(turn, mapping.message) : turn;
+      for (const std::string_view member : {"role", "from"}) {
+        const Json* role = one.find(member);
+        if (role == nullptr || !role->is_string()) continue;
+        for (const FieldMapping::Rename& rename : mapping.roles) {
+          if (rename.given == role->as_string()) {
+            one.set(std::string(member), rename.known);
+            break;
+          }
+        }
+      }
+      list.push_back(std::move(one));
+    }
+    result.set(std::string(key), std::move(list));
+  }
+  return result;
 }
 
 Schema detect(const Json& object, std::string_view name) {
@@ -224,6 +339,12 @@ Schema detect(const Json& object, std::string_view name) {
   }
   if (object.find("prompt") != nullptr) {
     return Schema::kPromptCompletion;
+  }
+  if (object.find("segments") != nullptr) {
+    return Schema::kSegments;
+  }
+  if (object.find("input_ids") != nullptr) {
+    return Schema::kTokens;
   }
   if (object.find("text") != nullptr) {
     return Schema::kText;
@@ -288,10 +409,13 @@ std::string_view Record::answer() const {
   return "";
 }
 
-Record parse_record(const Json& object, std::string_view name) {
+Record parse_record(const Json& object, std::string_view name, const FieldMapping& mapping) {
   if (!object.is_object()) {
     fail(ExitCode::kData, "a record must be a JSON object, got " + std::string(object.type_name()),
          place(name, object, ""), "write one object per record");
+  }
+  if (!mapping.empty()) {
+    return parse_record(mapped(object, mapping), name);
   }
   Record record;
   record.schema = detect(object, name);
@@ -321,7 +445,13 @@ Record parse_record(const Json& object, std::string_view name) {
       append_messages(object.at("conversations"), record, "conversations", name);
       break;
     case Schema::kText:
-      record.messages.push_back({"text", string_member(object, "text", name), {}});
+      record.messages.push_back({"text", string_member(object, "text", name), {}, {}});
+      break;
+    case Schema::kSegments:
+      parse_segments(object, record, name);
+      break;
+    case Schema::kTokens:
+      parse_tokens(object, record, name);
       break;
   }
   return record;

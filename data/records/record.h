@@ -16,13 +16,19 @@ enum class Schema {
   kMessages,          // {"messages": [{"role", "content"}, …]}
   kShareGpt,          // {"conversations": [{"from", "value"}, …]}
   kText,              // {"text"}: no turns, everything is trained on
+  kSegments,  // {"segments": [{"text", "label": bool}, …]}: no template; label = trained on
+  kTokens,    // {"input_ids": […], "labels"?: […]}: tokens already; -100 = not trained on
 };
 std::string_view schema_name(Schema schema);
 
 struct Message {
-  std::string role;  // "system", "user", "assistant", "tool"; "text" for Schema::kText
-  std::string content;
-  Json extra;  // other members of the message (tool_calls, train, weight, …) or null
+  // "system", "user", "assistant", "tool"; "text" for kText; for kSegments "assistant" where the
+  // label is true, else "user".
+  std::string role;
+  std::string content;  // a list of text parts is joined; null is ""
+  Json extra;           // other members of the message (tool_calls, train, weight, …) or null;
+                        // members that are null (as Parquet pads them) are left out
+  Json given;           // the content as it was given, when that was no string (null, parts)
 };
 
 struct Record {
@@ -31,6 +37,10 @@ struct Record {
   std::string source;  // the record's own "source", or ""
   std::vector<Message> messages;
   Json tools;  // "tools" of the record, or null
+  // kTokens only; labels has input_ids' length or is empty (= all trained). Tokens that the
+  // record's attention_mask hides (padding) are left out of both.
+  std::vector<int32_t> input_ids;
+  std::vector<int32_t> labels;
 
   // All user/system text before the last assistant turn, joined by newlines; and the last assistant
   // turn. For kText the prompt is empty and the answer is the text.
@@ -38,9 +48,22 @@ struct Record {
   std::string_view answer() const;
 };
 
+// Other names for what graft knows: {"messages", "dialogue"} reads the member "dialogue" as
+// "messages". A member that stands under graft's own name beside it is ignored.
+struct FieldMapping {
+  struct Rename {
+    std::string known;  // graft's name: messages, prompt, text, …; role, content, …
+    std::string given;  // the file's name
+  };
+  std::vector<Rename> record;
+  std::vector<Rename> message;
+  std::vector<Rename> roles;  // known: user, assistant, system, tool; given: the file's speaker
+  bool empty() const { return record.empty() && message.empty() && roles.empty(); }
+};
+
 // Turns one JSON object into a record. An alpaca `input` follows the instruction after a blank
 // line. Errors: kData naming the missing or mistyped member, and the known schemas when none fits.
-Record parse_record(const Json& object, std::string_view name);
+Record parse_record(const Json& object, std::string_view name, const FieldMapping& mapping = {});
 
 // One item of an input file, exactly as it stands there.
 struct RawItem {
@@ -74,6 +97,8 @@ class RecordSource {
 };
 
 // parse_json + parse_record of one item, with file and line in the error.
-Record read_record(const RecordSource& source, const RawItem& item);
+Record read_record(const RecordSource& source,
+                   const RawItem& item,
+                   const FieldMapping& mapping = {});
 
 }  // namespace graft::data

@@ -5,6 +5,8 @@
 #include <optional>
 
 #include "core/error.h"
+#include "data/text/length.h"
+#include "data/text/turns.h"
 #include "data/text/utf8.h"
 
 namespace graft::data {
@@ -12,42 +14,9 @@ namespace {
 
 constexpr std::array<std::string_view, 6> kRoleNames = {"template",  "system", "user",
                                                         "assistant", "tool",   "text"};
-constexpr std::array<std::string_view, 6> kRefusalNames = {
-    "none", "template", "special_in_content", "nothing_trained", "too_long", "double_bos"};
-
-// Flags of a message that speak to graft, not to the template.
-constexpr std::array<std::string_view, 2> kTrainingMembers = {"train", "weight"};
-
-Json message_json(const Message& message) {
-  Json json = Json::object();
-  json.set("role", message.role);
-  json.set("content", message.content);
-  if (message.extra.is_object()) {
-    for (const auto& [key, value] : message.extra.as_object()) {
-      const bool is_flag = std::find(kTrainingMembers.begin(), kTrainingMembers.end(), key) !=
-                           kTrainingMembers.end();
-      if (!is_flag) json.set(key, value);
-    }
-  }
-  return json;
-}
-
-bool is_trained(const Message& message) {
-  if (message.role != "assistant") return false;
-  const Json* train = message.extra.find("train");
-  if (train && train->is_bool() && !train->as_bool()) return false;
-  const Json* weight = message.extra.find("weight");
-  return !(weight && weight->is_number() && weight->as_double() == 0.0);
-}
-
-RenderInput render_input(const Record& record, size_t messages, const MaskOptions& options) {
-  RenderInput input;
-  for (size_t i = 0; i < messages; ++i) input.messages.push_back(message_json(record.messages[i]));
-  input.tools = record.tools;
-  input.vars = options.vars;
-  input.now = options.now;
-  return input;
-}
+constexpr std::array<std::string_view, 8> kRefusalNames = {
+    "none",     "template",   "special_in_content", "nothing_trained",
+    "too_long", "double_bos", "unstopped_turn",     "bad_member"};
 
 const ChatTemplate& need_template(const ChatTemplate* chat) {
   if (chat) return *chat;
@@ -112,155 +81,6 @@ Encoded encode_rendered(const Rendered& rendered,
   return result;
 }
 
-// A stretch of text that is trained on, and the message it belongs to.
-struct Turn {
-  ByteRange text;
-  int32_t message = -1;
-  bool has_stop = false;  // a special token behind the content is part of it
-};
-
-// Builds the trained stretches of one rendered record.
-class TurnFinder {
- public:
-  TurnFinder(const Record& record,
-             const Rendered& rendered,
-             const Encoding& encoding,
-             const Tokenizer& tokenizer,
-             const ChatTemplate& chat,
-             const MaskOptions& options)
-      : record_(record),
-        rendered_(rendered),
-        encoding_(encoding),
-        tokenizer_(tokenizer),
-        chat_(chat),
-        options_(options) {}
-
-  std::vector<Turn> find() const {
-    std::vector<Turn> turns = chat_.marks_generation() ? marked_turns() : content_turns();
-    for (Turn& turn : turns) {
-      if (turn.message >= 0) turn.text.begin = after_prompt(turn);
-    }
-    return turns;
-  }
-
- private:
-  // {% generation %} blocks, less those of messages that shall not be trained.
-  std::vector<Turn> marked_turns() const {
-    std::vector<Turn> turns;
-    for (const ByteRange& range : rendered_.generation) {
-      if (range.begin == range.end) continue;
-      Turn turn = {range, -1, false};
-      for (const Piece& piece : rendered_.pieces) {
-        const bool is_inside = piece.begin < range.end && range.begin < piece.end;
-        if (is_inside && piece.origin == Origin::kContent) turn.message = piece.message;
-      }
-      const bool is_wanted =
-          turn.message < 0 || is_trained(record_.messages[static_cast<size_t>(turn.message)]);
-      if (!is_wanted) continue;
-      turn.has_stop = special_end(range.begin, range.end).has_value();
-      turns.push_back(turn);
-    }
-    return turns;
-  }
-
-  std::vector<Turn> content_turns() const {
-    std::vector<Turn> turns;
-    for (size_t i = 0; i < record_.messages.size(); ++i) {
-      if (!is_trained(record_.messages[i])) continue;
-      Turn turn;
-      turn.message = static_cast<int32_t>(i);
-      bool is_found = false;
-      for (const Piece& piece : rendered_.pieces) {
-        if (piece.origin != Origin::kContent || piece.message != turn.message) continue;
-        if (!is_found) turn.text.begin = piece.begin;
-        turn.text.end = piece.end;
-        is_found = true;
-      }
-      if (is_found) turns.push_back(turn);
-    }
-    for (Turn& turn : turns) add_stop(turn);
-    return turns;
-  }
-
-  // The template's text behind `from`, up to the next piece that is not the template's.
-  ByteRange tail(int64_t from) const {
-    ByteRange range = {from, from};
-    for (const Piece& piece : rendered_.pieces) {
-      if (piece.end <= from) continue;
-      if (piece.origin != Origin::kTemplate) break;
-      range.end = piece.end;
-    }
-    return range;
-  }
-
-  // The end of the first special token in [begin, end).
-  std::optional<int64_t> special_end(int64_t begin, int64_t end) const {
-    for (size_t i = 0; i < encoding_.ids.size(); ++i) {
-      const ByteRange& span = encoding_.spans[i];
-      if (span.begin >= begin && span.end <= end && span.begin < span.end &&
-          tokenizer_.is_special(encoding_.ids[i])) {
-        return span.end;
-      }
-    }
-    return std::nullopt;
-  }
-
-  void add_stop(Turn& turn) const {
-    const ByteRange behind = tail(turn.text.end);
-    if (const auto end = special_end(behind.begin, behind.end)) {
-      turn.text.end = *end;
-      turn.has_stop = true;
-      return;
-    }
-    // Without a stop token: what the conversation's end has as well is the turn's end.
-    if (record_.messages.back().role != "assistant") return;
-    int64_t last_end = -1;
-    for (const Piece& piece : rendered_.pieces) {
-      if (piece.origin == Origin::kContent &&
-          piece.message == static_cast<int32_t>(record_.messages.size()) - 1) {
-        last_end = piece.end;
-      }
-    }
-    if (last_end < 0) return;
-    const ByteRange final_tail = tail(last_end);
-    const auto part = [&](const ByteRange& range) {
-      return std::string_view(rendered_.text)
-          .substr(static_cast<size_t>(range.begin), static_cast<size_t>(range.end - range.begin));
-    };
-    const std::string_view mine = part(behind);
-    const std::string_view final_text = part(final_tail);
-    const auto differs =
-        std::mismatch(mine.begin(), mine.end(), final_text.begin(), final_text.end());
-    turn.text.end += differs.first - mine.begin();
-  }
-
-  // Where the model starts to write: behind the generation prompt, when only white space lies
-  // between it and the turn. (Llama-2 puts a space there, and SentencePiece joins it to the word.)
-  int64_t after_prompt(const Turn& turn) const {
-    RenderInput input = render_input(record_, static_cast<size_t>(turn.message), options_);
-    input.add_generation_prompt = true;
-    std::string prompt;
-    try {
-      prompt = chat_.render(input).text;
-    } catch (const Error&) {
-      return turn.text.begin;  // some templates refuse to be rendered up to here
-    }
-    const auto size = static_cast<int64_t>(prompt.size());
-    if (size >= turn.text.begin || !rendered_.text.starts_with(prompt)) return turn.text.begin;
-    const std::string_view between =
-        std::string_view(rendered_.text)
-            .substr(prompt.size(), static_cast<size_t>(turn.text.begin - size));
-    return end_without_space(between) == 0 ? size : turn.text.begin;
-  }
-
-  const Record& record_;
-  const Rendered& rendered_;
-  const Encoding& encoding_;
-  const Tokenizer& tokenizer_;
-  const ChatTemplate& chat_;
-  const MaskOptions& options_;
-};
-
 void set_roles(const Record& record,
                const Rendered& rendered,
                const Encoding& encoding,
@@ -281,65 +101,90 @@ void set_roles(const Record& record,
   }
 }
 
-void set_loss(const std::vector<Turn>& turns, const Encoding& encoding, Document& doc) {
+// The template's text inside a trained stretch (the stop token) belongs to who speaks there.
+void give_roles_to_trained_template(Document& doc) {
+  const auto none = static_cast<uint8_t>(Role::kTemplate);
+  for (size_t begin = 0; begin < doc.ids.size();) {
+    size_t end = begin;
+    uint8_t role = none;
+    for (; end < doc.ids.size() && doc.loss[end] != 0; ++end) {
+      if (role == none) role = doc.role[end];
+    }
+    if (role == none) role = static_cast<uint8_t>(Role::kAssistant);
+    for (size_t i = begin; i < end; ++i) {
+      if (doc.role[i] == none) doc.role[i] = role;
+    }
+    begin = end + 1;
+  }
+}
+
+// The document's index of a weight; nullopt when it has too many.
+std::optional<uint8_t> weight_index(float weight, Document& doc) {
+  if (weight == 1.0F) return uint8_t{1};
+  const auto known = std::find(doc.weights.begin(), doc.weights.end(), weight);
+  const auto index = static_cast<size_t>(known - doc.weights.begin());
+  if (known == doc.weights.end()) {
+    if (index + 2 >= 256) return std::nullopt;
+    doc.weights.push_back(weight);
+  }
+  return static_cast<uint8_t>(2 + index);
+}
+
+// False when the record has more than 254 weights.
+bool set_loss(const std::vector<TrainedRange>& ranges, const Encoding& encoding, Document& doc) {
   doc.loss.assign(encoding.ids.size(), 0);
-  size_t first = 0;  // turns are in order and disjoint
+  size_t first = 0;  // ranges are in order and disjoint
   for (size_t i = 0; i < encoding.ids.size(); ++i) {
     const ByteRange& span = encoding.spans[i];
     if (span.begin == span.end) continue;
-    while (first < turns.size() && turns[first].text.end <= span.begin) ++first;
-    if (first == turns.size()) break;
-    const ByteRange& text = turns[first].text;
+    while (first < ranges.size() && ranges[first].text.end <= span.begin) ++first;
+    if (first == ranges.size()) break;
+    const ByteRange& text = ranges[first].text;
     if (span.end <= text.begin) continue;
     if (span.begin >= text.begin && span.end <= text.end) {
-      doc.loss[i] = 1;
-      doc.role[i] = static_cast<uint8_t>(Role::kAssistant);
+      const auto index = weight_index(ranges[first].weight, doc);
+      if (!index) return false;
+      doc.loss[i] = *index;
     } else {
       ++doc.straddling;
     }
   }
+  return true;
 }
 
-Document refused(Refusal refusal, std::string reason) {
-  Document doc;
-  doc.refusal = refusal;
-  doc.reason = std::move(reason);
-  return doc;
-}
-
-// Length, and the checks that every document must pass.
-Document checked(Document doc, const Tokenizer& tokenizer, const MaskOptions& options) {
+// The faults that every document is looked at for, and its length.
+std::vector<Document> checked(Document doc,
+                              const Tokenizer& tokenizer,
+                              const MaskOptions& options) {
+  if (doc.refusal != Refusal::kNone) return {std::move(doc)};
   const auto bos = tokenizer.bos_id();
-  if (bos && bos != tokenizer.eos_id() && doc.ids.size() > 1 && doc.ids[0] == *bos &&
-      doc.ids[1] == *bos) {
-    return refused(Refusal::kDoubleBos, "the document begins with BOS twice");
-  }
-  const auto length = static_cast<int64_t>(doc.ids.size());
-  if (options.sequence_len > 0 && length > options.sequence_len) {
-    if (options.over_long != OverLong::kTruncateRight) {
-      return refused(Refusal::kTooLong, "the document has " + std::to_string(length) +
-                                            " tokens, sequence_len is " +
-                                            std::to_string(options.sequence_len));
-    }
-    doc.truncated = length - options.sequence_len;
-    const auto kept = static_cast<size_t>(options.sequence_len);
-    doc.ids.resize(kept);
-    doc.loss.resize(kept);
-    doc.role.resize(kept);
+  const bool has_bos = bos && !doc.ids.empty() && doc.ids[0] == *bos;
+  if (has_bos && bos != tokenizer.eos_id() && doc.ids.size() > 1 && doc.ids[1] == *bos &&
+      options.faults.double_bos != FaultLevel::kReport) {
+    return {refused(Refusal::kDoubleBos, "the document begins with BOS twice")};
   }
   doc.supervised =
-      std::count_if(doc.loss.begin(), doc.loss.end(), [](uint8_t w) { return w != 0; });
+      std::count_if(doc.loss.begin(), doc.loss.end(), [](uint8_t loss) { return loss != 0; });
   if (doc.supervised == 0) {
-    return refused(doc.truncated > 0 ? Refusal::kTooLong : Refusal::kNothingTrained,
-                   doc.truncated > 0 ? "no trained token is left of the first " +
-                                           std::to_string(options.sequence_len)
-                                     : "no token of the record is trained on");
+    return {refused(Refusal::kNothingTrained, "no token of the record is trained on")};
   }
-  return doc;
+  if (doc.turns_without_stop > 0 && options.faults.unstopped_turn != FaultLevel::kReport) {
+    return {
+        refused(Refusal::kUnstoppedTurn, std::to_string(doc.turns_without_stop) + " of the " +
+                                             std::to_string(doc.turns) +
+                                             " trained turns do not end in a trained stop token")};
+  }
+  return fit_length(std::move(doc), has_bos, options);
 }
 
 std::string special_reason(const std::string& token) {
   return "the data holds the text of the special token \"" + token + "\"";
+}
+
+void put_bos_in_front(int32_t bos, Document& doc) {
+  doc.ids.insert(doc.ids.begin(), bos);
+  doc.loss.insert(doc.loss.begin(), 0);
+  doc.role.insert(doc.role.begin(), static_cast<uint8_t>(Role::kTemplate));
 }
 
 Document encode_text_record(const Record& record,
@@ -362,21 +207,169 @@ Document encode_text_record(const Record& record,
   if (doc.ids.empty()) return refused(Refusal::kNothingTrained, "the text is empty");
   doc.loss.assign(doc.ids.size(), 1);
   doc.role.assign(doc.ids.size(), static_cast<uint8_t>(Role::kText));
-  const auto none = static_cast<uint8_t>(Role::kTemplate);
-  if (tokenizer.bos_id()) {
-    doc.ids.insert(doc.ids.begin(), *tokenizer.bos_id());
-    doc.loss.insert(doc.loss.begin(), 0);
-    doc.role.insert(doc.role.begin(), none);
-  }
+  if (tokenizer.bos_id()) put_bos_in_front(*tokenizer.bos_id(), doc);
   doc.turns = 1;
+  const bool stops = options.train_on_eos != TrainEos::kNone;
   if (tokenizer.eos_id()) {
     doc.ids.push_back(*tokenizer.eos_id());
-    doc.loss.push_back(1);
-    doc.role.push_back(none);
-  } else {
+    doc.loss.push_back(stops ? 1 : 0);
+    doc.role.push_back(static_cast<uint8_t>(Role::kTemplate));
+  } else if (stops) {
     doc.turns_without_stop = 1;
   }
-  return checked(std::move(doc), tokenizer, options);
+  return doc;
+}
+
+// The segments before `count` as one text, and the ranges of those with a label.
+Encoding encode_segments(const Record& record,
+                         size_t count,
+                         const Tokenizer& tokenizer,
+                         std::vector<TrainedRange>& ranges) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) {
+    const Message& segment = record.messages[i];
+    const auto begin = static_cast<int64_t>(text.size());
+    text += segment.content;
+    if (segment.role == "assistant") {
+      const auto end = static_cast<int64_t>(text.size());
+      if (!ranges.empty() && ranges.back().text.end == begin) {
+        ranges.back().text.end = end;
+      } else {
+        ranges.push_back({{begin, end}, 1.0F});
+      }
+    }
+  }
+  return tokenizer.encode(text);
+}
+
+Document encode_segment_record(const Record& record, const Tokenizer& tokenizer) {
+  std::vector<TrainedRange> ranges;
+  Encoding encoding = encode_segments(record, record.messages.size(), tokenizer, ranges);
+  if (encoding.ids.empty()) return refused(Refusal::kNothingTrained, "the segments are empty");
+  Document doc;
+  set_loss(ranges, encoding, doc);
+  doc.ids = std::move(encoding.ids);
+  doc.role.assign(doc.ids.size(), static_cast<uint8_t>(Role::kText));
+  for (const TrainedRange& range : ranges) {
+    ++doc.turns;
+    const auto behind =
+        std::upper_bound(encoding.spans.begin(), encoding.spans.end(), range.text.end,
+                         [](int64_t at, const ByteRange& span) { return at < span.end; });
+    const auto last = behind - encoding.spans.begin() - 1;
+    const bool stops = last >= 0 && tokenizer.is_special(doc.ids[static_cast<size_t>(last)]);
+    doc.turns_without_stop += stops ? 0 : 1;
+  }
+  if (tokenizer.adds_bos() && doc.ids[0] != *tokenizer.bos_id()) {
+    put_bos_in_front(*tokenizer.bos_id(), doc);
+  }
+  return doc;
+}
+
+Document encode_token_record(const Record& record, const Tokenizer& tokenizer) {
+  Document doc;
+  doc.ids = record.input_ids;
+  doc.loss.assign(doc.ids.size(), 1);
+  for (size_t i = 0; i < doc.ids.size(); ++i) {
+    const int32_t id = doc.ids[i];
+    const int32_t label = record.labels.empty() ? id : record.labels[i];
+    if (id < 0 || id >= tokenizer.vocab_size()) {
+      return refused(Refusal::kBadMember, "input_ids[" + std::to_string(i) + "] is " +
+                                              std::to_string(id) + ", the tokenizer has " +
+                                              std::to_string(tokenizer.vocab_size()) + " tokens");
+    }
+    if (label != -100 && label != id) {
+      return refused(Refusal::kBadMember, "labels[" + std::to_string(i) + "] is " +
+                                              std::to_string(label) +
+                                              ", expected -100 or the token itself (" +
+                                              std::to_string(id) + "): labels are not shifted");
+    }
+    doc.loss[i] = label == -100 ? 0 : 1;
+  }
+  doc.role.assign(doc.ids.size(), static_cast<uint8_t>(Role::kText));
+  for (size_t i = 0; i < doc.ids.size(); ++i) {
+    if (doc.loss[i] == 0 || (i + 1 < doc.ids.size() && doc.loss[i + 1] != 0)) continue;
+    ++doc.turns;
+    doc.turns_without_stop += tokenizer.is_special(doc.ids[i]) ? 0 : 1;
+  }
+  return doc;
+}
+
+// What is wrong with the messages' `train` and `weight`; "" = nothing.
+std::string bad_flag(const Record& record) {
+  for (size_t i = 0; i < record.messages.size(); ++i) {
+    const Json& extra = record.messages[i].extra;
+    const std::string where = "messages[" + std::to_string(i) + "]";
+    if (const Json* train = extra.find("train"); train && !train->is_bool()) {
+      return where + ": \"train\" must be true or false, got " + std::string(train->type_name());
+    }
+    if (const Json* weight = extra.find("weight")) {
+      // The largest float: larger ones could not be stored.
+      const bool is_good =
+          weight->is_number() && weight->as_double() >= 0 && weight->as_double() <= 3.4e38;
+      if (!is_good) return where + ": \"weight\" must be a number of at least 0";
+    }
+  }
+  return "";
+}
+
+// A conversation, trained on the given messages.
+Document encode_conversation(const Record& record,
+                             const std::vector<int32_t>& trained,
+                             const Tokenizer& tokenizer,
+                             const ChatTemplate& chat,
+                             const MaskOptions& options) {
+  Rendered rendered;
+  try {
+    rendered = chat.render(render_input(record, record.messages.size(), options));
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::kData) throw;
+    return refused(Refusal::kTemplate, error.text().what + " (" + error.text().where + ")");
+  }
+  Encoded encoded = encode_rendered(rendered, tokenizer, options.content_specials);
+  if (encoded.special) {
+    return refused(Refusal::kSpecialInContent, special_reason(*encoded.special));
+  }
+  Encoding& encoding = encoded.encoding;
+  const Supervision supervision =
+      find_supervision(record, trained, rendered, encoding, tokenizer, chat, options);
+  Document doc;
+  doc.turns = supervision.turns;
+  doc.turns_without_stop = supervision.turns_without_stop;
+  doc.turns_unlike_serving = supervision.turns_unlike_serving;
+  if (!set_loss(supervision.ranges, encoding, doc)) {
+    return refused(Refusal::kBadMember, "a record can have at most 254 different weights");
+  }
+  set_roles(record, rendered, encoding, doc);
+  doc.ids = std::move(encoding.ids);
+  if (!options.train_on_inputs) give_roles_to_trained_template(doc);
+  return doc;
+}
+
+std::vector<Document> encode_turns(const Record& record,
+                                   const Tokenizer& tokenizer,
+                                   const ChatTemplate& chat,
+                                   const MaskOptions& options) {
+  if (std::string wrong = bad_flag(record); !wrong.empty()) {
+    return {refused(Refusal::kBadMember, std::move(wrong))};
+  }
+  std::vector<int32_t> trained = trained_messages(record, options);
+  const auto encode = [&](const Record& part, const std::vector<int32_t>& messages) {
+    return checked(encode_conversation(part, messages, tokenizer, chat, options), tokenizer,
+                   options);
+  };
+  if (trained.empty() || options.turns == Turns::kAll || options.train_on_inputs) {
+    return encode(record, trained);
+  }
+  if (options.turns == Turns::kLast) return encode(record, {trained.back()});
+  std::vector<Document> documents;
+  Record part = record;
+  for (auto message = trained.rbegin(); message != trained.rend(); ++message) {
+    part.messages.resize(static_cast<size_t>(*message) + 1);
+    std::vector<Document> pieces = encode(part, {*message});
+    documents.insert(documents.begin(), std::make_move_iterator(pieces.begin()),
+                     std::make_move_iterator(pieces.end()));
+  }
+  return documents;
 }
 
 }  // namespace
@@ -397,33 +390,20 @@ std::string_view refusal_name(Refusal refusal) {
   return kRefusalNames[static_cast<size_t>(refusal)];
 }
 
-Document encode_record(const Record& record,
-                       const Tokenizer& tokenizer,
-                       const ChatTemplate* chat,
-                       const MaskOptions& options) {
-  if (record.schema == Schema::kText) return encode_text_record(record, tokenizer, options);
-  const ChatTemplate& used = need_template(chat);
-  Rendered rendered;
-  try {
-    rendered = used.render(render_input(record, record.messages.size(), options));
-  } catch (const Error& error) {
-    if (error.code() != ExitCode::kData) throw;
-    return refused(Refusal::kTemplate, error.text().what + " (" + error.text().where + ")");
+std::vector<Document> encode_record(const Record& record,
+                                    const Tokenizer& tokenizer,
+                                    const ChatTemplate* chat,
+                                    const MaskOptions& options) {
+  switch (record.schema) {
+    case Schema::kText:
+      return checked(encode_text_record(record, tokenizer, options), tokenizer, options);
+    case Schema::kSegments:
+      return checked(encode_segment_record(record, tokenizer), tokenizer, options);
+    case Schema::kTokens:
+      return checked(encode_token_record(record, tokenizer), tokenizer, options);
+    default:
+      return encode_turns(record, tokenizer, need_template(chat), options);
   }
-  const Encoded encoded = encode_rendered(rendered, tokenizer, options.content_specials);
-  if (encoded.special) {
-    return refused(Refusal::kSpecialInContent, special_reason(*encoded.special));
-  }
-  const std::vector<Turn> turns =
-      TurnFinder(record, rendered, encoded.encoding, tokenizer, used, options).find();
-  Document doc;
-  doc.ids = encoded.encoding.ids;
-  set_roles(record, rendered, encoded.encoding, doc);
-  set_loss(turns, encoded.encoding, doc);
-  doc.turns = static_cast<int64_t>(turns.size());
-  doc.turns_without_stop =
-      std::count_if(turns.begin(), turns.end(), [](const Turn& turn) { return !turn.has_stop; });
-  return checked(std::move(doc), tokenizer, options);
 }
 
 std::vector<int32_t> encode_prompt(const Record& record,
@@ -433,12 +413,24 @@ std::vector<int32_t> encode_prompt(const Record& record,
   if (record.schema == Schema::kText) {
     return tokenizer.bos_id() ? std::vector<int32_t>{*tokenizer.bos_id()} : std::vector<int32_t>{};
   }
+  if (record.schema == Schema::kTokens) {
+    fail(ExitCode::kUsage, "a record of token ids has no turns to answer", "",
+         "give a record with messages, a prompt or segments");
+  }
   size_t messages = record.messages.size();
   for (size_t i = record.messages.size(); i-- > 0;) {
     if (record.messages[i].role == "assistant") {
       messages = i;
       break;
     }
+  }
+  if (record.schema == Schema::kSegments) {
+    std::vector<TrainedRange> ranges;
+    std::vector<int32_t> ids = encode_segments(record, messages, tokenizer, ranges).ids;
+    if (tokenizer.adds_bos() && (ids.empty() || ids[0] != *tokenizer.bos_id())) {
+      ids.insert(ids.begin(), *tokenizer.bos_id());
+    }
+    return ids;
   }
   RenderInput input = render_input(record, messages, options);
   input.add_generation_prompt = true;

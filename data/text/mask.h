@@ -5,16 +5,25 @@
 //   - else: what each assistant message says, plus the template's text after it up to and including
 //     the turn's stop token (the first special token there; without one, the text there that the
 //     conversation's last turn ends with as well).
-// What the generation prompt supplies when the model is served (role header, an empty think block)
-// is not trained; white space between it and what the message says is (the model writes it). A
-// token that straddles a border is not trained, and counted. A message with `"train": false` or
-// `"weight": 0` is not trained. BOS stands in front exactly once where the tokenizer adds one,
-// whether the template writes it or not.
+// What the generation prompt supplies when the model is served (role header, an opened or empty
+// thought) is not trained; what the template writes between it and the message's text is, for the
+// model has to write it. A template that renders the conversation so far otherwise than for the
+// prompt is trained from the message's own text on, and counted. A token that straddles a border is
+// not trained, and counted. BOS stands in front exactly once where the tokenizer adds one, whether
+// the template writes it or not.
 //
-// Text records (Schema::kText) need no template: BOS in front, the text, EOS behind (each where the
-// tokenizer has one), and everything but BOS is trained on.
+// A message may say `"train": true|false` (whatever its role) and `"weight": w` (finite, >= 0; what
+// each of its tokens counts in the loss; 0 = not trained).
+//
+// Records without a template:
+//   kText      BOS in front, the text, EOS behind (each where the tokenizer has one); everything
+//              but BOS is trained on.
+//   kSegments  the segments joined as they stand and tokenized as one text, special tokens in it
+//              parsed; those with a label are trained on; BOS in front where the tokenizer adds it.
+//   kTokens    the ids as they are; trained on where the label is not -100.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -46,19 +55,66 @@ enum class ContentSpecials {
   kParse,    // becomes the special token: what Hugging Face does
 };
 
-// A document of more than `sequence_len` tokens.
+// A document of more than `sequence_len` tokens. Tokens that are cut off are counted; what is left
+// without a trained token is refused as kTooLong.
 enum class OverLong {
   kRaise,          // an error that names the record; the default: nothing is lost silently
-  kDrop,           // the record is left out and counted
-  kTruncateRight,  // the end is cut off and counted; without a trained token left it is dropped
+  kDrop,           // the document is left out and counted
+  kTruncateLeft,   // the beginning is cut off; BOS stays in front
+  kTruncateRight,  // the end is cut off
+  // Pieces of at most sequence_len tokens, each a document; with MaskOptions::chunk_overlap a piece
+  // begins with the last tokens of the one before, as untrained context. BOS goes in front of each.
+  kSplit,
 };
+
+// Which of a record's trained messages.
+enum class Turns {
+  kAll,     // in one document
+  kLast,    // the last one
+  kExpand,  // one document each: the conversation up to it, rendered as when the model is served
+};
+
+// Which stop tokens are trained on.
+enum class TrainEos {
+  kTurn,  // that of every trained turn
+  kLast,  // that of the last trained turn
+  kAll,   // that of every turn, whoever speaks
+  kNone,
+};
+
+// What happens to a document with a fault.
+enum class FaultLevel {
+  kReport,  // it stays, and is counted
+  kDrop,    // it is left out, and counted
+  kRaise,   // the whole job ends with an error
+};
+struct FaultLevels {
+  FaultLevel nothing_trained = FaultLevel::kDrop;  // kReport is not allowed: it would teach nothing
+  FaultLevel unstopped_turn = FaultLevel::kReport;
+  FaultLevel double_bos = FaultLevel::kDrop;
+};
+
+// The options' names on the command line, in configs and in a store's settings.
+inline constexpr std::array<std::string_view, 3> kContentSpecialsNames = {"refuse", "literal",
+                                                                          "parse"};
+inline constexpr std::array<std::string_view, 5> kOverLongNames = {"raise", "drop", "truncate_left",
+                                                                   "truncate_right", "split"};
+inline constexpr std::array<std::string_view, 3> kTurnsNames = {"all", "last", "expand"};
+inline constexpr std::array<std::string_view, 4> kTrainEosNames = {"turn", "last", "all", "none"};
+inline constexpr std::array<std::string_view, 3> kFaultLevelNames = {"report", "drop", "raise"};
 
 struct MaskOptions {
   ContentSpecials content_specials = ContentSpecials::kRefuse;
   OverLong over_long = OverLong::kRaise;
-  int64_t sequence_len = 0;  // 0 = any length
-  std::string now;           // RenderInput::now
-  Json vars;                 // RenderInput::vars
+  int64_t sequence_len = 0;   // 0 = any length
+  int64_t chunk_overlap = 0;  // kSplit: 0 .. sequence_len / 2
+  Turns turns = Turns::kAll;
+  std::vector<std::string> roles_to_train = {"assistant"};
+  TrainEos train_on_eos = TrainEos::kTurn;
+  bool train_on_inputs = false;  // every token but BOS is trained on; turns does not matter then
+  FaultLevels faults;
+  std::string now;  // RenderInput::now
+  Json vars;        // RenderInput::vars
 };
 
 // Why a record gives no document.
@@ -67,35 +123,42 @@ enum class Refusal : uint8_t {
   kTemplate,          // the template raised, or met something it does not know
   kSpecialInContent,  // ContentSpecials::kRefuse
   kNothingTrained,    // no supervised token
-  kTooLong,           // OverLong::kDrop or kRaise
+  kTooLong,           // OverLong::kDrop or kRaise, or nothing trained is left of it
   kDoubleBos,         // BOS twice at the start
+  kUnstoppedTurn,     // FaultLevels::unstopped_turn
+  kBadMember,         // a `train` or `weight` of the wrong kind, or ids outside the vocabulary
 };
 std::string_view refusal_name(Refusal refusal);
 
 struct Document {
   std::vector<int32_t> ids;
-  std::vector<uint8_t> loss;         // index into the weights: 0 = masked (0.0), 1 = trained (1.0)
+  std::vector<uint8_t> loss;         // 0 = masked, 1 = trained, 2 + i = trained with weights[i]
+  std::vector<float> weights;        // the document's weights other than 0 and 1; at most 254
   std::vector<uint8_t> role;         // Role
   int64_t supervised = 0;            // tokens with loss != 0
   int64_t turns = 0;                 // supervised turns
   int64_t turns_without_stop = 0;    // supervised turns whose stop token is not trained
+  int64_t turns_unlike_serving = 0;  // supervised turns in front of which the template writes
+                                     // something else than when the model is served
   int64_t straddling = 0;            // tokens not trained because they cross a border
-  int64_t truncated = 0;             // tokens cut off by kTruncateRight
-  Refusal refusal = Refusal::kNone;  // not kNone: ids, loss and role are empty
-  std::string reason;                // what, for a refused record
+  int64_t truncated = 0;             // tokens cut off
+  Refusal refusal = Refusal::kNone;  // not kNone: ids, loss, weights and role are empty
+  std::string reason;                // what, for a refused document
 };
 
-// Errors: kUsage when the record needs a template and `chat` is nullptr. Everything that is the
-// record's own fault is a Refusal. Thread-safe.
-Document encode_record(const Record& record,
-                       const Tokenizer& tokenizer,
-                       const ChatTemplate* chat,
-                       const MaskOptions& options);
+// The documents of a record: one, or several under Turns::kExpand and OverLong::kSplit. At least
+// one, refused or not. Errors: kUsage when the record needs a template and `chat` is nullptr.
+// Everything that is the record's own fault is a Refusal. Thread-safe.
+std::vector<Document> encode_record(const Record& record,
+                                    const Tokenizer& tokenizer,
+                                    const ChatTemplate* chat,
+                                    const MaskOptions& options);
 
 // What the model reads before it answers: the messages in front of the last assistant turn (all of
 // them when there is none) and the generation prompt, with the BOS of encode_record, so that
-// a record's prompt is the beginning of its document. For kText: BOS alone. Errors: kUsage (no
-// template), kData (the template raised, a special token in content under kRefuse).
+// a record's prompt is the beginning of its document. For kText: BOS alone; for kSegments: the
+// segments in front of the last labelled one. Errors: kUsage (no template; kTokens, which has no
+// turns), kData (the template raised, a special token in content under kRefuse).
 std::vector<int32_t> encode_prompt(const Record& record,
                                    const Tokenizer& tokenizer,
                                    const ChatTemplate* chat,

@@ -668,14 +668,14 @@ Value indent_filter(Budget& budget, const Value& v, const Arguments& a) {
   }
   const Text text = to_text(v);
   Text result;
-  if (first && first->is_true()) result.append(margin, text.tag_at(0));
+  if (first && first->is_true()) result.append(margin, Tag{});
   size_t begin = 0;
   while (begin < text.size()) {
     const size_t end = std::min(text.bytes().find('\n', begin), text.size());
     const bool is_blank = end == begin;
     if (begin > 0 && (!is_blank || (blank && blank->is_true()))) {
       budget.charge_text(margin.size());
-      result.append(margin, text.tag_at(begin));
+      result.append(margin, Tag{});
     }
     const size_t next = std::min(end + 1, text.size());
     result.append(text, begin, next);

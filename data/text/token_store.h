@@ -38,7 +38,11 @@ class TokenStoreWriter {
   ~TokenStoreWriter();
   TokenStoreWriter(const TokenStoreWriter&) = delete;
   TokenStoreWriter& operator=(const TokenStoreWriter&) = delete;
-  // ids, loss and role have the same length, at least 1. Errors: kIo, kBug.
+  // The index of a loss weight other than 0 and 1 in /weights; the same for the same weight.
+  // Errors: kData (more than 254 of them).
+  uint8_t weight_index(float weight);
+  // ids, loss and role have the same length, at least 1; loss holds 0, 1 and what weight_index()
+  // gave. Errors: kIo, kBug.
   void add(std::span<const int32_t> ids,
            std::span<const uint8_t> loss,
            std::span<const uint8_t> role,

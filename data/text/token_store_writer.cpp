@@ -237,6 +237,7 @@ struct TokenStoreWriter::State {
   Spool role;
   std::vector<uint64_t> offsets = {0};
   std::vector<uint64_t> source;
+  std::vector<float> weights = {0.0F, 1.0F};
 };
 
 TokenStoreWriter::TokenStoreWriter(std::string path, Json settings) {
@@ -250,6 +251,20 @@ TokenStoreWriter::TokenStoreWriter(std::string path, Json settings) {
 
 TokenStoreWriter::~TokenStoreWriter() {
   if (state_) unlink(state_->temporary.c_str());
+}
+
+uint8_t TokenStoreWriter::weight_index(float weight) {
+  std::vector<float>& weights = state_->weights;
+  const auto known = std::find(weights.begin(), weights.end(), weight);
+  const auto index = known - weights.begin();
+  if (known == weights.end()) {
+    if (index >= kWeightCount) {
+      fail(ExitCode::kData, "the records have more than 254 different weights", state_->path,
+           "round the messages' \"weight\"");
+    }
+    weights.push_back(weight);
+  }
+  return static_cast<uint8_t>(index);
 }
 
 void TokenStoreWriter::add(std::span<const int32_t> ids,
@@ -281,8 +296,8 @@ std::string TokenStoreWriter::commit() {
   if (state.source.empty()) {
     fail(ExitCode::kData, "there is no document to store", state.path);
   }
-  std::vector<float> weights(kWeightCount, 0.0F);
-  weights[1] = 1.0F;
+  std::vector<float> weights = state.weights;
+  weights.resize(kWeightCount, 0.0F);
   state.tokens.flush();
   state.loss.flush();
   state.role.flush();

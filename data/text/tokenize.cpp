@@ -24,12 +24,9 @@ constexpr size_t kBatchBytes = size_t{16} << 20;
 constexpr size_t kShownRefusals = 20;
 constexpr double kMaxStraddlingTurns = 0.01;
 
-constexpr std::array<std::string_view, 3> kContentSpecialsNames = {"refuse", "literal", "parse"};
-constexpr std::array<std::string_view, 3> kOverLongNames = {"raise", "drop", "truncate_right"};
-
 struct Item {
   RawItem raw;
-  Document document;
+  std::vector<Document> documents;
   std::string unreadable;  // why the record could not be read
 };
 
@@ -65,36 +62,51 @@ class Collector {
 
   void add(const Item& item) {
     ++summary_.records;
-    const Document& doc = item.document;
-    if (!item.unreadable.empty()) {
-      refuse(item, "unreadable", item.unreadable);
-    } else if (doc.refusal != Refusal::kNone) {
-      refuse(item, std::string(refusal_name(doc.refusal)), doc.reason);
-    } else {
-      keep(item);
+    if (!item.unreadable.empty()) refuse(item, "unreadable", item.unreadable);
+    for (const Document& doc : item.documents) {
+      if (doc.refusal != Refusal::kNone) {
+        refuse(item, std::string(refusal_name(doc.refusal)), doc.reason);
+      } else {
+        keep(item, doc);
+      }
     }
   }
 
   TokenizeSummary finish(const MaskOptions& options) {
     for (auto& [rule, count] : by_rule_) summary_.refused_by_rule.emplace_back(rule, count);
     check(options);
+    std::sort(summary_.lengths.begin(), summary_.lengths.end());
     summary_.digest = writer_.commit();
     return std::move(summary_);
   }
 
  private:
-  void keep(const Item& item) {
-    const Document& doc = item.document;
-    writer_.add(doc.ids, doc.loss, doc.role, {item.raw.file, item.raw.index});
+  void keep(const Item& item, const Document& doc) {
+    writer_.add(doc.ids, stored_loss(doc), doc.role, {item.raw.file, item.raw.index});
     ++summary_.documents;
     summary_.tokens += static_cast<int64_t>(doc.ids.size());
     summary_.supervised += doc.supervised;
-    summary_.longest = std::max(summary_.longest, static_cast<int64_t>(doc.ids.size()));
+    summary_.lengths.push_back(static_cast<int64_t>(doc.ids.size()));
     summary_.turns += doc.turns;
     summary_.turns_without_stop += doc.turns_without_stop;
+    summary_.turns_unlike_serving += doc.turns_unlike_serving;
     summary_.straddling += doc.straddling;
     summary_.truncated_documents += doc.truncated > 0 ? 1 : 0;
     summary_.truncated_tokens += doc.truncated;
+  }
+
+  // The document's own weight indices as those of the store.
+  std::span<const uint8_t> stored_loss(const Document& doc) {
+    if (doc.weights.empty()) return doc.loss;
+    std::array<uint8_t, 256> index{};
+    index[1] = 1;
+    for (size_t i = 0; i < doc.weights.size(); ++i) {
+      index[i + 2] = writer_.weight_index(doc.weights[i]);
+    }
+    loss_.resize(doc.loss.size());
+    std::transform(doc.loss.begin(), doc.loss.end(), loss_.begin(),
+                   [&](uint8_t own) { return index[own]; });
+    return loss_;
   }
 
   void refuse(const Item& item, const std::string& rule, const std::string& reason) {
@@ -124,8 +136,14 @@ class Collector {
            format_count(long_count->second) + " of " + format_count(summary_.records) +
                " documents are longer than sequence_len " + std::to_string(options.sequence_len),
            first_refusal(too_long),
-           "raise sequence_len, or choose over_long drop or truncate_right");
+           "raise sequence_len, or choose drop, truncate_left, truncate_right or split");
     }
+    raise(options.faults.nothing_trained, Refusal::kNothingTrained,
+          "mark what is to be trained on, or set the fault's level to drop");
+    raise(options.faults.unstopped_turn, Refusal::kUnstoppedTurn,
+          "end assistant turns with a special token in the chat template");
+    raise(options.faults.double_bos, Refusal::kDoubleBos,
+          "take BOS out of the chat template, or out of the data");
     if (summary_.documents == 0) {
       fail(ExitCode::kData,
            "none of the " + format_count(summary_.records) + " records gives a document",
@@ -140,56 +158,93 @@ class Collector {
     }
   }
 
+  void raise(FaultLevel level, Refusal refusal, const std::string& fix) const {
+    const std::string rule(refusal_name(refusal));
+    const auto found = by_rule_.find(rule);
+    if (level != FaultLevel::kRaise || found == by_rule_.end()) return;
+    fail(ExitCode::kData,
+         format_count(found->second) + " of " + format_count(summary_.records) +
+             " records are refused as " + rule,
+         first_refusal(rule), fix);
+  }
+
   const std::vector<std::string>& files_;
+  std::vector<uint8_t> loss_;
   TokenStoreWriter& writer_;
   TokenizeSummary summary_;
   std::map<std::string, int64_t> by_rule_;
 };
 
+const FieldMapping& mapping_of(const TokenizeInput& input, size_t file) {
+  static const FieldMapping none;
+  return input.mappings.empty() ? none : input.mappings[file];
+}
+
+Json mapping_json(const FieldMapping& mapping) {
+  Json lists = Json::array();
+  for (const auto* list : {&mapping.record, &mapping.message, &mapping.roles}) {
+    Json renames = Json::array();
+    for (const FieldMapping::Rename& rename : *list) {
+      renames.push_back(Json::array({rename.known, rename.given}));
+    }
+    lists.push_back(std::move(renames));
+  }
+  return lists;
+}
+
 }  // namespace
 
-Json tokenize_settings(const std::vector<std::string>& files,
-                       const Tokenizer& tokenizer,
-                       const ChatTemplate* chat,
-                       const MaskOptions& mask) {
+Json tokenize_settings(const TokenizeInput& input, const MaskOptions& mask) {
+  const auto level = [](FaultLevel fault) {
+    return fault == FaultLevel::kReport ? "keep" : "drop";
+  };
+  Json roles = Json::array();
+  for (const std::string& role : mask.roles_to_train) roles.push_back(role);
   Json policy = Json::object();
   policy.set("content_specials", kContentSpecialsNames[static_cast<size_t>(mask.content_specials)]);
   policy.set("over_long", kOverLongNames[static_cast<size_t>(mask.over_long)]);
   // Under "raise" the documents do not depend on the length.
   if (mask.over_long != OverLong::kRaise) policy.set("sequence_len", mask.sequence_len);
+  if (mask.over_long == OverLong::kSplit) policy.set("chunk_overlap", mask.chunk_overlap);
+  policy.set("turns", kTurnsNames[static_cast<size_t>(mask.turns)]);
+  policy.set("roles_to_train", std::move(roles));
+  policy.set("train_on_eos", kTrainEosNames[static_cast<size_t>(mask.train_on_eos)]);
+  policy.set("train_on_inputs", mask.train_on_inputs);
+  policy.set("unstopped_turn", level(mask.faults.unstopped_turn));
+  policy.set("double_bos", level(mask.faults.double_bos));
   policy.set("now", mask.now);
   policy.set("vars", mask.vars);
   Json inputs = Json::array();
-  for (const std::string& file : files) {
-    Json input = Json::object();
-    input.set("name", base_name(file));
-    input.set("sha256", sha256_file(file));
-    input.set("bytes", file_size(file));
-    inputs.push_back(std::move(input));
+  for (size_t index = 0; index < input.files.size(); ++index) {
+    const std::string& file = input.files[index];
+    Json entry = Json::object();
+    entry.set("name", base_name(file));
+    entry.set("sha256", sha256_file(file));
+    entry.set("bytes", file_size(file));
+    if (const FieldMapping& mapping = mapping_of(input, index); !mapping.empty()) {
+      entry.set("fields", mapping_json(mapping));
+    }
+    inputs.push_back(std::move(entry));
   }
   Json settings = Json::object();
-  settings.set("tokenizer", tokenizer.digest());
-  settings.set("template", chat ? Json(chat->digest()) : Json());
+  settings.set("tokenizer", input.tokenizer->digest());
+  settings.set("template", input.chat ? Json(input.chat->digest()) : Json());
   settings.set("policy", std::move(policy));
   settings.set("inputs", std::move(inputs));
   return settings;
 }
 
-TokenizeSummary tokenize_files(const std::vector<std::string>& files,
-                               const std::string& model_dir,
+TokenizeSummary tokenize_files(const TokenizeInput& input,
+                               Json settings,
                                const TokenizeOptions& options,
                                const std::function<void(int64_t, int64_t)>& progress) {
-  const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(model_dir);
-  const std::optional<ChatTemplate> chat = ChatTemplate::load(model_dir);
-  const ChatTemplate* used = chat ? &*chat : nullptr;
-  RecordSource source(files);
+  RecordSource source(input.files);
   int64_t total_bytes = 0;
-  for (const std::string& file : files) total_bytes += file_size(file);
-  Json settings = tokenize_settings(files, *tokenizer, used, options.mask);
-  // For `graft data show`; no part of the content address.
-  settings.set("model", std::filesystem::absolute(model_dir).lexically_normal().string());
+  for (const std::string& file : input.files) total_bytes += file_size(file);
+  // No part of the content address.
+  settings.set("model", std::filesystem::absolute(input.model_dir).lexically_normal().string());
   TokenStoreWriter writer(options.out, std::move(settings));
-  Collector collector(files, writer);
+  Collector collector(input.files, writer);
   const int threads = options.threads > 0
                           ? options.threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -197,13 +252,13 @@ TokenizeSummary tokenize_files(const std::vector<std::string>& files,
   const auto encode = [&](Item& item) {
     Record record;
     try {
-      record = read_record(source, item.raw);
+      record = read_record(source, item.raw, mapping_of(input, static_cast<size_t>(item.raw.file)));
     } catch (const Error& error) {
       if (error.code() != ExitCode::kData) throw;
       item.unreadable = error.text().what;
       return;
     }
-    item.document = encode_record(record, *tokenizer, used, options.mask);
+    item.documents = encode_record(record, *input.tokenizer, input.chat, options.mask);
   };
   std::vector<Item> batch;
   int64_t done_bytes = 0;

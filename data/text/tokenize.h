@@ -7,9 +7,20 @@
 #include <utility>
 #include <vector>
 
+#include "data/records/record.h"
 #include "data/text/mask.h"
 
 namespace graft::data {
+
+// What is tokenized. Borrowed for the call.
+struct TokenizeInput {
+  std::vector<std::string> files;
+  std::vector<FieldMapping> mappings;  // other names for the members of each file's records, or
+                                       // empty
+  const Tokenizer* tokenizer = nullptr;
+  const ChatTemplate* chat = nullptr;  // nullptr: the model has none
+  std::string model_dir;               // stands in the store for `graft data show`
+};
 
 struct TokenizeOptions {
   MaskOptions mask;
@@ -17,7 +28,7 @@ struct TokenizeOptions {
   int threads = 0;  // 0 = one per processor. The store's bytes do not depend on it.
 };
 
-// A record that was left out.
+// A record, or one document of it, that was left out.
 struct RefusedRecord {
   std::string file;
   int64_t line = 0;  // 1-based
@@ -30,10 +41,11 @@ struct TokenizeSummary {
   int64_t records = 0;
   int64_t documents = 0;
   int64_t tokens = 0;
-  int64_t supervised = 0;  // tokens
-  int64_t longest = 0;     // tokens of the longest document
+  int64_t supervised = 0;        // tokens
+  std::vector<int64_t> lengths;  // tokens of each document, ascending
   int64_t turns = 0;
   int64_t turns_without_stop = 0;
+  int64_t turns_unlike_serving = 0;
   int64_t straddling = 0;
   int64_t truncated_documents = 0;
   int64_t truncated_tokens = 0;
@@ -44,20 +56,18 @@ struct TokenizeSummary {
   std::string store;   // its path
 };
 
-// `progress(done_bytes, total_bytes)` is called from the calling thread, or is empty.
+// `settings`: tokenize_settings() of the same input. `progress(done_bytes, total_bytes)` is called
+// from the calling thread, or is empty.
 // Errors: kIo; kUsage (records need a template and the model has none); kData: no document at all,
-// documents longer than sequence_len under OverLong::kRaise (counted over all files first), or more
-// than 1 % of the turns with a straddling token.
-TokenizeSummary tokenize_files(const std::vector<std::string>& files,
-                               const std::string& model_dir,
+// documents longer than sequence_len under OverLong::kRaise (counted over all files first), a fault
+// whose level is kRaise, or more than 1 % of the turns with a straddling token.
+TokenizeSummary tokenize_files(const TokenizeInput& input,
+                               Json settings,
                                const TokenizeOptions& options,
                                const std::function<void(int64_t, int64_t)>& progress = {});
 
-// The settings that a store made with these arguments holds; a trainer compares store_digest() of
-// them with an existing store to reuse it. Reads and hashes the files. Errors: kIo.
-Json tokenize_settings(const std::vector<std::string>& files,
-                       const Tokenizer& tokenizer,
-                       const ChatTemplate* chat,
-                       const MaskOptions& mask);
+// The settings of a store made with these arguments; a trainer compares store_digest() of them with
+// an existing store to reuse it. Reads and hashes the files. Errors: kIo.
+Json tokenize_settings(const TokenizeInput& input, const MaskOptions& mask);
 
 }  // namespace graft::data

@@ -12,6 +12,20 @@ namespace {
 
 using graft::test::source_path;
 
+std::string key_rows(std::span<const graft::train::ConfigKey> keys) {
+  std::string text;
+  for (const graft::train::ConfigKey& key : keys) {
+    std::string values(key.type);
+    for (size_t at = 0; (at = values.find('|', at)) != std::string::npos; at += 2) {
+      values.replace(at, 1, "\\|");
+    }
+    text += "| `" + std::string(key.name) + "` | " + values + " | " +
+            (key.fallback.empty() ? "" : "`" + std::string(key.fallback) + "`") + " | " +
+            std::string(key.help) + " |\n";
+  }
+  return text;
+}
+
 std::string config_reference() {
   std::string text =
       "# Config reference\n\n"
@@ -23,16 +37,17 @@ std::string config_reference() {
       "This page is made from the table in `train/job/config.cpp`; a test compares them\n"
       "(`GRAFT_UPDATE=1` writes it).\n\n"
       "| key | values | default | meaning |\n|---|---|---|---|\n";
-  for (const graft::train::ConfigKey& key : graft::train::config_keys()) {
-    std::string values(key.type);
-    for (size_t at = 0; (at = values.find('|', at)) != std::string::npos; at += 2) {
-      values.replace(at, 1, "\\|");
-    }
-    text += "| `" + std::string(key.name) + "` | " + values + " | " +
-            (key.fallback.empty() ? "" : "`" + std::string(key.fallback) + "`") + " | " +
-            std::string(key.help) + " |\n";
-  }
-  return text;
+  text += key_rows(graft::train::config_keys());
+  text +=
+      "\n## An entry of `datasets`\n\n"
+      "A file, or a mapping with these keys. At most one of `repeat`, `weight` and `budget`; "
+      "none of\n"
+      "them: all of it, once in each epoch. What an epoch takes is drawn anew for each epoch, "
+      "nothing\n"
+      "is seen twice before the rest was seen, and the shares are printed when training "
+      "starts.\n\n"
+      "| key | values | default | meaning |\n|---|---|---|---|\n";
+  return text + key_rows(graft::train::dataset_keys());
 }
 
 }  // namespace

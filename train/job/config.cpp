@@ -1,6 +1,7 @@
 #include "train/job/config.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/error.h"
 #include "core/hash.h"
@@ -20,11 +21,20 @@ constexpr ConfigKey kKeys[] = {
     {"lora_dropout", "0..0.9", "0", "dropout of the adapter's input"},
     {"lora_target_modules", "list", "all-linear", "names of linears, such as [q_proj, v_proj]"},
     {"use_rslora", "true | false", "false", "scale by lora_alpha / sqrt(lora_r)"},
-    {"datasets", "list of files", "", "training records, JSONL or JSON"},
-    {"test_datasets", "list of files", "[]", "held-out records: evaluated, never trained on"},
+    {"datasets", "list", "", "training records: files, or entries with the keys below"},
+    {"test_datasets", "list", "[]", "held-out records: evaluated, never trained on"},
     {"sequence_len", "2..1048576", "2048", "tokens of a packed row; no document may be longer"},
-    {"excess_length_strategy", "raise | drop | truncate", "raise",
+    {"excess_length_strategy", "raise | drop | truncate_left | truncate_right | split", "raise",
      "what happens to documents longer than sequence_len"},
+    {"chunk_overlap", "integer", "0", "tokens of context that the pieces of split share"},
+    {"train_on_turns", "all | last | expand", "all",
+     "expand: one document for each answer, rendered as when the model is served"},
+    {"roles_to_train", "list", "[assistant]", "whose turns are trained on"},
+    {"train_on_eos", "turn | last | all | none", "turn",
+     "stop tokens to train: of each trained turn, the last one, of all turns, or none"},
+    {"train_on_inputs", "true | false", "false", "train on every token"},
+    {"on_unstopped_turn", "report | drop | raise", "report",
+     "what happens to documents with a trained turn that does not end in a stop token"},
     {"content_specials", "refuse | literal | parse", "refuse",
      "special-token text inside messages: leave the record out, take it as text, or parse it"},
     {"micro_batch_size", "1..4096", "1", "packed rows computed at once"},
@@ -52,43 +62,116 @@ constexpr ConfigKey kKeys[] = {
     {"threads", "0..1024", "0", "CPU threads; 0 = every processor"},
 };
 
+constexpr ConfigKey kDatasetKeys[] = {
+    {"path", "file", "", "records, JSONL or JSON"},
+    {"repeat", "number", "", "passes over it in an epoch; 0.5 = another half in each"},
+    {"weight", "number", "",
+     "its share of the supervised tokens of all datasets that have a weight"},
+    {"budget", "integer", "", "supervised tokens that an epoch takes of it"},
+    {"field_messages", "name", "messages", "the member that holds the turns"},
+    {"message_property_mappings", "mapping", "",
+     "the turns' own names: {role: speaker, content: said}"},
+    {"roles", "mapping", "", "names of speakers: {assistant: [agent, bot], user: [client]}"},
+    {"field_instruction", "name", "instruction", "for records without turns"},
+    {"field_input", "name", "input", ""},
+    {"field_output", "name", "output", ""},
+    {"field_system", "name", "system", ""},
+    {"field", "name", "text", "the member that holds a record's whole text"},
+};
+// Keys of a dataset and graft's own name of the member that they rename.
+constexpr std::pair<std::string_view, std::string_view> kFieldKeys[] = {
+    {"field_messages", "messages"}, {"field_instruction", "instruction"}, {"field_input", "input"},
+    {"field_output", "output"},     {"field_system", "system"},           {"field", "text"},
+};
+
 constexpr std::string_view kMethods[] = {"lora", "qlora", "none"};
 constexpr std::string_view kWeights[] = {"pretrained", "random"};
 constexpr std::string_view kSchedules[] = {"cosine", "linear", "constant"};
-constexpr std::string_view kOverLong[] = {"raise", "drop", "truncate"};
-constexpr std::string_view kSpecials[] = {"refuse", "literal", "parse"};
 constexpr int64_t kManySteps = 1'000'000'000;
 
-template <size_t N>
-size_t index_of(const std::string_view (&names)[N], std::string_view name) {
-  return static_cast<size_t>(std::find(std::begin(names), std::end(names), name) -
-                             std::begin(names));
-}
-
-template <size_t N>
 size_t choose(ConfigReader& reader,
               std::string_view key,
               std::string_view fallback,
-              const std::string_view (&names)[N]) {
-  return index_of(names, reader.get_choice(key, fallback, names));
+              std::span<const std::string_view> names) {
+  return static_cast<size_t>(
+      std::find(names.begin(), names.end(), reader.get_choice(key, fallback, names)) -
+      names.begin());
 }
 
-// A list of files: texts, or mappings with one key `path`.
-std::vector<std::string> read_files(ConfigReader& reader, std::string_view key) {
+// {known: given} or {known: [given, …]}.
+void read_renames(ConfigReader& entry,
+                  std::string_view key,
+                  std::vector<data::FieldMapping::Rename>& renames) {
+  const Json* value = entry.get(key);
+  if (value == nullptr || value->is_null()) return;
+  const auto fail = [&] {
+    entry.fail_at(key, "expected a mapping of names", "write " + std::string(key) + ": {a: b}");
+  };
+  if (!value->is_object()) fail();
+  for (const auto& [known, given] : value->as_object()) {
+    const Json list = given.is_array() ? given : Json::array({given});
+    for (const Json& name : list.as_array()) {
+      if (!name.is_string()) fail();
+      renames.push_back({known, name.as_string()});
+    }
+  }
+}
+
+Dataset read_dataset(const Json& item, const std::string& file, const std::string& where) {
+  Dataset dataset;
+  if (item.is_string()) {
+    dataset.path = item.as_string();
+    return dataset;
+  }
+  ConfigReader entry(item, file, where);
+  dataset.path = entry.need_string("path", "write `- path: clean.jsonl`");
+  dataset.repeat = entry.get_float("repeat", 0, {0, 1000});
+  dataset.weight = entry.get_float("weight", 0, {0, 1e9});
+  dataset.budget = entry.get_int("budget", 0, {0, INT64_MAX / 2});
+  for (const auto& [key, known] : kFieldKeys) {
+    const std::string given = entry.get_string(key, known);
+    if (given != known) dataset.fields.record.push_back({std::string(known), given});
+  }
+  read_renames(entry, "message_property_mappings", dataset.fields.message);
+  read_renames(entry, "roles", dataset.fields.roles);
+  entry.finish();
+  return dataset;
+}
+
+// A list of files: texts, or mappings with the keys of a dataset.
+std::vector<Dataset> read_datasets(ConfigReader& reader,
+                                   std::string_view key,
+                                   const std::string& file) {
   const Json* value = reader.get(key);
-  std::vector<std::string> files;
+  std::vector<Dataset> datasets;
   if (value == nullptr || value->is_null()) {
-    return files;
+    return datasets;
   }
   const Json list = value->is_array() ? *value : Json::array({*value});
   for (const Json& item : list.as_array()) {
-    const Json* path = item.is_object() && item.size() == 1 ? item.find("path") : &item;
-    if (path == nullptr || !path->is_string() || path->as_string().empty()) {
+    if (!item.is_object() && (!item.is_string() || item.as_string().empty())) {
       reader.fail_at(key, "expected a list of files", "write [\"a.jsonl\"] or [{path: a.jsonl}]");
     }
-    files.push_back(path->as_string());
+    datasets.push_back(
+        read_dataset(item, file, std::string(key) + "[" + std::to_string(datasets.size()) + "]"));
   }
-  return files;
+  return datasets;
+}
+
+void read_mask(ConfigReader& reader, int64_t sequence_len, data::MaskOptions& mask) {
+  mask.sequence_len = sequence_len;
+  mask.over_long = static_cast<data::OverLong>(
+      choose(reader, "excess_length_strategy", "raise", data::kOverLongNames));
+  mask.chunk_overlap = reader.get_int("chunk_overlap", 0, {0, sequence_len / 2});
+  mask.turns = static_cast<data::Turns>(choose(reader, "train_on_turns", "all", data::kTurnsNames));
+  mask.roles_to_train = reader.get_strings("roles_to_train", {"assistant"});
+  mask.train_on_eos =
+      static_cast<data::TrainEos>(choose(reader, "train_on_eos", "turn", data::kTrainEosNames));
+  mask.train_on_inputs = reader.get_bool("train_on_inputs", false);
+  mask.faults.unstopped_turn = static_cast<data::FaultLevel>(
+      choose(reader, "on_unstopped_turn", "report", data::kFaultLevelNames));
+  mask.content_specials = static_cast<data::ContentSpecials>(
+      choose(reader, "content_specials", "refuse", data::kContentSpecialsNames));
 }
 
 void read_lora(ConfigReader& reader, LoraSettings& lora) {
@@ -138,10 +221,55 @@ Json strings_to_json(const std::vector<std::string>& texts) {
   return list;
 }
 
+Json dataset_to_json(const Dataset& dataset) {
+  Json entry = Json::object({{"path", dataset.path}});
+  if (dataset.repeat > 0) entry.set("repeat", dataset.repeat);
+  if (dataset.weight > 0) entry.set("weight", dataset.weight);
+  if (dataset.budget > 0) entry.set("budget", dataset.budget);
+  for (const data::FieldMapping::Rename& rename : dataset.fields.record) {
+    for (const auto& [key, known] : kFieldKeys) {
+      if (known == rename.known) entry.set(std::string(key), rename.given);
+    }
+  }
+  const auto set_renames = [&](const char* key,
+                               const std::vector<data::FieldMapping::Rename>& renames) {
+    Json mapping = Json::object();
+    for (const data::FieldMapping::Rename& rename : renames) {
+      Json names = Json::array();
+      if (const Json* old = mapping.find(rename.known)) names = *old;
+      names.push_back(rename.given);
+      mapping.set(rename.known, std::move(names));
+    }
+    if (mapping.size() > 0) entry.set(key, std::move(mapping));
+  };
+  set_renames("message_property_mappings", dataset.fields.message);
+  set_renames("roles", dataset.fields.roles);
+  return entry.size() == 1 ? Json(dataset.path) : entry;
+}
+
+Json datasets_to_json(const std::vector<Dataset>& datasets) {
+  Json list = Json::array();
+  for (const Dataset& dataset : datasets) list.push_back(dataset_to_json(dataset));
+  return list;
+}
+
+// What of the datasets decides the result beside their content.
+Json mix_to_json(const TrainConfig& config) {
+  Json list = Json::array();
+  for (const Dataset& dataset : config.datasets) {
+    list.push_back(Json::array({dataset.repeat, dataset.weight, dataset.budget}));
+  }
+  return list;
+}
+
 }  // namespace
 
 std::span<const ConfigKey> config_keys() {
   return kKeys;
+}
+
+std::span<const ConfigKey> dataset_keys() {
+  return kDatasetKeys;
 }
 
 TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides) {
@@ -166,18 +294,21 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
   config.random_weights = choose(reader, "base_weights", "pretrained", kWeights) == 1;
   config.method = static_cast<Method>(choose(reader, "adapter", "qlora", kMethods));
   read_lora(reader, config.lora);
-  config.datasets = read_files(reader, "datasets");
-  config.test_datasets = read_files(reader, "test_datasets");
+  config.datasets = read_datasets(reader, "datasets", path);
+  config.test_datasets = read_datasets(reader, "test_datasets", path);
   config.sequence_len = reader.get_int("sequence_len", 2048, {2, 1048576});
-  config.over_long =
-      static_cast<data::OverLong>(choose(reader, "excess_length_strategy", "raise", kOverLong));
-  config.content_specials =
-      static_cast<data::ContentSpecials>(choose(reader, "content_specials", "refuse", kSpecials));
+  read_mask(reader, config.sequence_len, config.mask);
   read_optimizer(reader, config);
   read_loop(reader, config);
   reader.finish();
   if (config.datasets.empty()) {
     reader.fail_at("datasets", "no training data", "add `datasets: [clean.jsonl]` to the config");
+  }
+  for (const Dataset& test : config.test_datasets) {
+    if (test.repeat > 0 || test.weight > 0 || test.budget > 0) {
+      reader.fail_at("test_datasets", "held-out records are evaluated once, all of them",
+                     "remove repeat, weight and budget of " + test.path);
+    }
   }
   if (config.micro_batch_size * config.sequence_len > INT32_MAX) {
     reader.fail_at("micro_batch_size",
@@ -204,11 +335,19 @@ Json config_to_json(const TrainConfig& config) {
       {"lora_dropout", config.lora.dropout},
       {"lora_target_modules", strings_to_json(config.lora.targets)},
       {"use_rslora", config.lora.rslora},
-      {"datasets", strings_to_json(config.datasets)},
-      {"test_datasets", strings_to_json(config.test_datasets)},
+      {"datasets", datasets_to_json(config.datasets)},
+      {"test_datasets", datasets_to_json(config.test_datasets)},
       {"sequence_len", config.sequence_len},
-      {"excess_length_strategy", kOverLong[static_cast<size_t>(config.over_long)]},
-      {"content_specials", kSpecials[static_cast<size_t>(config.content_specials)]},
+      {"excess_length_strategy", data::kOverLongNames[static_cast<size_t>(config.mask.over_long)]},
+      {"chunk_overlap", config.mask.chunk_overlap},
+      {"train_on_turns", data::kTurnsNames[static_cast<size_t>(config.mask.turns)]},
+      {"roles_to_train", strings_to_json(config.mask.roles_to_train)},
+      {"train_on_eos", data::kTrainEosNames[static_cast<size_t>(config.mask.train_on_eos)]},
+      {"train_on_inputs", config.mask.train_on_inputs},
+      {"on_unstopped_turn",
+       data::kFaultLevelNames[static_cast<size_t>(config.mask.faults.unstopped_turn)]},
+      {"content_specials",
+       data::kContentSpecialsNames[static_cast<size_t>(config.mask.content_specials)]},
       {"micro_batch_size", config.micro_batch_size},
       {"gradient_accumulation_steps", config.gradient_accumulation_steps},
       {"num_epochs", config.num_epochs},
@@ -249,6 +388,7 @@ std::string config_digest(const TrainConfig& config) {
       deciding.set(key, value);
     }
   }
+  deciding.set("mix", mix_to_json(config));
   return sha256_hex(dump_json(deciding));
 }
 

@@ -19,16 +19,25 @@ enum class Method {
   kFull,   // adapter: none - every tensor of the base
 };
 
+// One entry of `datasets`.
+struct Dataset {
+  std::string path;
+  data::FieldMapping fields;
+  // How much of it an epoch takes (data/text/mix.h); all 0 = all of it, once.
+  double repeat = 0;
+  double weight = 0;
+  int64_t budget = 0;
+};
+
 struct TrainConfig {
   std::string base_model;
   bool random_weights = false;  // base_weights: random - config.json and tokenizer only
   Method method = Method::kQlora;
   LoraSettings lora;
-  std::vector<std::string> datasets;
-  std::vector<std::string> test_datasets;
+  std::vector<Dataset> datasets;
+  std::vector<Dataset> test_datasets;  // repeat, weight and budget are 0
   int64_t sequence_len = 2048;
-  data::OverLong over_long = data::OverLong::kRaise;
-  data::ContentSpecials content_specials = data::ContentSpecials::kRefuse;
+  data::MaskOptions mask;  // its sequence_len is the one above
   int64_t micro_batch_size = 1;
   int64_t gradient_accumulation_steps = 1;
   double num_epochs = 1;
@@ -56,6 +65,8 @@ struct ConfigKey {
   std::string_view help;
 };
 std::span<const ConfigKey> config_keys();
+// The keys of one entry of `datasets` (an entry may also be just the path).
+std::span<const ConfigKey> dataset_keys();
 
 // Reads a YAML file, applies `overrides` ("key=value"), checks every key and range.
 // Errors: kIo; kUsage with file:line:column: key.

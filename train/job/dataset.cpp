@@ -20,13 +20,15 @@ ModelText load_model_text(const std::string& model_dir, int64_t vocab_size) {
 }
 
 PreparedStore prepare_store(const std::vector<std::string>& files,
+                            const std::vector<data::FieldMapping>& mappings,
                             const std::string& model_dir,
                             const ModelText& text,
                             const data::MaskOptions& options,
                             const std::string& path,
                             int threads) {
-  const Json settings =
-      data::tokenize_settings(files, *text.tokenizer, text.chat_or_null(), options);
+  const data::TokenizeInput input = {files, mappings, text.tokenizer.get(), text.chat_or_null(),
+                                     model_dir};
+  const Json settings = data::tokenize_settings(input, options);
   if (file_exists(path) && file_exists(path + ".json")) {
     try {
       data::TokenStore store = data::TokenStore::open(path);
@@ -47,7 +49,7 @@ PreparedStore prepare_store(const std::vector<std::string>& files,
   }
   Progress progress("tokenize", total_bytes, "bytes");
   data::TokenizeSummary summary = data::tokenize_files(
-      files, model_dir, tokenize, [&](int64_t done, int64_t) { progress.update(done); });
+      input, settings, tokenize, [&](int64_t done, int64_t) { progress.update(done); });
   return {data::TokenStore::open(path), false, std::move(summary)};
 }
 

@@ -30,8 +30,9 @@ struct PreparedStore {
 };
 
 // Opens `path` when it holds these files under these options, else tokenizes them into it.
-// Errors: kIo, kData, kUsage.
+// `mappings`: as TokenizeInput's. Errors: kIo, kData, kUsage.
 PreparedStore prepare_store(const std::vector<std::string>& files,
+                            const std::vector<data::FieldMapping>& mappings,
                             const std::string& model_dir,
                             const ModelText& text,
                             const data::MaskOptions& options,

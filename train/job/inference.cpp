@@ -144,8 +144,8 @@ int run_eval(const Args& args) {
   const std::unique_ptr<Model> model = load(args);
   const ModelText text = load_model_text(args.text("--model"), model->config.vocab_size);
   const ScratchDirectory scratch;
-  const PreparedStore prepared = prepare_store({args.need("--data")}, args.text("--model"), text,
-                                               {}, join_path(scratch.path(), "eval.h5"), 0);
+  const PreparedStore prepared = prepare_store({args.need("--data")}, {}, args.text("--model"),
+                                               text, {}, join_path(scratch.path(), "eval.h5"), 0);
   const std::vector<int64_t> lengths = prepared.store.lengths();
   Decoder decoder(*model, std::max(kEvalTokens, *std::max_element(lengths.begin(), lengths.end())),
                   Keep::kNothing);

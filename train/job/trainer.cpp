@@ -19,6 +19,7 @@
 #include "train/engine/optimizer.h"
 #include "train/job/checkpoint.h"
 #include "train/job/dataset.h"
+#include "train/job/epochs.h"
 #include "train/job/evaluate.h"
 #include "train/job/export.h"
 #include "train/job/report.h"
@@ -154,11 +155,8 @@ class Training {
   std::unique_ptr<Decoder> eval_decoder_;
   std::unique_ptr<AppendFile> metrics_;
   OptimizerSettings schedule_;
-  int64_t rows_ = 0;
-  int64_t steps_per_epoch_ = 0;
+  std::unique_ptr<EpochPlan> epochs_;
   int64_t total_steps_ = 0;
-  int64_t packed_epoch_ = -1;
-  std::vector<data::PackedRow> packed_;
   Batch batch_;
   Json last_eval_;
   Clock::time_point started_ = Clock::now();
@@ -208,15 +206,17 @@ void Training::prepare_model() {
 }
 
 void Training::prepare_data() {
-  data::MaskOptions mask;
-  mask.sequence_len = config_.sequence_len;
-  mask.over_long = config_.over_long;
-  mask.content_specials = config_.content_specials;
   make_directories(path("data"));
-  const auto prepare = [&](const std::vector<std::string>& files, const char* name) {
-    return std::make_unique<PreparedStore>(prepare_store(files, config_.base_model, text_, mask,
-                                                         join_path(path("data"), name),
-                                                         static_cast<int>(config_.threads)));
+  const auto prepare = [&](const std::vector<Dataset>& datasets, const char* name) {
+    std::vector<std::string> files;
+    std::vector<data::FieldMapping> mappings;
+    for (const Dataset& dataset : datasets) {
+      files.push_back(dataset.path);
+      mappings.push_back(dataset.fields);
+    }
+    return std::make_unique<PreparedStore>(
+        prepare_store(files, mappings, config_.base_model, text_, config_.mask,
+                      join_path(path("data"), name), static_cast<int>(config_.threads)));
   };
   train_ = prepare(config_.datasets, "train.h5");
   if (!config_.test_datasets.empty()) {
@@ -245,28 +245,37 @@ void Training::write_identity() {
 }
 
 void Training::plan_steps() {
-  const std::vector<int64_t> lengths = train_->store.lengths();
-  packed_ = data::pack(lengths, {config_.sequence_len, config_.seed, 0});
-  packed_epoch_ = 0;
-  rows_ = static_cast<int64_t>(packed_.size());
-  steps_per_epoch_ = (rows_ + config_.rows_per_step() - 1) / config_.rows_per_step();
-  total_steps_ = config_.max_steps > 0
-                     ? config_.max_steps
-                     : std::max<int64_t>(1, share_of(steps_per_epoch_, config_.num_epochs));
+  epochs_ = std::make_unique<EpochPlan>(train_->store, config_);
+  total_steps_ = config_.max_steps > 0 ? config_.max_steps : epochs_->steps_in(config_.num_epochs);
   schedule_ = config_.optimizer;
   if (!config_.has_warmup_steps) {
     schedule_.warmup_steps = share_of(total_steps_, config_.warmup_ratio);
   }
 }
 
+// What an epoch takes of each dataset.
+void print_shares(const std::vector<EpochPlan::Share>& shares, int64_t in_epoch) {
+  std::vector<std::vector<std::string>> rows = {
+      {"dataset", "documents", "trained tokens", "in an epoch", "share"}};
+  for (const EpochPlan::Share& dataset : shares) {
+    const double share = 100.0 * static_cast<double>(dataset.supervised_in_epoch) /
+                         static_cast<double>(std::max<int64_t>(in_epoch, 1));
+    rows.push_back({dataset.path, format_count(dataset.documents), format_count(dataset.supervised),
+                    format_count(dataset.supervised_in_epoch), format_fixed(share, 1) + " %"});
+  }
+  std::fprintf(stderr, "%s", format_table("<>>>>", rows).c_str());
+}
+
 void Training::print_plan() {
   const data::TokenStore& store = train_->store;
+  const std::vector<EpochPlan::Share> shares = epochs_->shares();
   int64_t supervised = 0;
-  for (int64_t document = 0; document < store.document_count(); ++document) {
-    for (const uint8_t loss : store.loss(document)) {
-      supervised += loss != 0 ? 1 : 0;
-    }
+  int64_t in_epoch = 0;
+  for (const EpochPlan::Share& dataset : shares) {
+    supervised += dataset.supervised;
+    in_epoch += dataset.supervised_in_epoch;
   }
+  epochs_->at(0);
   const auto share = 100.0 * static_cast<double>(supervised) /
                      static_cast<double>(std::max<int64_t>(store.token_count(), 1));
   std::fprintf(stderr, "model   %s parameters, base %s in memory%s, %s trained\n",
@@ -277,7 +286,9 @@ void Training::print_plan() {
   std::fprintf(stderr, "data    %s documents, %s tokens, %s %% trained on, %s rows of %s\n",
                format_count(store.document_count()).c_str(),
                format_count(store.token_count()).c_str(), format_fixed(share, 1).c_str(),
-               format_count(rows_).c_str(), format_count(config_.sequence_len).c_str());
+               format_count(static_cast<int64_t>(epochs_->rows().size())).c_str(),
+               format_count(config_.sequence_len).c_str());
+  if (shares.size() > 1) print_shares(shares, in_epoch);
   std::fprintf(stderr, "plan    %s steps of %s rows, %s buffers\n",
                format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
                format_bytes(decoder_->buffer_bytes()).c_str());
@@ -329,18 +340,15 @@ void Training::resume(Progressed& progressed) {
 // Trains on one optimizer step's rows; returns its loss.
 double Training::train_step(int64_t step, Progressed& progressed, Json& metrics) {
   const auto start = Clock::now();
-  const int64_t epoch = step / steps_per_epoch_;
-  if (packed_epoch_ != epoch) {
-    packed_ = data::pack(train_->store.lengths(), {config_.sequence_len, config_.seed, epoch});
-    packed_epoch_ = epoch;
-  }
-  const int64_t first = step % steps_per_epoch_ * config_.rows_per_step();
-  const int64_t last = std::min(first + config_.rows_per_step(), rows_);
+  const EpochPlan::Step place = epochs_->at(step);
+  const std::span<const data::PackedRow> packed = epochs_->rows();
+  const int64_t first = place.first_row;
+  const int64_t last = place.last_row;
   // The one owner of normalisation: every supervised prediction of the step counts alike, whatever
   // the micro-batches.
   double weight = 0;
   for (int64_t row = first; row < last; ++row) {
-    for (const int64_t document : packed_[static_cast<size_t>(row)].documents) {
+    for (const int64_t document : packed[static_cast<size_t>(row)].documents) {
       weight += document_weight(train_->store, document);
     }
   }
@@ -355,7 +363,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   for (int64_t row = first; row < last; row += config_.micro_batch_size) {
     const int64_t end = std::min(row + config_.micro_batch_size, last);
     fill_batch(train_->store,
-               std::span(packed_).subspan(static_cast<size_t>(row), static_cast<size_t>(end - row)),
+               packed.subspan(static_cast<size_t>(row), static_cast<size_t>(end - row)),
                row - first, config_.sequence_len, batch_);
     const float* residual = decoder_->forward(batch_, dropout_seed);
     const auto head =
@@ -380,16 +388,15 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
            result.not_finite, "lower learning_rate, or look at the rows named above");
     }
   }
-  metrics = Json::object(
-      {{"step", step + 1},
-       {"epoch", static_cast<double>(step + 1) / static_cast<double>(steps_per_epoch_)},
-       {"loss", loss},
-       {"learning_rate", rate},
-       {"grad_norm", result.grad_norm},
-       {"tokens", tokens},
-       {"supervised", supervised},
-       {"skipped", result.skipped},
-       {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
+  metrics = Json::object({{"step", step + 1},
+                          {"epoch", place.epochs_done},
+                          {"loss", loss},
+                          {"learning_rate", rate},
+                          {"grad_norm", result.grad_norm},
+                          {"tokens", tokens},
+                          {"supervised", supervised},
+                          {"skipped", result.skipped},
+                          {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
   return loss;
 }
 
@@ -398,9 +405,9 @@ std::string Training::batch_sources(int64_t step) {
   std::string text;
   int count = 0;
   const Json& inputs = train_->store.settings().at("inputs");
-  const int64_t first = step % steps_per_epoch_ * config_.rows_per_step();
-  for (int64_t row = first; row < std::min(first + config_.rows_per_step(), rows_); ++row) {
-    for (const int64_t document : packed_[static_cast<size_t>(row)].documents) {
+  const EpochPlan::Step place = epochs_->at(step);
+  for (int64_t row = place.first_row; row < place.last_row; ++row) {
+    for (const int64_t document : epochs_->rows()[static_cast<size_t>(row)].documents) {
       if (++count <= 10) {
         const data::DocumentSource source = train_->store.source(document);
         text += (text.empty() ? "" : ", ") +
@@ -436,8 +443,10 @@ void Training::save(Progressed& progressed) {
 
 // Returns false when a signal ended it.
 bool Training::loop(Progressed& progressed) {
-  const int64_t save_every = config_.save_steps > 0 ? config_.save_steps : steps_per_epoch_;
-  const int64_t eval_every = config_.eval_steps > 0 ? config_.eval_steps : steps_per_epoch_;
+  // Every so many steps; 0 = at the end of each epoch.
+  const auto is_due = [&](int64_t every, bool ends_epoch) {
+    return every > 0 ? progressed.step % every == 0 : ends_epoch;
+  };
   metrics_ = std::make_unique<AppendFile>(path("metrics.jsonl"), progressed.metrics_bytes);
   if (progressed.step == 0) {
     evaluate_now(0);
@@ -447,6 +456,7 @@ bool Training::loop(Progressed& progressed) {
   while (progressed.step < total_steps_) {
     Json metrics;
     const double loss = train_step(progressed.step, progressed, metrics);
+    const bool ends_epoch = epochs_->at(progressed.step).ends_epoch;
     ++progressed.step;
     const bool last = progressed.step == total_steps_;
     if (last || progressed.step % config_.logging_steps == 0) {
@@ -456,11 +466,11 @@ bool Training::loop(Progressed& progressed) {
                "loss " + format_fixed(loss, 4) + "  " +
                    format_count(static_cast<int64_t>(metrics.at("tokens_per_s").as_double())) +
                    " tok/s");
-    if (last || progressed.step % eval_every == 0) {
+    if (last || is_due(config_.eval_steps, ends_epoch)) {
       evaluate_now(progressed.step);
     }
     const bool stopping = stop_signal != 0;
-    if (last || stopping || progressed.step % save_every == 0) {
+    if (last || stopping || is_due(config_.save_steps, ends_epoch)) {
       save(progressed);
     }
     if (stopping && !last) {

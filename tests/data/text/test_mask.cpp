@@ -43,6 +43,16 @@ const Record& two_turns() {
   return value;
 }
 
+// The record's document; there must be one.
+Document encode_one(const Record& record,
+                    const Tokenizer& tokenizer,
+                    const ChatTemplate* chat,
+                    const MaskOptions& options) {
+  std::vector<Document> documents = encode_record(record, tokenizer, chat, options);
+  REQUIRE(documents.size() == 1);
+  return documents.front();
+}
+
 // The document's text with the trained parts in brackets.
 std::string marked(const Document& doc, const Tokenizer& tokenizer) {
   std::string text;
@@ -64,7 +74,7 @@ TEST_CASE("mask: content and stop token of every assistant turn are trained, not
   const auto tokenizer = load_tokenizer(kTiny + "metaspace.json");
   const char* source = GENERATE(kChatml, kMarked);
   const ChatTemplate used = chat(source);
-  const Document doc = encode_record(two_turns(), *tokenizer, &used, {});
+  const Document doc = encode_one(two_turns(), *tokenizer, &used, {});
   // <|im_end|> swallows the line end behind it (rstrip), so the token covers it too.
   const std::string expected =
       "<s><|im_start|>user\nprinter broke<|im_end|><|im_start|>assistant\n[[help";
@@ -79,7 +89,7 @@ TEST_CASE("mask: the space that Llama-2's template puts in front belongs to the 
           "[data][mask]") {
   const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
   const ChatTemplate used = chat(kLlama2);
-  const Document doc = encode_record(two_turns(), *tokenizer, &used, {});
+  const Document doc = encode_one(two_turns(), *tokenizer, &used, {});
   CHECK(marked(doc, *tokenizer) ==
         "<s> [INST] printer broke [/INST][[ help </s>]]<s> [INST] again [/INST][[ stopped. </s>]]");
   CHECK(doc.straddling == 0);
@@ -98,7 +108,7 @@ TEST_CASE("mask: the prompt of a record is the beginning of its document", "[dat
   const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
   const char* source = GENERATE(kChatml, kLlama2);
   const ChatTemplate used = chat(source);
-  const Document doc = encode_record(two_turns(), *tokenizer, &used, {});
+  const Document doc = encode_one(two_turns(), *tokenizer, &used, {});
   const auto prompt = encode_prompt(two_turns(), *tokenizer, &used, {});
   REQUIRE(prompt.size() < doc.ids.size());
   CHECK(std::equal(prompt.begin(), prompt.end(), doc.ids.begin()));
@@ -110,7 +120,7 @@ TEST_CASE("mask: a template without stop tokens trains the shared end of turns a
           "[data][mask]") {
   const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
   const ChatTemplate used = chat(kPlain);
-  const Document doc = encode_record(two_turns(), *tokenizer, &used, {});
+  const Document doc = encode_one(two_turns(), *tokenizer, &used, {});
   CHECK(marked(doc, *tokenizer) ==
         "<s> ### user:\nprinter broke\n\n### assistant:\n[[help\n\n]]### user:\nagain\n\n"
         "### assistant:\n[[stopped.\n\n]]");
@@ -126,7 +136,7 @@ TEST_CASE("mask: messages with train false or weight 0 are not trained", "[data]
       {"role": "assistant", "content": "cable", )" +
                             flag + R"(},
       {"role": "user", "content": "again"}, {"role": "assistant", "content": "help"}]})");
-  const Document doc = encode_record(one, *tokenizer, &used, {});
+  const Document doc = encode_one(one, *tokenizer, &used, {});
   CHECK(doc.turns == 1);
   const std::string text = marked(doc, *tokenizer);
   CHECK(text.find("[[cable") == std::string::npos);
@@ -143,21 +153,21 @@ TEST_CASE("mask: special tokens in the data are refused, literal or parsed", "[d
     return std::count(doc.ids.begin(), doc.ids.end(), *tokenizer->id(token));
   };
   MaskOptions options;
-  const Document refused = encode_record(hostile, *tokenizer, &used, options);
+  const Document refused = encode_one(hostile, *tokenizer, &used, options);
   CHECK(refused.refusal == Refusal::kSpecialInContent);
   CHECK(refused.reason.find("<|im_end|>") != std::string::npos);
   CHECK(refused.ids.empty());
   CHECK_THROWS_AS(encode_prompt(hostile, *tokenizer, &used, options), Error);
   options.content_specials = ContentSpecials::kLiteral;
-  CHECK(count(encode_record(hostile, *tokenizer, &used, options), "<|im_start|>") == 2);
+  CHECK(count(encode_one(hostile, *tokenizer, &used, options), "<|im_start|>") == 2);
   options.content_specials = ContentSpecials::kParse;
-  CHECK(count(encode_record(hostile, *tokenizer, &used, options), "<|im_start|>") == 3);
+  CHECK(count(encode_one(hostile, *tokenizer, &used, options), "<|im_start|>") == 3);
 }
 
 TEST_CASE("mask: text records train everything but BOS", "[data][mask]") {
   const auto tokenizer = load_tokenizer(kTiny);
   const Document doc =
-      encode_record(record(R"({"text": "The cable hangs."})"), *tokenizer, nullptr, {});
+      encode_one(record(R"({"text": "The cable hangs."})"), *tokenizer, nullptr, {});
   auto expected = tokenizer->encode_ids("The cable hangs.");
   expected.insert(expected.begin(), 1);
   expected.push_back(2);
@@ -171,42 +181,42 @@ TEST_CASE("mask: records that cannot be trained on say why", "[data][mask]") {
   const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
   const ChatTemplate used = chat(kLlama2);
   SECTION("no template") {
-    CHECK_THROWS_WITH(encode_record(two_turns(), *tokenizer, nullptr, {}),
+    CHECK_THROWS_WITH(encode_one(two_turns(), *tokenizer, nullptr, {}),
                       Catch::Contains("chat_template.jinja"));
   }
   SECTION("no assistant") {
     const Record one = record(R"({"messages": [{"role": "user", "content": "hi"}]})");
-    CHECK(encode_record(one, *tokenizer, &used, {}).refusal == Refusal::kNothingTrained);
+    CHECK(encode_one(one, *tokenizer, &used, {}).refusal == Refusal::kNothingTrained);
   }
   SECTION("a template that raises") {
     const ChatTemplate raising = chat("{{ raise_exception('no system role') }}");
-    const Document doc = encode_record(two_turns(), *tokenizer, &raising, {});
+    const Document doc = encode_one(two_turns(), *tokenizer, &raising, {});
     CHECK(doc.refusal == Refusal::kTemplate);
     CHECK(doc.reason.find("no system role") != std::string::npos);
   }
   SECTION("BOS twice") {
     const ChatTemplate twice = chat("{{ bos_token + bos_token + messages[1].content }}");
-    CHECK(encode_record(two_turns(), *tokenizer, &twice, {}).refusal == Refusal::kDoubleBos);
+    CHECK(encode_one(two_turns(), *tokenizer, &twice, {}).refusal == Refusal::kDoubleBos);
   }
 }
 
 TEST_CASE("mask: over-long documents are refused or cut, and counted", "[data][mask]") {
   const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
   const ChatTemplate used = chat(kLlama2);
-  const Document whole = encode_record(two_turns(), *tokenizer, &used, {});
+  const Document whole = encode_one(two_turns(), *tokenizer, &used, {});
   const auto length = static_cast<int64_t>(whole.ids.size());
   MaskOptions options;
   options.sequence_len = length;
-  CHECK(encode_record(two_turns(), *tokenizer, &used, options).refusal == Refusal::kNone);
+  CHECK(encode_one(two_turns(), *tokenizer, &used, options).refusal == Refusal::kNone);
   options.sequence_len = length - 2;
-  CHECK(encode_record(two_turns(), *tokenizer, &used, options).refusal == Refusal::kTooLong);
+  CHECK(encode_one(two_turns(), *tokenizer, &used, options).refusal == Refusal::kTooLong);
   options.over_long = OverLong::kTruncateRight;
-  const Document cut = encode_record(two_turns(), *tokenizer, &used, options);
+  const Document cut = encode_one(two_turns(), *tokenizer, &used, options);
   CHECK(cut.truncated == 2);
   CHECK(static_cast<int64_t>(cut.ids.size()) == length - 2);
   CHECK(cut.supervised == whole.supervised - 2);
   options.sequence_len = 3;  // no trained token is left
-  CHECK(encode_record(two_turns(), *tokenizer, &used, options).refusal == Refusal::kTooLong);
+  CHECK(encode_one(two_turns(), *tokenizer, &used, options).refusal == Refusal::kTooLong);
 }
 
 TEST_CASE("tokenize: the store is the same for any number of threads and says what was left out",
@@ -223,11 +233,14 @@ TEST_CASE("tokenize: the store is the same for any number of threads and says wh
   }
   lines += "{\"prompt\": \"a</s>b\", \"completion\": \"x\"}\nnot json\n";
   write_file_atomically(dir.file("data.jsonl"), lines);
+  const auto tokenizer = load_tokenizer(dir.path());
+  const auto used = ChatTemplate::load(dir.path());
+  const TokenizeInput input = {{dir.file("data.jsonl")}, {}, tokenizer.get(), &*used, dir.path()};
   const auto tokenize = [&](const char* store, int threads) {
     TokenizeOptions options;
     options.out = dir.file(store);
     options.threads = threads;
-    return tokenize_files({dir.file("data.jsonl")}, dir.path(), options);
+    return tokenize_files(input, tokenize_settings(input, options.mask), options);
   };
   const TokenizeSummary one = tokenize("one.h5", 1);
   const TokenizeSummary four = tokenize("four.h5", 4);
@@ -243,10 +256,7 @@ TEST_CASE("tokenize: the store is the same for any number of threads and says wh
   const TokenStore store = TokenStore::open(dir.file("one.h5"));
   CHECK(store.document_count() == 3000);
   CHECK(store.source(2999) == DocumentSource{0, 2999});
-  const auto tokenizer = load_tokenizer(dir.path());
-  const auto used = ChatTemplate::load(dir.path());
-  CHECK(store_digest(tokenize_settings({dir.file("data.jsonl")}, *tokenizer, &*used, {})) ==
-        store.digest());
+  CHECK(store_digest(tokenize_settings(input, {})) == store.digest());
   check_store_matches(store, *tokenizer, &*used);
   CHECK_THROWS_WITH(check_store_matches(store, *tokenizer, nullptr), Catch::Contains("template"));
   const auto other = load_tokenizer(kTiny + "metaspace.json");
@@ -255,7 +265,7 @@ TEST_CASE("tokenize: the store is the same for any number of threads and says wh
   TokenizeOptions strict;
   strict.out = dir.file("strict.h5");
   strict.mask.sequence_len = 5;
-  CHECK_THROWS_WITH(tokenize_files({dir.file("data.jsonl")}, dir.path(), strict),
+  CHECK_THROWS_WITH(tokenize_files(input, tokenize_settings(input, strict.mask), strict),
                     Catch::Contains("3,000 of 3,002"));
   CHECK_FALSE(file_exists(dir.file("strict.h5")));
 }
