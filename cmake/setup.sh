@@ -17,6 +17,7 @@ packages=(
   libyaml-cpp-dev      # configs
   libsimdjson-dev      # JSON
   libre2-dev           # phrases and personal data
+  libpcre2-dev         # regular expressions of tokenizers
   libutf8proc-dev      # Unicode
   libxxhash-dev        # fast digests
   libssl-dev           # SHA-256

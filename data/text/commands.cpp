@@ -11,6 +11,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/progress.h"
+#include "data/text/encode_lines.h"
 #include "data/text/packing.h"
 #include "data/text/show.h"
 #include "data/text/template.h"
@@ -83,16 +84,28 @@ int run_encode(const Args& args) {
   EncodeOptions options;
   options.special = args.flag("--special");
   if (args.flag("--literal")) options.special_text = SpecialText::kLiteral;
-  return answer_lines([&](const Json& row, const std::string& where) {
-    const std::string& text = need_member(row, "text", where).as_string();
-    const Encoding encoding = tokenizer->encode(text, options);
-    Json ids = Json::array();
-    for (const int32_t id : encoding.ids) ids.push_back(id);
-    Json answer = Json::object();
-    answer.set("ids", std::move(ids));
-    answer.set("offsets", ranges_json(reference_offsets(text, encoding)));
-    return answer;
-  });
+  LineEncoder encoder(*tokenizer, options);
+  constexpr size_t kFlushBytes = size_t{1} << 18;
+  std::ios::sync_with_stdio(false);
+  std::string line;
+  std::string out;
+  for (int64_t number = 1; std::getline(std::cin, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    if (!encoder.answer(line, out)) {
+      const std::string where = "stdin:" + std::to_string(number);
+      need_member(parse_line(line, number), "text", where).as_string();
+      fail(ExitCode::kData, "each line must be one JSON object with \"text\"", where);
+    }
+    // Someone who writes a line and waits gets the answer.
+    if (out.size() < kFlushBytes && std::cin.rdbuf()->in_avail() > 0) continue;
+    print(out);
+    flush_stdout();
+    out.clear();
+  }
+  if (std::cin.bad()) fail_io("cannot read", "stdin");
+  print(out);
+  flush_stdout();
+  return 0;
 }
 
 int run_decode(const Args& args) {

@@ -1,13 +1,15 @@
 // Text to token ids and back, exactly as Hugging Face `tokenizers` does it for the same directory.
 //
 // What a model directory may hold:
-//   tokenizer.json         SentencePiece-style BPE (byte fallback, Prepend/Replace or Metaspace);
-//                          other kinds are refused by name. It wins over tokenizer.model.
+//   tokenizer.json         byte-level BPE, SentencePiece-style BPE, Unigram, with the normalizers,
+//                          pre-tokenizers, post-processors and decoders of the model families that
+//                          graft knows; others are refused by name. It wins over tokenizer.model.
 //   tokenizer.model        SentencePiece; BPE models run on the same code as tokenizer.json,
 //   Unigram
 //                          and models with a character map run on libsentencepiece
 //   tokenizer_config.json  add_bos_token, add_eos_token, bos/eos/unk/pad tokens, added tokens,
 //   legacy
+// or a GGUF file, of which only the vocabulary is read (SentencePiece and byte-level ones).
 #pragma once
 
 #include <cstdint>
@@ -45,8 +47,13 @@ struct Encoding {
   std::vector<int32_t> ids;
   // Where each token comes from: byte ranges of the text, disjoint, in order, and together the
   // whole text except white space that an added token's lstrip/rstrip swallows (it belongs to that
-  // token). Tokens that no text stands behind (BOS, EOS, the dummy prefix) have an empty range.
+  // token) or that the pre-tokenizer drops. Tokens that no text stands behind (BOS, EOS, the dummy
+  // prefix) have an empty range. A character that the normalizer made from others belongs to the
+  // token with its first byte.
   std::vector<ByteRange> spans;
+  // Filled where the normalizer changed the text: what reference_offsets() gives, {-1, -1} where it
+  // follows from the span.
+  std::vector<ByteRange> references;
   int64_t front = 0;  // tokens that EncodeOptions::special put in front of the text (BOS)
   int64_t back = 0;   // and behind it (EOS)
 };
@@ -54,6 +61,16 @@ struct Encoding {
 // Hugging Face's view of the same offsets: widened to whole characters, the dummy prefix lies on
 // the first character of its part; so neighbours may overlap. BOS and EOS are {0, 0}.
 std::vector<ByteRange> reference_offsets(std::string_view text, const Encoding& encoding);
+
+// A token to add to a tokenizer that is already trained.
+struct AddedTokenSpec {
+  std::string content;
+  bool special = false;                 // left out by SkipSpecial::kYes
+  std::optional<bool> normalized = {};  // matched on the normalized text; default: not special
+  bool lstrip = false;                  // swallows white space on its left
+  bool rstrip = false;                  // and on its right
+  bool single_word = false;             // only where no word character stands beside it
+};
 
 class Tokenizer {
  public:
@@ -72,6 +89,11 @@ class Tokenizer {
   // Always UTF-8: bytes that are none become U+FFFD. Errors: kData (id outside the vocabulary).
   std::string decode(std::span<const int32_t> ids, SkipSpecial skip = SkipSpecial::kNo) const;
 
+  // The same tokenizer with more tokens, as `add_tokens` of `tokenizers` adds them: a token that
+  // the vocabulary has keeps its id, others get the ids behind the last one. Errors: kData (empty,
+  // not UTF-8, no ids left).
+  std::unique_ptr<Tokenizer> with_added_tokens(std::span<const AddedTokenSpec> tokens) const;
+
   int64_t vocab_size() const;  // highest id + 1
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
@@ -80,10 +102,10 @@ class Tokenizer {
   bool adds_bos() const;  // EncodeOptions::special puts BOS in front
   bool adds_eos() const;
   // The token as it stands in the vocabulary ("▁the", "<0x0A>"). Errors: kData (no such id).
-  const std::string& token(int32_t id) const;
+  std::string token(int32_t id) const;
   std::optional<int32_t> id(std::string_view token) const;
   bool is_special(int32_t id) const;  // an added token with the special flag, or a control piece
-  // "bpe" or "sentencepiece".
+  // "bpe", "unigram" or "sentencepiece".
   std::string_view kind() const;
   // SHA-256 (hex) over the bytes of the vocabulary file and the settings that tokenizer_config.json
   // and its like gave; other members of those files do not change it.
@@ -117,8 +139,9 @@ class StreamDecoder {
   int64_t strip_left_ = 0;
 };
 
-// `path`: a model directory, a tokenizer.json or a tokenizer.model. tokenizer_config.json is read
-// when it stands beside. Errors: kIo, kData (damaged, or a kind that graft does not know, by name).
+// `path`: a model directory, a tokenizer.json, a tokenizer.model or a GGUF file.
+// tokenizer_config.json is read when it stands beside. Errors: kIo, kData (damaged, or a kind that
+// graft does not know, by name).
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path);
 
 }  // namespace graft::data

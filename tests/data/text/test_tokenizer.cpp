@@ -173,12 +173,14 @@ TEST_CASE("tokenizer: a megabyte without a space takes a moment, not minutes",
 
 TEST_CASE("tokenizer: kinds that graft does not know are refused by name", "[data][tokenizer]") {
   const auto [key, value, message] = GENERATE(table<std::string, std::string, std::string>({
-      {"pre_tokenizer", R"({"type": "ByteLevel", "use_regex": true})", "byte-level BPE"},
-      {"pre_tokenizer", R"({"type": "Digits"})", "Digits"},
-      {"normalizer", R"({"type": "NFC"})", "NFC"},
+      {"pre_tokenizer", R"({"type": "BertPreTokenizer"})", "BertPreTokenizer (pre_tokenizer)"},
+      {"pre_tokenizer",
+       R"({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "Punctuation"}]})",
+       "pre_tokenizer.pretokenizers[1]"},
+      {"normalizer", R"({"type": "Lowercase"})", "Lowercase"},
       {"decoder", R"({"type": "WordPiece"})", "WordPiece"},
       {"post_processor", R"({"type": "BertProcessing"})", "BertProcessing"},
-      {"model", R"({"type": "Unigram", "vocab": []})", "Unigram"},
+      {"model", R"({"type": "WordPiece", "vocab": {}, "merges": []})", "WordPiece"},
   }));
   const std::string text =
       changed([&, k = key, v = value](Json& root) { root.set(k, parse_json(v, "test")); });

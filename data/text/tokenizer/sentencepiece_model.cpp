@@ -2,11 +2,12 @@
 // else runs on libsentencepiece.
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include <sentencepiece_processor.h>
 
 #include "core/error.h"
-#include "data/text/tokenizer_parts.h"
+#include "data/text/tokenizer/tokenizer_parts.h"
 #include "data/text/utf8.h"
 
 namespace graft::data {
@@ -157,55 +158,6 @@ Model read_model(const std::string& bytes, const std::string& name) {
   return model;
 }
 
-// Every way to make a normal piece from two pieces, the best score first; among equals the
-// lexically longer (left, right) lengths, as Hugging Face's converter orders them.
-std::vector<std::pair<std::string, std::string>> merges_of(
-    const Model& model, const std::unordered_map<std::string, int32_t>& vocabulary) {
-  struct Candidate {
-    float score;
-    uint32_t left_characters;
-    uint32_t right_characters;
-    uint32_t piece;
-    uint32_t cut;
-    int32_t left;
-    int32_t right;
-  };
-  std::vector<Candidate> candidates;
-  for (uint32_t index = 0; index < model.pieces.size(); ++index) {
-    const Piece& piece = model.pieces[index];
-    if (piece.type != kNormal) continue;  // user-defined pieces are added tokens
-    const size_t first = candidates.size();
-    const auto characters = static_cast<uint32_t>(utf8_count(piece.text));
-    uint32_t left_characters = 0;
-    for (size_t cut = 0; cut < piece.text.size();) {
-      cut += utf8_length(piece.text[cut]);
-      ++left_characters;
-      if (cut >= piece.text.size()) break;
-      const auto left = vocabulary.find(piece.text.substr(0, cut));
-      const auto right = vocabulary.find(piece.text.substr(cut));
-      if (left == vocabulary.end() || right == vocabulary.end()) continue;
-      candidates.push_back({piece.score, left_characters, characters - left_characters, index,
-                            static_cast<uint32_t>(cut), left->second, right->second});
-    }
-    std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
-              [](const Candidate& a, const Candidate& b) {
-                return std::pair(a.left, a.right) < std::pair(b.left, b.right);
-              });
-  }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) {
-                     return std::tuple(a.score, a.left_characters, a.right_characters) >
-                            std::tuple(b.score, b.left_characters, b.right_characters);
-                   });
-  std::vector<std::pair<std::string, std::string>> merges;
-  merges.reserve(candidates.size());
-  for (const Candidate& candidate : candidates) {
-    const std::string& text = model.pieces[candidate.piece].text;
-    merges.emplace_back(text.substr(0, candidate.cut), text.substr(candidate.cut));
-  }
-  return merges;
-}
-
 }  // namespace
 
 struct SentencePieceLibrary::State {
@@ -239,6 +191,60 @@ void SentencePieceLibrary::encode(std::string_view text,
   }
 }
 
+// Every way to make a normal piece from two pieces, the best score first; among equals the
+// lexically longer (left, right) lengths, as Hugging Face's converter orders them.
+MergeTable merges_of_pieces(const std::vector<ScoredPiece>& pieces,
+                            const Vocabulary& vocabulary,
+                            const std::string& name) {
+  struct Candidate {
+    float score;
+    uint32_t left_characters;
+    uint32_t right_characters;
+    int32_t piece;
+    int32_t left;
+    int32_t right;
+  };
+  std::vector<Candidate> candidates;
+  for (size_t index = 0; index < pieces.size(); ++index) {
+    const ScoredPiece& piece = pieces[index];
+    if (!piece.is_normal) continue;
+    const size_t first = candidates.size();
+    const auto characters = static_cast<uint32_t>(utf8_count(piece.text));
+    uint32_t left_characters = 0;
+    for (size_t cut = 0; cut < piece.text.size();) {
+      cut += utf8_length(piece.text[cut]);
+      ++left_characters;
+      if (cut >= piece.text.size()) break;
+      const int32_t left = vocabulary.find(piece.text.substr(0, cut));
+      const int32_t right = vocabulary.find(piece.text.substr(cut));
+      if (left < 0 || right < 0) continue;
+      candidates.push_back({piece.score, left_characters, characters - left_characters,
+                            static_cast<int32_t>(index), left, right});
+    }
+    std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
+              [](const Candidate& a, const Candidate& b) {
+                return std::pair(a.left, a.right) < std::pair(b.left, b.right);
+              });
+    if (candidates.size() > MergeTable::kMaxMerges) {
+      fail(
+          ExitCode::kData,
+          "the pieces can be made in more than " + std::to_string(MergeTable::kMaxMerges) + " ways",
+          name);
+    }
+  }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) {
+                     return std::tuple(a.score, a.left_characters, a.right_characters) >
+                            std::tuple(b.score, b.left_characters, b.right_characters);
+                   });
+  MergeTable merges;
+  merges.reserve(candidates.size());
+  for (const Candidate& candidate : candidates) {
+    merges.add(candidate.left, candidate.right, candidate.piece);
+  }
+  return merges;
+}
+
 void read_sentencepiece_model(const std::string& bytes,
                               const std::string& name,
                               Legacy legacy,
@@ -247,7 +253,7 @@ void read_sentencepiece_model(const std::string& bytes,
   for (size_t id = 0; id < model.pieces.size(); ++id) {
     const Piece& piece = model.pieces[id];
     const auto number = static_cast<int64_t>(id);
-    parts.add_token(piece.text, number);
+    parts.vocabulary->add(piece.text, number, name);
     const bool special = piece.type == kControl || piece.type == kUnknown;
     if (special || piece.type == kUserDefined) {
       parts.add_added_token({.id = static_cast<int32_t>(id),
@@ -282,20 +288,34 @@ void read_sentencepiece_model(const std::string& bytes,
            "SentencePiece models of type " + std::to_string(model.type) + " are not supported",
            name, "graft reads BPE (2) and Unigram (1)");
     }
-    parts.library = std::make_unique<SentencePieceLibrary>(bytes, name);
+    parts.library = std::make_shared<SentencePieceLibrary>(bytes, name);
     return;
   }
   const bool again = legacy == Legacy::kYes;
   if (model.add_dummy_prefix) {
     parts.prefix = again ? PrefixRule::kAlways : PrefixRule::kFirstUnlessMark;
   }
+  parts.reads_spaces = true;
   parts.normalizer_prepends = again && model.add_dummy_prefix;
   parts.normalizer_replaces_space = again;
+  // What added tokens with `normalized` go through.
+  if (parts.normalizer_prepends) {
+    parts.normalizer.emplace_back(PrependStep{std::string(kWordMark)});
+  }
+  if (again) parts.normalizer.emplace_back(ReplaceStep{" ", nullptr, std::string(kWordMark)});
   BpeRules rules;
   rules.byte_fallback = model.byte_fallback;
   rules.fuse_unk = true;
   rules.unk = parts.unk.value_or(-1);
-  parts.bpe = std::make_unique<BpeModel>(parts.ids, merges_of(model, parts.ids), rules, name);
+  std::vector<ScoredPiece> pieces;
+  pieces.reserve(model.pieces.size());
+  for (const Piece& piece : model.pieces) {
+    if (std::isnan(piece.score)) fail(ExitCode::kData, "the score of a piece is no number", name);
+    // User-defined pieces are added tokens.
+    pieces.push_back({piece.text, piece.score, piece.type == kNormal});
+  }
+  parts.bpe = std::make_shared<BpeModel>(
+      parts.vocabulary, merges_of_pieces(pieces, *parts.vocabulary, name), rules, name);
 }
 
 }  // namespace graft::data

@@ -1,8 +1,10 @@
 // Finds the tokenizer files of a model directory and joins their settings.
+#include <future>
+
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
-#include "data/text/tokenizer_parts.h"
+#include "data/text/tokenizer/tokenizer_parts.h"
 
 namespace graft::data {
 namespace {
@@ -36,12 +38,12 @@ void set_named_token(const Json& config,
   std::string text = token_text(config, key);
   if (text.empty()) text = token_text(map, key);
   if (text.empty()) return;
-  const auto found = parts.ids.find(text);
-  if (found == parts.ids.end()) {
+  const int32_t found = parts.vocabulary->find(text);
+  if (found < 0) {
     fail(ExitCode::kData, std::string(key) + " \"" + text + "\" is not in the vocabulary",
          parts.name, "correct tokenizer_config.json");
   }
-  id = found->second;
+  id = found;
 }
 
 // add_bos_token / add_eos_token win over the post-processor, as in LlamaTokenizerFast.
@@ -61,16 +63,14 @@ void add_configured_tokens(const Json& config, Tokenizer::Parts& parts) {
       number = std::stoll(id);
     }
     const std::string& content = token.at("content").as_string();
-    if (flag(token, "single_word").value_or(false)) {
-      fail(ExitCode::kData, "an added token with single_word is not supported", parts.name);
-    }
-    parts.add_token(content, number);
+    parts.vocabulary->add(content, number, parts.name);
     parts.add_added_token({.id = static_cast<int32_t>(number),
                            .content = content,
                            .special = flag(token, "special").value_or(false),
                            .normalized = flag(token, "normalized").value_or(true),
                            .lstrip = flag(token, "lstrip").value_or(false),
-                           .rstrip = flag(token, "rstrip").value_or(false)});
+                           .rstrip = flag(token, "rstrip").value_or(false),
+                           .single_word = flag(token, "single_word").value_or(false)});
   }
 }
 
@@ -79,9 +79,7 @@ void fill_missing_ids(const std::string& directory, Tokenizer::Parts& parts) {
   if (!parts.bos && !parts.front.empty()) parts.bos = parts.front.front();
   if (parts.bos && parts.eos) return;
   const auto take = [&](const std::optional<int32_t>& from, std::optional<int32_t>& to) {
-    const bool is_known = from && *from >= 0 && static_cast<size_t>(*from) < parts.present.size() &&
-                          parts.present[static_cast<size_t>(*from)];
-    if (!to && is_known) to = from;
+    if (!to && from && parts.vocabulary->has(*from)) to = from;
   };
   const Json config = read_settings(directory, "config.json");
   const auto number = [&](std::string_view key) -> std::optional<int32_t> {
@@ -104,7 +102,9 @@ void fill_missing_ids(const std::string& directory, Tokenizer::Parts& parts) {
   }
 }
 
-std::string digest_of(const std::string& bytes, const Tokenizer::Parts& parts) {
+}  // namespace
+
+std::string digest_of(const std::string& file_digest, const Tokenizer::Parts& parts) {
   Json settings = Json::object();
   const auto number = [](const std::optional<int32_t>& id) { return id ? Json(*id) : Json(); };
   const auto list = [](const std::vector<int32_t>& ids) {
@@ -120,15 +120,13 @@ std::string digest_of(const std::string& bytes, const Tokenizer::Parts& parts) {
   settings.set("pad", number(parts.pad));
   Json added = Json::array();
   for (const AddedToken& token : parts.added) {
-    added.push_back(Json::array(
-        {token.id, token.content, token.special, token.normalized, token.lstrip, token.rstrip}));
+    added.push_back(Json::array({token.id, token.content, token.special, token.normalized,
+                                 token.lstrip, token.rstrip, token.single_word}));
   }
   settings.set("added", added);
   settings.set("prefix", static_cast<int>(parts.prefix));
-  return sha256_hex(sha256_hex(bytes) + dump_json(settings));
+  return sha256_hex(file_digest + dump_json(settings));
 }
-
-}  // namespace
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
   std::string file = path;
@@ -139,20 +137,36 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
     if (!file_exists(file)) file = join_path(path, "tokenizer.model");
     if (!file_exists(file)) {
       fail(ExitCode::kIo, "the directory holds neither tokenizer.json nor tokenizer.model", path,
-           "name a model directory, a tokenizer.json or a tokenizer.model");
+           "name a model directory, a tokenizer.json, a tokenizer.model or a GGUF file");
     }
   }
-  const std::string bytes = read_file(file, kMaxFileBytes);
-  const Json config = read_settings(directory, "tokenizer_config.json");
-  const Json map = read_settings(directory, "special_tokens_map.json");
+  const MappedFile mapped(file);
+  const std::string_view bytes = mapped.text();
   auto parts = std::make_unique<Tokenizer::Parts>();
   parts->name = file;
+  if (bytes.starts_with("GGUF")) {
+    read_gguf_vocabulary(bytes, file, *parts);
+    // The weights behind the vocabulary are no part of the tokenizer.
+    parts->digest = digest_of(sha256_hex(parts->digest), *parts);
+    parts->finish();
+    return std::make_unique<Tokenizer>(std::move(parts));
+  }
+  if (static_cast<int64_t>(bytes.size()) > kMaxFileBytes) {
+    fail(ExitCode::kData,
+         "a tokenizer must have at most " + std::to_string(kMaxFileBytes) + " bytes, got " +
+             std::to_string(bytes.size()),
+         file);
+  }
+  // The digest of a large file takes as long as a quarter of its parse.
+  auto file_digest = std::async(std::launch::async, [bytes] { return sha256_hex(bytes); });
+  const Json config = read_settings(directory, "tokenizer_config.json");
+  const Json map = read_settings(directory, "special_tokens_map.json");
   const size_t first = bytes.find_first_not_of(" \t\r\n");
-  if (first != std::string::npos && bytes[first] == '{') {
+  if (first != std::string_view::npos && bytes[first] == '{') {
     read_tokenizer_json(bytes, file, *parts);
   } else {
     const Legacy legacy = flag(config, "legacy").value_or(true) ? Legacy::kYes : Legacy::kNo;
-    read_sentencepiece_model(bytes, file, legacy, *parts);
+    read_sentencepiece_model(std::string(bytes), file, legacy, *parts);
     add_configured_tokens(config, *parts);
   }
   set_named_token(config, map, "bos_token", *parts, parts->bos);
@@ -162,7 +176,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
   fill_missing_ids(directory, *parts);
   apply_flag(flag(config, "add_bos_token"), parts->bos, parts->front);
   apply_flag(flag(config, "add_eos_token"), parts->eos, parts->back);
-  parts->digest = digest_of(bytes, *parts);
+  parts->digest = digest_of(file_digest.get(), *parts);
   parts->finish();
   return std::make_unique<Tokenizer>(std::move(parts));
 }

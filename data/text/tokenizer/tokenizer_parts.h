@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -10,9 +9,13 @@
 #include <vector>
 
 #include "core/json.h"
-#include "data/text/added_tokens.h"
-#include "data/text/bpe.h"
 #include "data/text/tokenizer.h"
+#include "data/text/tokenizer/added_tokens.h"
+#include "data/text/tokenizer/bpe.h"
+#include "data/text/tokenizer/normalizer.h"
+#include "data/text/tokenizer/pre_tokenizer.h"
+#include "data/text/tokenizer/unigram.h"
+#include "data/text/tokenizer/vocabulary.h"
 
 namespace graft::data {
 
@@ -45,6 +48,7 @@ enum class PrefixRule {
 
 struct Decoding {
   std::vector<std::pair<std::string, std::string>> replace;  // per token
+  bool byte_level = false;  // tokens are in the byte alphabet; nothing else happens
   bool byte_fallback = false;
   bool metaspace = false;  // the first token loses its marks, the others' become spaces
   bool fuse = true;        // false: tokens are joined by " " (a file without decoder)
@@ -52,21 +56,31 @@ struct Decoding {
   int64_t strip_count = 0;
 };
 
+// The post-processor ByteLevel(trim_offsets): reference offsets without white space.
+struct TrimOffsets {
+  bool enabled = false;
+  bool add_prefix_space = true;
+};
+
 struct Tokenizer::Parts {
   std::string name;  // for error messages
   std::string digest;
-  std::unique_ptr<BpeModel> bpe;  // one of the two
-  std::unique_ptr<SentencePieceLibrary> library;
-  PrefixRule prefix = PrefixRule::kNever;
-  // The normalizer, seen by added tokens with `normalized`: U+2581 in front, spaces to U+2581.
-  bool normalizer_prepends = false;
-  bool normalizer_replaces_space = false;
+  std::shared_ptr<Vocabulary> vocabulary = std::make_shared<Vocabulary>();
+  // One of the three.
+  std::shared_ptr<const BpeModel> bpe;
+  std::shared_ptr<const UnigramModel> unigram;
+  std::shared_ptr<const SentencePieceLibrary> library;
 
-  std::vector<std::string> tokens;   // by id; empty = no such id
-  std::vector<bool> present;         // by id
-  std::vector<bool> special;         // by id
-  std::vector<int32_t> byte_values;  // by id: 0..255 for byte tokens, else -1
-  std::unordered_map<std::string, int32_t> ids;
+  // What stands before the model, step by step.
+  std::vector<NormalizerStep> normalizer;
+  std::vector<PreTokenizerStep> pre_tokenizer;
+  // SentencePiece-style BPE: the steps above are not run, the model reads spaces as U+2581 itself.
+  bool reads_spaces = false;
+  PrefixRule prefix = PrefixRule::kNever;
+  bool normalizer_prepends = false;        // as added tokens with `normalized` see it
+  bool normalizer_replaces_space = false;  // the same
+
+  std::vector<bool> special;  // by id
   std::vector<AddedToken> added;
   // Added tokens with `normalized` are decoded from their normalized text ("▁graft▁word").
   std::unordered_map<int32_t, std::string> normalized_texts;
@@ -74,6 +88,7 @@ struct Tokenizer::Parts {
   TokenFinder normalized_finder;
 
   Decoding decoding;
+  TrimOffsets trim;
   std::vector<int32_t> front;  // what EncodeOptions::special adds
   std::vector<int32_t> back;
   std::optional<int32_t> bos;
@@ -81,18 +96,23 @@ struct Tokenizer::Parts {
   std::optional<int32_t> unk;
   std::optional<int32_t> pad;
 
-  // Adds a vocabulary entry. Errors: kData (id out of range or taken).
-  void add_token(const std::string& token, int64_t id);
-  // Adds an added token and its vocabulary entry. Errors: kData.
+  // Adds an added token and its vocabulary entry; the last one with an id counts. Errors: kData.
   void add_added_token(AddedToken token);
+  bool is_added(int32_t id) const { return added_by_id_.count(id) > 0; }
   // The token's text as the decoder sees it.
-  const std::string& decoder_text(int32_t id) const;
+  std::string_view decoder_text(int32_t id) const;
   // Builds the finders; call after the last token.
   void finish();
+
+ private:
+  std::unordered_map<int32_t, size_t> added_by_id_;
 };
 
+// SHA-256 (hex) of what a tokenizer does: `file_digest` is that of its vocabulary file.
+std::string digest_of(const std::string& file_digest, const Tokenizer::Parts& parts);
+
 // tokenizer.json. Errors: kData.
-void read_tokenizer_json(const std::string& text, const std::string& name, Tokenizer::Parts& parts);
+void read_tokenizer_json(std::string_view text, const std::string& name, Tokenizer::Parts& parts);
 
 // tokenizer.model. Legacy: the dummy prefix comes again after each added token (`legacy` of
 // tokenizer_config.json, true when absent). Errors: kData.
@@ -101,5 +121,21 @@ void read_sentencepiece_model(const std::string& bytes,
                               const std::string& name,
                               Legacy legacy,
                               Tokenizer::Parts& parts);
+
+// A piece of a SentencePiece vocabulary, whichever file it came from.
+struct ScoredPiece {
+  std::string_view text;
+  float score = 0.0F;
+  bool is_normal = true;  // takes part in merges
+};
+// The merges of SentencePiece BPE pieces, best first; ids are the places in `pieces`, which
+// `vocabulary` knows. Errors: kData (too many).
+MergeTable merges_of_pieces(const std::vector<ScoredPiece>& pieces,
+                            const Vocabulary& vocabulary,
+                            const std::string& name);
+
+// The vocabulary of a GGUF file: SentencePiece ("llama") and byte-level ("gpt2") ones of the
+// families that graft knows. Errors: kData.
+void read_gguf_vocabulary(std::string_view bytes, const std::string& name, Tokenizer::Parts& parts);
 
 }  // namespace graft::data

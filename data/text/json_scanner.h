@@ -1,0 +1,90 @@
+// A pull parser for JSON that is too large for a tree: nothing is allocated for a value.
+//
+// Strict, as core/json.h is. The text must be UTF-8 already. Every error is kData with name:line:
+// column.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace graft::data {
+
+class JsonScanner {
+ public:
+  JsonScanner(std::string_view text, std::string_view name) : text_(text), name_(name) {}
+
+  // The first character of the next value; 0 at the end.
+  char peek() {
+    skip_space();
+    return at_ < text_.size() ? text_[at_] : '\0';
+  }
+  // Objects: enter('{'), then next_key() until it says no. Arrays: enter('['), next_item().
+  void enter(char bracket) {
+    expect(bracket);
+    is_first_ = true;
+  }
+  bool next_key(std::string_view& key, std::string& buffer) {
+    if (!next('}')) return false;
+    key = string(buffer);
+    expect(':');
+    return true;
+  }
+  bool next_item() { return next(']'); }
+
+  // A string; in `buffer` if it has escapes, else in the text.
+  std::string_view string(std::string& buffer) {
+    expect('"');
+    const size_t begin = at_;
+    while (at_ < text_.size()) {
+      const char c = text_[at_];
+      if (c == '"') return text_.substr(begin, at_++ - begin);
+      if (c == '\\' || static_cast<unsigned char>(c) < 0x20) break;
+      ++at_;
+    }
+    return unescape(begin, buffer);
+  }
+  int64_t integer();
+  double number();
+  // Any value as it stands, at most 256 levels deep; its inside is checked only for brackets and
+  // strings.
+  std::string_view raw_value();
+  // Nothing but white space may be left.
+  void end();
+
+  [[noreturn]] void refuse(const std::string& what) const;
+
+ private:
+  void skip_space() {
+    while (at_ < text_.size() &&
+           (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) {
+      ++at_;
+    }
+  }
+  void expect(char wanted) {
+    if (peek() != wanted) refuse_instead_of(wanted);
+    ++at_;
+  }
+  bool next(char closing) {
+    const bool was_first = is_first_;
+    is_first_ = false;
+    if (peek() == closing) {
+      ++at_;
+      return false;
+    }
+    if (!was_first) expect(',');
+    return true;
+  }
+  [[noreturn]] void refuse_instead_of(char wanted) const;
+  // The rest of a string that began at `begin`, from an escape on.
+  std::string_view unescape(size_t begin, std::string& out);
+  uint32_t hex4();
+  std::string_view number_text();
+
+  std::string_view text_;
+  std::string_view name_;
+  size_t at_ = 0;
+  bool is_first_ = false;  // no item of the current object or array was read yet
+};
+
+}  // namespace graft::data

@@ -1,0 +1,98 @@
+// Tokens and their ids: one block of bytes and a flat hash table.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace graft::data {
+
+// Above every real vocabulary (262,144 today); bounds the memory that a hostile file can ask for.
+constexpr int64_t kMaxTokenId = (int64_t{1} << 22) - 1;
+
+// A hash of short byte strings, not stable between versions. Whoever uses it compares the bytes.
+inline uint64_t hash_bytes(std::string_view bytes) {
+  constexpr uint64_t kFirst = 0x9E3779B97F4A7C15ULL;
+  constexpr uint64_t kSecond = 0xBF58476D1CE4E5B9ULL;
+  uint64_t hash = kFirst ^ bytes.size();
+  size_t at = 0;
+  for (; at + 8 <= bytes.size(); at += 8) {
+    uint64_t block;
+    std::memcpy(&block, bytes.data() + at, 8);
+    hash = (hash ^ block) * kSecond;
+    hash ^= hash >> 32;
+  }
+  if (at < bytes.size()) {
+    uint64_t tail = 0;
+    std::memcpy(&tail, bytes.data() + at, bytes.size() - at);
+    hash = (hash ^ tail) * kFirst;
+    hash ^= hash >> 29;
+  }
+  hash *= kSecond;
+  return hash ^ hash >> 32;
+}
+
+class Vocabulary {
+ public:
+  // Room for this many tokens without growing.
+  void reserve(size_t tokens, size_t bytes);
+  // Adds a token; the same token with the same id again is nothing. Errors: kData (id out of range
+  // or taken, token with another id), naming `where`.
+  void add(std::string_view token, int64_t id, const std::string& where);
+
+  // -1 = unknown.
+  int32_t find(std::string_view token) const { return find(token, hash_bytes(token)); }
+  int32_t find(std::string_view token, uint64_t hash) const {
+    if (slots_.empty()) return -1;
+    for (size_t slot = hash & mask_;; slot = (slot + 1) & mask_) {
+      const Slot& entry = slots_[slot];
+      if (entry.id < 0) return -1;
+      if (entry.tag == static_cast<uint32_t>(hash >> 32) && entry.length == token.size() &&
+          std::memcmp(bytes_.data() + entry.begin, token.data(), token.size()) == 0) {
+        return entry.id;
+      }
+    }
+  }
+  // Start to load what find(hash) will look at: first the entry, later the token.
+  void prefetch_entry(uint64_t hash) const {
+    if (!slots_.empty()) __builtin_prefetch(&slots_[hash & mask_]);
+  }
+  void prefetch_token(uint64_t hash) const {
+    if (!slots_.empty()) __builtin_prefetch(bytes_.data() + slots_[hash & mask_].begin);
+  }
+
+  int64_t size() const { return static_cast<int64_t>(places_.size()); }  // highest id + 1
+  int64_t count() const { return static_cast<int64_t>(count_); }
+  bool has(int64_t id) const {
+    return id >= 0 && id < size() && places_[static_cast<size_t>(id)].length >= 0;
+  }
+  // The token as it stands in the file; "" for an id that does not exist.
+  std::string_view text(int32_t id) const {
+    const Place& place = places_[static_cast<size_t>(id)];
+    return {bytes_.data() + place.begin, static_cast<size_t>(place.length < 0 ? 0 : place.length)};
+  }
+
+ private:
+  struct Slot {
+    uint32_t tag = 0;
+    int32_t id = -1;
+    uint32_t begin = 0;
+    uint32_t length = 0;
+  };
+  struct Place {
+    uint32_t begin = 0;
+    int32_t length = -1;  // -1 = no such id
+  };
+  void grow(size_t slots);
+  void insert(int32_t id);
+
+  std::string bytes_;
+  std::vector<Place> places_;  // by id
+  std::vector<Slot> slots_;    // a power of two
+  uint64_t mask_ = 0;
+  size_t count_ = 0;
+};
+
+}  // namespace graft::data
