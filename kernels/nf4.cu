@@ -8,8 +8,8 @@
 // results, store neighbouring 16 bytes. Bound by memory: 0.59 ps a weight at 4.3 TB/s to bfloat16.
 #include <mutex>
 
-#include "kernels/device.h"
-#include "kernels/launch.h"
+#include "kernels/device_functions.h"
+#include "kernels/device_math.h"
 #include "kernels/nf4_tables.h"
 
 namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
@@ -22,7 +22,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kWordWeights = 8;
 // Words of one thread, a block's width apart: four loads in flight.
 constexpr int64_t kThreadWords = 4;
-constexpr int64_t kMostBlocks = 0x7fffffff;
 
 template <int kCount>
 struct Values {
@@ -269,16 +268,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-graft_status check_grid(const char* function, int64_t blocks) {
-  if (blocks <= kMostBlocks) return GRAFT_OK;
-  return fail(GRAFT_BAD_SHAPE, function, "%lld thread blocks, at most %lld fit a launch",
-              static_cast<long long>(blocks), static_cast<long long>(kMostBlocks));
-}
-
 graft_status cuda_failure(const char* function, cudaError_t error) {
   return fail(GRAFT_DEVICE_ERROR, function, "%s", cudaGetErrorString(error));
 }
@@ -302,6 +291,8 @@ graft_status launch_checking_finite(const char* function,
   if (flag == 0) return GRAFT_OK;
   return fail(GRAFT_NOT_FINITE, function, "an input is NaN or infinite, expected finite values");
 }
+
+}  // namespace
 
 graft_status nf4_quantize(const float* weight,
                           int64_t count,
@@ -335,6 +326,8 @@ graft_status nf4_compress_absmax(const float* absmax,
   });
 }
 
+namespace {
+
 template <class Out>
 graft_status decode(const char* function,
                     const graft_nf4_weight& weight,
@@ -355,6 +348,8 @@ graft_status decode(const char* function,
   return launch_status(function);
 }
 
+}  // namespace
+
 graft_status nf4_decode_f32(const graft_nf4_weight& weight, float* out, graft_stream stream) {
   return decode<ToF32>("graft_nf4_decode", weight, out, stream);
 }
@@ -363,14 +358,6 @@ graft_status nf4_decode_bf16(const graft_nf4_weight& weight, uint16_t* out, graf
 }
 graft_status nf4_decode_f16(const graft_nf4_weight& weight, uint16_t* out, graft_stream stream) {
   return decode<ToF16>("graft_nf4_decode_f16", weight, out, stream);
-}
-
-}  // namespace
-
-const DeviceTable& device_table() {
-  static constexpr DeviceTable kTable = {nf4_quantize, nf4_compress_absmax, nf4_decode_f32,
-                                         nf4_decode_bf16, nf4_decode_f16};
-  return kTable;
 }
 
 }  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE

@@ -18,6 +18,7 @@
 
 #define __global__ static
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
@@ -135,6 +136,12 @@ inline float __fsub_rn(float a, float b) {
 }
 inline float __fdiv_rn(float a, float b) {
   return a / b;
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+inline float __fsqrt_rn(float a) {
+  return __builtin_sqrtf(a);
 }
 inline double __dadd_rn(double a, double b) {
   return a + b;
