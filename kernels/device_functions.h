@@ -49,5 +49,13 @@ graft_status embedding_backward(const float* dout,
 graft_status attention_forward(const AttentionForward& call, graft_stream stream);
 graft_status attention_backward(const AttentionBackward& call, graft_stream stream);
 graft_status attention_decode(const AttentionDecode& call, graft_stream stream);
+graft_status cross_entropy(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
+graft_status decode_rows(const DecodeRows& call, graft_stream stream);
+graft_status adamw_parts(const AdamTensors& call, graft_stream stream);
+graft_status allocate(size_t bytes, void** memory);
+graft_status release(void* memory);
+graft_status copy(void* to, const void* from, size_t bytes, graft_stream stream);
+graft_status synchronize(graft_stream stream);
+graft_status describe(char* name, size_t room, double* memory_bytes_per_second);
 
 }  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE

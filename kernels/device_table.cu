@@ -25,6 +25,14 @@ const DeviceTable& device_table() {
       .attention_forward = attention_forward,
       .attention_backward = attention_backward,
       .attention_decode = attention_decode,
+      .cross_entropy = cross_entropy,
+      .decode_rows = decode_rows,
+      .adamw_parts = adamw_parts,
+      .allocate = allocate,
+      .release = release,
+      .copy = copy,
+      .synchronize = synchronize,
+      .describe = describe,
   };
   return kTable;
 }

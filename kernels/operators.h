@@ -2,7 +2,9 @@
 // (internal): one struct per operator, so that a new argument is one line.
 #pragma once
 
+#include "kernels/adamw_parts.h"
 #include "kernels/attention.h"
+#include "kernels/decode_rows.h"
 #include "kernels/rmsnorm.h"
 
 namespace graft::kernels {
@@ -75,6 +77,36 @@ struct AttentionDecode {
   int64_t heads, kv_heads, head_dim;
   float scale, softcap;
   float* out;
+};
+
+struct CrossEntropyRows {
+  float* logits;
+  const int32_t* labels;
+  const float* weight;  // or NULL for 1
+  int64_t vocab;
+  float scale;
+  float* row_loss;
+  uint8_t* row_correct;  // or NULL
+  bool with_gradient;
+};
+
+enum class DecodedType { kF32, kBf16, kF16 };
+
+struct DecodeRows {
+  const graft_decode_target* targets;
+  int64_t count;
+  DecodedType type;
+};
+
+// One step over many tensors; the factors without the gradient's scale, which the device computes.
+struct AdamTensors {
+  const graft_adamw_part* parts;
+  int64_t count;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, bias2_root, eps, grad_scale;
+  double lr;
+  float max_norm;
+  float* result;    // norm, factor
+  double* squares;  // one per tile of every tensor
 };
 
 }  // namespace graft::kernels
