@@ -1,8 +1,11 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "kernels/check.h"
+#include "kernels/device.h"
 #include "kernels/parallel.h"
 #include "kernels/simd/table.h"
 
@@ -12,7 +15,34 @@ namespace {
 // Query rows of one forward task; at most kForwardRows of simd/attention.cpp.
 constexpr int64_t kTaskRows = 240;
 
-graft_status check_shape(const char* function, const graft_attention_shape* shape) {
+// Keys that a query sees when nothing limits them.
+constexpr int64_t kNoWindow = std::numeric_limits<int32_t>::max();
+
+graft_status check_score(const char* function, int64_t window, float softcap) {
+  if (const graft_status status = check_counts(function, {{"window", window}})) return status;
+  if (!(softcap >= 0.0f && std::isfinite(softcap))) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "softcap is %g, expected a finite number from 0",
+                static_cast<double>(softcap));
+  }
+  return GRAFT_OK;
+}
+
+graft_status check_documents(const char* function, const graft_attention_shape& shape) {
+  if (shape.cu_seqlens[0] != 0) {
+    return fail(GRAFT_BAD_SHAPE, function, "cu_seqlens[0] is %d, expected 0", shape.cu_seqlens[0]);
+  }
+  for (int64_t i = 0; i < shape.documents; ++i) {
+    if (shape.cu_seqlens[i + 1] < shape.cu_seqlens[i]) {
+      return fail(GRAFT_BAD_SHAPE, function, "cu_seqlens[%lld] is %d, expected at least %d",
+                  static_cast<long long>(i + 1), shape.cu_seqlens[i + 1], shape.cu_seqlens[i]);
+    }
+  }
+  return GRAFT_OK;
+}
+
+graft_status check_shape(const char* function,
+                         const graft_attention_shape* shape,
+                         graft_device device) {
   if (const graft_status status = check_pointers(function, {{"shape", shape}})) return status;
   if (const graft_status status = check_counts(function, {{"documents", shape->documents},
                                                           {"heads", shape->heads, 1},
@@ -40,20 +70,22 @@ graft_status check_shape(const char* function, const graft_attention_shape* shap
   if (const graft_status status = check_pointers(function, {{"cu_seqlens", shape->cu_seqlens}})) {
     return status;
   }
-  if (shape->cu_seqlens[0] != 0) {
-    return fail(GRAFT_BAD_SHAPE, function, "cu_seqlens[0] is %d, expected 0", shape->cu_seqlens[0]);
+  if (const graft_status status = check_score(function, shape->window, shape->softcap)) {
+    return status;
   }
-  for (int64_t i = 0; i < shape->documents; ++i) {
-    if (shape->cu_seqlens[i + 1] < shape->cu_seqlens[i]) {
-      return fail(GRAFT_BAD_SHAPE, function, "cu_seqlens[%lld] is %d, expected at least %d",
-                  static_cast<long long>(i + 1), shape->cu_seqlens[i + 1], shape->cu_seqlens[i]);
-    }
-  }
-  return GRAFT_OK;
+  if (device == GRAFT_CPU) return check_documents(function, *shape);
+  return check_counts(function, {{"tokens", shape->tokens}});
 }
 
-int64_t token_count(const graft_attention_shape& shape) {
-  return shape.cu_seqlens[shape.documents];
+int64_t token_count(const graft_attention_shape& shape, graft_device device = GRAFT_CPU) {
+  return device == GRAFT_CPU ? shape.cu_seqlens[shape.documents] : shape.tokens;
+}
+
+// The shape with a window that is always one.
+graft_attention_shape windowed(const graft_attention_shape& shape) {
+  graft_attention_shape result = shape;
+  if (result.window == 0) result.window = kNoWindow;
+  return result;
 }
 
 int64_t longest_document(const graft_attention_shape& shape) {
@@ -89,7 +121,9 @@ AttentionHead head_of(const graft_attention_shape& shape,
   result.lse_stride = shape.heads;
   result.length = shape.cu_seqlens[document + 1] - token;
   result.head_dim = shape.head_dim;
+  result.window = shape.window > 0 ? shape.window : kNoWindow;
   result.scale = shape.scale;
+  result.softcap = shape.softcap;
   return result;
 }
 
@@ -129,13 +163,20 @@ extern "C" graft_status graft_attention_forward(const graft_attention_shape* sha
                                                 const float* k,
                                                 const float* v,
                                                 float* out,
-                                                float* lse) {
+                                                float* lse,
+                                                graft_device device,
+                                                graft_stream stream) {
   constexpr const char* kName = "graft_attention_forward";
-  if (const graft_status status = check_shape(kName, shape)) return status;
-  if (token_count(*shape) == 0) return GRAFT_OK;
+  if (const graft_status status = check_shape(kName, shape, device)) return status;
+  if (token_count(*shape, device) == 0) return GRAFT_OK;
   if (const graft_status status =
           check_pointers(kName, {{"q", q}, {"k", k}, {"v", v}, {"out", out}, {"lse", lse}})) {
     return status;
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.attention_forward({windowed(*shape), q, k, v, out, lse}, stream);
+    });
   }
   const Table& isa = table();
   const Inputs inputs{q, k, v};
@@ -156,8 +197,12 @@ extern "C" graft_status graft_attention_forward(const graft_attention_shape* sha
   return GRAFT_OK;
 }
 
-extern "C" size_t graft_attention_workspace_bytes(const graft_attention_shape* shape) {
-  if (check_shape("graft_attention_workspace_bytes", shape) != GRAFT_OK) return 0;
+extern "C" size_t graft_attention_workspace_bytes(const graft_attention_shape* shape,
+                                                  graft_device device) {
+  if (check_shape("graft_attention_workspace_bytes", shape, device) != GRAFT_OK) return 0;
+  if (device != GRAFT_CPU) {
+    return static_cast<size_t>(shape->tokens * shape->heads) * sizeof(float);
+  }
   if (!needs_partials(*shape)) return 0;
   return 2 * static_cast<size_t>(partial_floats(*shape)) * sizeof(float);
 }
@@ -173,10 +218,12 @@ extern "C" graft_status graft_attention_backward(const graft_attention_shape* sh
                                                  float* dk,
                                                  float* dv,
                                                  void* workspace,
-                                                 size_t workspace_bytes) {
+                                                 size_t workspace_bytes,
+                                                 graft_device device,
+                                                 graft_stream stream) {
   constexpr const char* kName = "graft_attention_backward";
-  if (const graft_status status = check_shape(kName, shape)) return status;
-  if (token_count(*shape) == 0) return GRAFT_OK;
+  if (const graft_status status = check_shape(kName, shape, device)) return status;
+  if (token_count(*shape, device) == 0) return GRAFT_OK;
   if (const graft_status status = check_pointers(kName, {{"q", q},
                                                          {"k", k},
                                                          {"v", v},
@@ -188,10 +235,17 @@ extern "C" graft_status graft_attention_backward(const graft_attention_shape* sh
                                                          {"dv", dv}})) {
     return status;
   }
-  const size_t needed = graft_attention_workspace_bytes(shape);
+  const size_t needed = graft_attention_workspace_bytes(shape, device);
   if (workspace_bytes < needed || (needed > 0 && workspace == nullptr)) {
     return fail(GRAFT_BAD_SHAPE, kName, "workspace has %zu bytes, expected %zu", workspace_bytes,
                 needed);
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.attention_backward(
+          {windowed(*shape), q, k, v, out, lse, dout, dq, dk, dv, static_cast<float*>(workspace)},
+          stream);
+    });
   }
   const Table& isa = table();
   const Inputs inputs{q, k, v};
@@ -235,7 +289,11 @@ extern "C" graft_status graft_attention_decode(const float* q,
                                                int64_t kv_heads,
                                                int64_t head_dim,
                                                float scale,
-                                               float* out) {
+                                               float* out,
+                                               int64_t window,
+                                               float softcap,
+                                               graft_device device,
+                                               graft_stream stream) {
   constexpr const char* kName = "graft_attention_decode";
   if (const graft_status status = check_counts(kName, {{"positions", positions, 1},
                                                        {"heads", heads, 1},
@@ -249,20 +307,22 @@ extern "C" graft_status graft_attention_decode(const float* q,
                 static_cast<long long>(head_dim), static_cast<long long>(heads),
                 static_cast<long long>(kv_heads));
   }
+  if (const graft_status status = check_score(kName, window, softcap)) return status;
   if (const graft_status status = check_pointers(
           kName, {{"q", q}, {"k_cache", k_cache}, {"v_cache", v_cache}, {"out", out}})) {
     return status;
   }
+  const int64_t first = window > 0 ? std::max<int64_t>(0, positions - window) : 0;
+  const AttentionDecode call{q,        k_cache,  v_cache, first,   positions, heads,
+                             kv_heads, head_dim, scale,   softcap, out};
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.attention_decode(call, stream);
+    });
+  }
   const Table& isa = table();
-  const int64_t group = heads / kv_heads;
   for_pieces(heads, 1, 2 * positions * heads * head_dim, [&](int64_t begin, int64_t end) {
-    float* const scores = thread_scratch(positions + 32);
-    for (int64_t head = begin; head < end; ++head) {
-      const int64_t offset = head / group * head_dim;
-      isa.attention_decode(q + head * head_dim, k_cache + offset, v_cache + offset,
-                           kv_heads * head_dim, positions, head_dim, scale, scores,
-                           out + head * head_dim);
-    }
+    isa.attention_decode(call, begin, end, thread_scratch(positions + 32));
   });
   return GRAFT_OK;
 }

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "kernels/check.h"
+#include "kernels/device.h"
 #include "kernels/gemm.h"
 #include "kernels/parallel.h"
 #include "kernels/simd/table.h"
@@ -95,7 +96,9 @@ extern "C" graft_status graft_cross_entropy(float* logits,
                                             float scale,
                                             float* row_loss,
                                             uint8_t* row_correct,
-                                            graft_ce_mode mode) {
+                                            graft_ce_mode mode,
+                                            graft_device device,
+                                            graft_stream stream) {
   constexpr const char* kName = "graft_cross_entropy";
   if (const graft_status status = check_counts(kName, {{"rows", rows}, {"vocab", vocab, 1}})) {
     return status;
@@ -107,6 +110,14 @@ extern "C" graft_status graft_cross_entropy(float* logits,
   if (const graft_status status =
           check_pointers(kName, {{"logits", logits}, {"labels", labels}, {"row_loss", row_loss}})) {
     return status;
+  }
+  if (device != GRAFT_CPU) {
+    const bool with_gradient = mode == GRAFT_CE_WITH_GRADIENT;
+    const CrossEntropyRows call{logits, labels,   weight,      vocab,
+                                scale,  row_loss, row_correct, with_gradient};
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.cross_entropy(call, rows, stream);
+    });
   }
   for (int64_t row = 0; row < rows; ++row) {
     if (labels[row] < 0 || labels[row] >= vocab) {

@@ -22,8 +22,9 @@ typedef enum graft_ce_mode {
 //   row_correct [rows]        out, 1 where the first largest logit is the label; may be NULL
 // A row with a NaN logit gives a NaN loss. Exponentials are added in float32 in 16
 // lanes over 512 logits, those sums in double in order. All labels are checked before anything is
-// written. Errors: GRAFT_BAD_SHAPE (vocab < 1), GRAFT_BAD_ARGUMENT (label out of range, unknown
-// mode).
+// written. A device cannot say no without being waited for: there a label out of range gives a NaN
+// loss and a zero gradient. Errors: GRAFT_BAD_SHAPE (vocab < 1), GRAFT_BAD_ARGUMENT (label out of
+// range, unknown mode), GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
 graft_status graft_cross_entropy(float* logits,
                                  const int32_t* labels,
                                  const float* weight,
@@ -32,7 +33,9 @@ graft_status graft_cross_entropy(float* logits,
                                  float scale,
                                  float* row_loss,
                                  uint8_t* row_correct,
-                                 graft_ce_mode mode);
+                                 graft_ce_mode mode,
+                                 graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                 graft_stream stream GRAFT_DEFAULT(nullptr));
 
 // The head's linear layer, its loss and the gradient of its input in one pass, for a head that is
 // not trained: nothing of size tokens x vocab is stored, and nothing is computed twice.

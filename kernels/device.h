@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/nf4.h"
+#include "kernels/operators.h"
 
 namespace graft::kernels {
 
@@ -26,6 +27,42 @@ struct DeviceTable {
   graft_status (*nf4_decode_f16)(const graft_nf4_weight& weight,
                                  uint16_t* out,
                                  graft_stream stream);
+  graft_status (*rmsnorm_forward)(const NormForward& call, int64_t rows, graft_stream stream);
+  graft_status (*rmsnorm_backward)(const NormBackward& call, int64_t rows, graft_stream stream);
+  graft_status (*rope_apply)(const RopeTurn& call, int64_t tokens, graft_stream stream);
+  graft_status (*gate_forward)(const GateForward& call, int64_t count, graft_stream stream);
+  graft_status (*gate_backward)(const GateBackward& call, int64_t count, graft_stream stream);
+  graft_status (*add)(float* x, const float* y, int64_t count, graft_stream stream);
+  graft_status (*scale)(float* x, float s, int64_t count, graft_stream stream);
+  graft_status (*softcap_forward)(float* x, float cap, int64_t count, graft_stream stream);
+  graft_status (*softcap_backward)(
+      const float* y, float cap, int64_t count, float* dx, graft_stream stream);
+  graft_status (*dropout)(const DropoutRows& call, int64_t rows, graft_stream stream);
+  graft_status (*embedding_forward)(const int32_t* ids,
+                                    int64_t tokens,
+                                    const float* table,
+                                    int64_t vocab,
+                                    int64_t dim,
+                                    float* out,
+                                    graft_stream stream);
+  graft_status (*embedding_backward)(const float* dout,
+                                     const int32_t* ids,
+                                     int64_t tokens,
+                                     int64_t vocab,
+                                     int64_t dim,
+                                     float* dtable,
+                                     graft_stream stream);
+  graft_status (*attention_forward)(const AttentionForward& call, graft_stream stream);
+  graft_status (*attention_backward)(const AttentionBackward& call, graft_stream stream);
+  graft_status (*attention_decode)(const AttentionDecode& call, graft_stream stream);
+  graft_status (*cross_entropy)(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
+  graft_status (*decode_rows)(const DecodeRows& call, graft_stream stream);
+  graft_status (*adamw_parts)(const AdamTensors& call, graft_stream stream);
+  graft_status (*allocate)(size_t bytes, void** memory);
+  graft_status (*release)(void* memory);
+  graft_status (*copy)(void* to, const void* from, size_t bytes, graft_stream stream);
+  graft_status (*synchronize)(graft_stream stream);
+  graft_status (*describe)(char* name, size_t room, double* memory_bytes_per_second);
 };
 
 // What the program gives libgraft_cuda.so, which has no kernels/status.cpp of its own.
@@ -37,5 +74,13 @@ struct CudaLibraryHost {
 // GRAFT_CUDA: beside the program, in ../lib of it, or where the loader looks. GRAFT_NO_DEVICE when
 // it, a driver or a GPU is missing; GRAFT_BAD_ARGUMENT for a value that is no device.
 graft_status device_table(const char* function, graft_device device, const DeviceTable** table);
+
+// call(table) on the device, or why it is not there.
+template <class Call>
+graft_status on_device(const char* function, graft_device device, const Call& call) {
+  const DeviceTable* functions = nullptr;
+  if (const graft_status status = device_table(function, device, &functions)) return status;
+  return call(*functions);
+}
 
 }  // namespace graft::kernels

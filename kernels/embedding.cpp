@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/device.h"
 #include "kernels/parallel.h"
 #include "kernels/simd/table.h"
 
@@ -31,7 +32,9 @@ extern "C" graft_status graft_embedding_forward(const int32_t* ids,
                                                 const float* table_values,
                                                 int64_t vocab,
                                                 int64_t dim,
-                                                float* out) {
+                                                float* out,
+                                                graft_device device,
+                                                graft_stream stream) {
   constexpr const char* kName = "graft_embedding_forward";
   if (const graft_status status =
           check_counts(kName, {{"tokens", tokens}, {"vocab", vocab, 1}, {"dim", dim, 1}})) {
@@ -41,6 +44,11 @@ extern "C" graft_status graft_embedding_forward(const int32_t* ids,
   if (const graft_status status =
           check_pointers(kName, {{"ids", ids}, {"table", table_values}, {"out", out}})) {
     return status;
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.embedding_forward(ids, tokens, table_values, vocab, dim, out, stream);
+    });
   }
   if (const graft_status status = check_ids(kName, ids, tokens, vocab)) return status;
   for_pieces(tokens, 32, tokens * dim, [&](int64_t begin, int64_t end) {
@@ -57,7 +65,9 @@ extern "C" graft_status graft_embedding_backward(const float* dout,
                                                  int64_t tokens,
                                                  int64_t vocab,
                                                  int64_t dim,
-                                                 float* dtable) {
+                                                 float* dtable,
+                                                 graft_device device,
+                                                 graft_stream stream) {
   constexpr const char* kName = "graft_embedding_backward";
   if (const graft_status status =
           check_counts(kName, {{"tokens", tokens}, {"vocab", vocab, 1}, {"dim", dim, 1}})) {
@@ -67,6 +77,11 @@ extern "C" graft_status graft_embedding_backward(const float* dout,
   if (const graft_status status =
           check_pointers(kName, {{"dout", dout}, {"ids", ids}, {"dtable", dtable}})) {
     return status;
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.embedding_backward(dout, ids, tokens, vocab, dim, dtable, stream);
+    });
   }
   if (const graft_status status = check_ids(kName, ids, tokens, vocab)) return status;
   const Table& isa = table();

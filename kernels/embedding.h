@@ -9,20 +9,30 @@ extern "C" {
 
 // out[t] = table[ids[t]].
 //   ids [tokens] in 0..vocab-1; table [vocab, dim]; out [tokens, dim], must not overlap table
-// All ids are checked before anything is written.
-// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (id out of range).
-graft_status graft_embedding_forward(
-    const int32_t* ids, int64_t tokens, const float* table, int64_t vocab, int64_t dim, float* out);
+// On the CPU all ids are checked before anything is written. A device cannot say no without being
+// waited for: there an id out of range gives a row of NaN.
+// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (id out of range), GRAFT_NO_DEVICE,
+// GRAFT_DEVICE_ERROR.
+graft_status graft_embedding_forward(const int32_t* ids,
+                                     int64_t tokens,
+                                     const float* table,
+                                     int64_t vocab,
+                                     int64_t dim,
+                                     float* out,
+                                     graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                     graft_stream stream GRAFT_DEFAULT(nullptr));
 
-// dtable[ids[t]] += dout[t], tokens added in order, so the thread count does not matter.
+// dtable[ids[t]] += dout[t], tokens added in order, so neither threads nor the device matter.
 //   dout [tokens, dim]; dtable [vocab, dim] +=
-// All ids are checked before anything is written. Errors: as the forward.
+// Ids are checked as in the forward pass; on a device a token with an id out of range is left out.
 graft_status graft_embedding_backward(const float* dout,
                                       const int32_t* ids,
                                       int64_t tokens,
                                       int64_t vocab,
                                       int64_t dim,
-                                      float* dtable);
+                                      float* dtable,
+                                      graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                      graft_stream stream GRAFT_DEFAULT(nullptr));
 
 #ifdef __cplusplus
 }

@@ -8,8 +8,8 @@
 // results, store neighbouring 16 bytes. Bound by memory: 0.59 ps a weight at 4.3 TB/s to bfloat16.
 #include <mutex>
 
-#include "kernels/device.h"
-#include "kernels/launch.h"
+#include "kernels/device_functions.h"
+#include "kernels/device_math.h"
 #include "kernels/nf4_tables.h"
 
 namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
@@ -22,7 +22,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kWordWeights = 8;
 // Words of one thread, a block's width apart: four loads in flight.
 constexpr int64_t kThreadWords = 4;
-constexpr int64_t kMostBlocks = 0x7fffffff;
 
 template <int kCount>
 struct Values {
@@ -218,48 +217,60 @@ struct DecodeShared {
   float map[256];
 };
 
+__device__ void load_tables(DecodeShared& shared) {
+  if (threadIdx.x < 16) shared.code[threadIdx.x] = device_code.value[threadIdx.x];
+  shared.map[threadIdx.x] = device_map.value[threadIdx.x];
+  __syncthreads();
+}
+
+// The eight weights of a word. kAligned: packed is 4-byte aligned.
+template <bool kAligned>
+__device__ __forceinline__ void decode_word(const DecodeShared& shared,
+                                            const graft_nf4_weight& weight,
+                                            int block_shift,
+                                            int64_t word,
+                                            float (&value)[kWordWeights]) {
+  const int64_t element = word * kWordWeights, bytes = (weight.count + 1) / 2;
+  unsigned packed = 0;
+  if (kAligned && element + kWordWeights <= weight.count) {
+    packed = __ldcs(reinterpret_cast<const unsigned*>(weight.packed) + word);
+  } else {
+    for (int64_t i = 0; i < 4 && word * 4 + i < bytes; ++i) {
+      packed |= static_cast<unsigned>(weight.packed[word * 4 + i]) << (8 * i);
+    }
+  }
+  // Eight weights never cross a block: block sizes are multiples of 32.
+  const int64_t block = element >> block_shift;
+  float absmax;
+  if (weight.absmax != nullptr) {
+    absmax = __ldg(weight.absmax + block);
+  } else {
+    const float nested = __ldg(weight.nested_absmax + block / GRAFT_NF4_NESTED_BLOCK);
+    absmax = __fadd_rn(__fmul_rn(shared.map[__ldg(weight.absmax8 + block)], nested), weight.offset);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    value[2 * i] = __fmul_rn(shared.code[packed >> (8 * i + 4) & 15u], absmax);
+    value[2 * i + 1] = __fmul_rn(shared.code[packed >> (8 * i) & 15u], absmax);
+  }
+}
+
 // kAligned: packed is 4-byte and out 16-byte aligned, so that whole words move at once.
 template <class Out, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     decode_kernel(graft_nf4_weight weight, int block_shift, typename Out::Type* __restrict__ out) {
   GRAFT_SHARED(DecodeShared, shared);
-  if (threadIdx.x < 16) shared.code[threadIdx.x] = device_code.value[threadIdx.x];
-  shared.map[threadIdx.x] = device_map.value[threadIdx.x];
-  __syncthreads();
-  const int64_t words = (weight.count + kWordWeights - 1) / kWordWeights;
-  const int64_t bytes = (weight.count + 1) / 2;
+  load_tables(shared);
+  const int64_t words = ceil_div(weight.count, kWordWeights);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kThreadWords + threadIdx.x;
 #pragma unroll
   for (int64_t step = 0; step < kThreadWords; ++step) {
     const int64_t word = first + step * kThreads;
     if (word >= words) return;
     const int64_t element = word * kWordWeights;
-    const bool whole = element + kWordWeights <= weight.count;
-    unsigned packed = 0;
-    if (kAligned && whole) {
-      packed = __ldcs(reinterpret_cast<const unsigned*>(weight.packed) + word);
-    } else {
-      for (int64_t i = 0; i < 4 && word * 4 + i < bytes; ++i) {
-        packed |= static_cast<unsigned>(weight.packed[word * 4 + i]) << (8 * i);
-      }
-    }
-    // Eight weights never cross a block: block sizes are multiples of 32.
-    const int64_t block = element >> block_shift;
-    float absmax;
-    if (weight.absmax != nullptr) {
-      absmax = __ldg(weight.absmax + block);
-    } else {
-      const float nested = __ldg(weight.nested_absmax + block / GRAFT_NF4_NESTED_BLOCK);
-      absmax =
-          __fadd_rn(__fmul_rn(shared.map[__ldg(weight.absmax8 + block)], nested), weight.offset);
-    }
     float value[kWordWeights];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      value[2 * i] = __fmul_rn(shared.code[packed >> (8 * i + 4) & 15u], absmax);
-      value[2 * i + 1] = __fmul_rn(shared.code[packed >> (8 * i) & 15u], absmax);
-    }
-    if (kAligned && whole) {
+    decode_word<kAligned>(shared, weight, block_shift, word, value);
+    if (kAligned && element + kWordWeights <= weight.count) {
       Out::store_word(out + element, value);
     } else {
       for (int64_t i = 0; i < kWordWeights && element + i < weight.count; ++i) {
@@ -269,14 +280,50 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+// Targets of one launch as kernel arguments.
+struct RowsTarget {
+  graft_nf4_weight weight;
+  int64_t columns, row_stride;
+  void* out;
+  int64_t first_block;
+  int block_shift;
+  bool aligned;  // whole words: packed 4-byte, rows of out 16-byte aligned, columns a multiple of 8
+};
+struct RowsTargets {
+  RowsTarget target[GRAFT_DECODE_TARGETS];
+  int count;
+};
 
-graft_status check_grid(const char* function, int64_t blocks) {
-  if (blocks <= kMostBlocks) return GRAFT_OK;
-  return fail(GRAFT_BAD_SHAPE, function, "%lld thread blocks, at most %lld fit a launch",
-              static_cast<long long>(blocks), static_cast<long long>(kMostBlocks));
+template <class Out>
+__global__ void __launch_bounds__(kThreads) decode_rows_kernel(RowsTargets targets) {
+  GRAFT_SHARED(DecodeShared, shared);
+  load_tables(shared);
+  int index = 0;
+  for (int i = 1; i < targets.count; ++i) {
+    if (targets.target[i].first_block <= blockIdx.x) index = i;
+  }
+  const RowsTarget& target = targets.target[index];
+  typename Out::Type* const out = static_cast<typename Out::Type*>(target.out);
+  const int64_t words = ceil_div(target.weight.count, kWordWeights);
+  const int64_t first = (blockIdx.x - target.first_block) * kThreads * kThreadWords + threadIdx.x;
+#pragma unroll
+  for (int64_t step = 0; step < kThreadWords; ++step) {
+    const int64_t word = first + step * kThreads;
+    if (word >= words) return;
+    const int64_t element = word * kWordWeights;
+    float value[kWordWeights];
+    if (target.aligned) {
+      decode_word<true>(shared, target.weight, target.block_shift, word, value);
+      const int64_t row = element / target.columns;
+      Out::store_word(out + row * target.row_stride + element % target.columns, value);
+      continue;
+    }
+    decode_word<false>(shared, target.weight, target.block_shift, word, value);
+    for (int64_t i = 0; i < kWordWeights && element + i < target.weight.count; ++i) {
+      const int64_t row = (element + i) / target.columns;
+      out[row * target.row_stride + (element + i) % target.columns] = Out::round(value[i]);
+    }
+  }
 }
 
 graft_status cuda_failure(const char* function, cudaError_t error) {
@@ -302,6 +349,8 @@ graft_status launch_checking_finite(const char* function,
   if (flag == 0) return GRAFT_OK;
   return fail(GRAFT_NOT_FINITE, function, "an input is NaN or infinite, expected finite values");
 }
+
+}  // namespace
 
 graft_status nf4_quantize(const float* weight,
                           int64_t count,
@@ -335,6 +384,8 @@ graft_status nf4_compress_absmax(const float* absmax,
   });
 }
 
+namespace {
+
 template <class Out>
 graft_status decode(const char* function,
                     const graft_nf4_weight& weight,
@@ -355,6 +406,8 @@ graft_status decode(const char* function,
   return launch_status(function);
 }
 
+}  // namespace
+
 graft_status nf4_decode_f32(const graft_nf4_weight& weight, float* out, graft_stream stream) {
   return decode<ToF32>("graft_nf4_decode", weight, out, stream);
 }
@@ -365,12 +418,41 @@ graft_status nf4_decode_f16(const graft_nf4_weight& weight, uint16_t* out, graft
   return decode<ToF16>("graft_nf4_decode_f16", weight, out, stream);
 }
 
+namespace {
+
+template <class Out>
+graft_status start_rows(const DecodeRows& call, graft_stream stream) {
+  constexpr const char* kName = "graft_nf4_decode_rows";
+  RowsTargets targets{};
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < call.count; ++i) {
+    const graft_decode_target& from = call.targets[i];
+    const int64_t row_bytes = from.row_stride * static_cast<int64_t>(sizeof(typename Out::Type));
+    if (from.weight.count == 0) continue;
+    RowsTarget& target = targets.target[targets.count++];
+    target.weight = from.weight;
+    target.columns = from.columns;
+    target.row_stride = from.row_stride;
+    target.out = from.out;
+    target.first_block = blocks;
+    target.block_shift = __builtin_ctz(static_cast<unsigned>(from.weight.block_size));
+    target.aligned = from.columns % kWordWeights == 0 && row_bytes % 16 == 0 &&
+                     reinterpret_cast<uintptr_t>(from.weight.packed) % 4 == 0 &&
+                     reinterpret_cast<uintptr_t>(from.out) % 16 == 0;
+    blocks += ceil_div(ceil_div(from.weight.count, kWordWeights), kThreads * kThreadWords);
+  }
+  if (blocks == 0) return GRAFT_OK;
+  if (const graft_status status = check_grid(kName, blocks)) return status;
+  GRAFT_LAUNCH(decode_rows_kernel<Out>, static_cast<unsigned>(blocks), kThreads, stream, targets);
+  return launch_status(kName);
+}
+
 }  // namespace
 
-const DeviceTable& device_table() {
-  static constexpr DeviceTable kTable = {nf4_quantize, nf4_compress_absmax, nf4_decode_f32,
-                                         nf4_decode_bf16, nf4_decode_f16};
-  return kTable;
+graft_status decode_rows(const DecodeRows& call, graft_stream stream) {
+  if (call.type == DecodedType::kF32) return start_rows<ToF32>(call, stream);
+  return call.type == DecodedType::kBf16 ? start_rows<ToBf16>(call, stream)
+                                         : start_rows<ToF16>(call, stream);
 }
 
 }  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE

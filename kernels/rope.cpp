@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/device.h"
 #include "kernels/parallel.h"
 #include "kernels/simd/table.h"
 
@@ -46,19 +47,23 @@ extern "C" graft_status graft_rope_apply(float* x,
                                          int64_t row_stride,
                                          const float* cos,
                                          const float* sin,
-                                         graft_rope_direction dir) {
+                                         graft_rope_direction dir,
+                                         int64_t rotary_dim,
+                                         graft_device device,
+                                         graft_stream stream) {
   constexpr const char* kName = "graft_rope_apply";
+  if (rotary_dim == 0) rotary_dim = head_dim;
   if (const graft_status status =
-          check_counts(kName, {{"tokens", tokens}, {"heads", heads}, {"head_dim", head_dim, 2}})) {
+          check_counts(kName, {{"tokens", tokens},
+                               {"heads", heads},
+                               {"head_dim", head_dim, 2},
+                               {"rotary_dim", rotary_dim, 2},
+                               {"row_stride", row_stride, heads * head_dim}})) {
     return status;
   }
-  if (head_dim % 2 != 0) {
-    return fail(GRAFT_BAD_SHAPE, kName, "head_dim is %lld, expected an even number",
-                static_cast<long long>(head_dim));
-  }
-  if (const graft_status status =
-          check_counts(kName, {{"row_stride", row_stride, heads * head_dim}})) {
-    return status;
+  if (rotary_dim % 2 != 0 || rotary_dim > head_dim) {
+    return fail(GRAFT_BAD_SHAPE, kName, "rotary_dim is %lld, expected an even number up to %lld",
+                static_cast<long long>(rotary_dim), static_cast<long long>(head_dim));
   }
   if (dir != GRAFT_ROPE_FORWARD && dir != GRAFT_ROPE_INVERSE) {
     return fail(GRAFT_BAD_ARGUMENT, kName, "direction is %d, expected 0 or 1",
@@ -68,12 +73,15 @@ extern "C" graft_status graft_rope_apply(float* x,
   if (const graft_status status = check_pointers(kName, {{"x", x}, {"cos", cos}, {"sin", sin}})) {
     return status;
   }
+  const RopeTurn call{x,          heads, head_dim, rotary_dim,
+                      row_stride, cos,   sin,      dir == GRAFT_ROPE_FORWARD ? 1.0f : -1.0f};
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.rope_apply(call, tokens, stream);
+    });
+  }
   const Table& isa = table();
-  const float sign = dir == GRAFT_ROPE_FORWARD ? 1.0f : -1.0f;
-  const int64_t half = head_dim / 2;
-  for_pieces(tokens, 16, tokens * heads * head_dim, [&](int64_t begin, int64_t end) {
-    isa.rope_apply(x + begin * row_stride, end - begin, heads, head_dim, row_stride,
-                   cos + begin * half, sin + begin * half, sign);
-  });
+  for_pieces(tokens, 16, tokens * heads * rotary_dim,
+             [&](int64_t begin, int64_t end) { isa.rope_apply(call, begin, end); });
   return GRAFT_OK;
 }

@@ -29,13 +29,16 @@ graft_status graft_rope_tables(const int32_t* positions,
                                float* cos,
                                float* sin);
 
-// Turns every head of every token in place:
+// Turns every head of every token in place, with half = rotary_dim / 2:
 //   x[i]        <- x[i] * cos - x[i + half] * sin
 //   x[i + half] <- x[i + half] * cos + x[i] * sin        (sin negated for GRAFT_ROPE_INVERSE)
 //   x           [tokens, heads, head_dim], `row_stride` floats from token to token
-//   cos, sin    [tokens, head_dim / 2]
-//   head_dim    even; row_stride >= heads * head_dim
-// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
+//   cos, sin    [tokens, rotary_dim / 2]
+//   row_stride  >= heads * head_dim
+//   rotary_dim  even, at most head_dim: the first elements of a head turn, the others stay (partial
+//               rotary of Phi, GLM and StableLM); 0 for head_dim, which is then even
+// Products are rounded before they are added, on every device.
+// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
 graft_status graft_rope_apply(float* x,
                               int64_t tokens,
                               int64_t heads,
@@ -43,7 +46,10 @@ graft_status graft_rope_apply(float* x,
                               int64_t row_stride,
                               const float* cos,
                               const float* sin,
-                              graft_rope_direction dir);
+                              graft_rope_direction dir,
+                              int64_t rotary_dim GRAFT_DEFAULT(0),
+                              graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                              graft_stream stream GRAFT_DEFAULT(nullptr));
 
 #ifdef __cplusplus
 }

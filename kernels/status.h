@@ -30,6 +30,13 @@ typedef enum graft_device { GRAFT_CPU = 0, GRAFT_CUDA, GRAFT_EMU } graft_device;
 // A cudaStream_t for GRAFT_CUDA; ignored (pass NULL) elsewhere.
 typedef void* graft_stream;
 
+// A value that a C++ caller may leave out; C has no such thing.
+#ifdef __cplusplus
+#define GRAFT_DEFAULT(value) = value
+#else
+#define GRAFT_DEFAULT(value)
+#endif
+
 // The text of this thread's latest result other than GRAFT_OK: function, argument, observed and
 // expected value. Never NULL; valid until this thread's next failing call.
 const char* graft_last_error(void);

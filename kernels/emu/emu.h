@@ -18,6 +18,7 @@
 
 #define __global__ static
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
@@ -41,7 +42,11 @@ struct alignas(16) float4 {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorLaunchFailure = 719
+};
 
 namespace graft::kernels::emu {
 
@@ -136,6 +141,18 @@ inline float __fsub_rn(float a, float b) {
 inline float __fdiv_rn(float a, float b) {
   return a / b;
 }
+inline float __fmaf_rn(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+inline float __fsqrt_rn(float a) {
+  return __builtin_sqrtf(a);
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __dsqrt_rn(double a) {
+  return __builtin_sqrt(a);
+}
 inline double __dadd_rn(double a, double b) {
   return a + b;
 }
@@ -189,7 +206,14 @@ const char* cudaGetErrorString(cudaError_t error);
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaSuccess;
 }
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
+cudaError_t cudaMalloc(void** memory, size_t bytes);
+cudaError_t cudaFree(void* memory);
+inline cudaError_t cudaMemcpyAsync(
+    void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
 template <class T>
 cudaError_t cudaMemcpyFromSymbolAsync(
     void* to, const T& symbol, size_t bytes, size_t, cudaMemcpyKind, cudaStream_t) {

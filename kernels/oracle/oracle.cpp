@@ -108,22 +108,77 @@ SwigluGradient swiglu_gradient(const Array& dout, const Array& gate, const Array
 
 namespace {
 
-// The probabilities of one query over keys 0..token.
+constexpr double kGeluLinear = 0.7978845608028654;  // sqrt(2 / pi)
+constexpr double kGeluCubic = 0.044715;
+
+double gelu_tangent(double x) {
+  return std::tanh(kGeluLinear * (x + kGeluCubic * x * x * x));
+}
+
+}  // namespace
+
+Array geglu(const Array& gate, const Array& up) {
+  Array out(gate.size());
+  for (size_t i = 0; i < gate.size(); ++i) {
+    out[i] = 0.5 * gate[i] * (1.0 + gelu_tangent(gate[i])) * up[i];
+  }
+  return out;
+}
+
+SwigluGradient geglu_gradient(const Array& dout, const Array& gate, const Array& up) {
+  SwigluGradient result{Array(gate.size()), Array(gate.size())};
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const double x = gate[i], t = gelu_tangent(x);
+    const double slope = kGeluLinear * (1.0 + 3.0 * kGeluCubic * x * x);
+    result.dgate[i] = dout[i] * up[i] * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+    result.dup[i] = dout[i] * 0.5 * x * (1.0 + t);
+  }
+  return result;
+}
+
+Array softcap(const Array& x, double cap) {
+  Array out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) out[i] = cap * std::tanh(x[i] / cap);
+  return out;
+}
+
+Array softcap_gradient(const Array& dout, const Array& x, double cap) {
+  Array out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double t = std::tanh(x[i] / cap);
+    out[i] = dout[i] * (1.0 - t * t);
+  }
+  return out;
+}
+
+namespace {
+
+int64_t first_key(const AttentionShape& s, int64_t token) {
+  return s.window > 0 ? std::max<int64_t>(0, token + 1 - s.window) : 0;
+}
+
+// The probabilities of one query over keys 0..token; 0 for those before its window.
 Array probabilities(const AttentionShape& s,
                     const Array& q,
                     const Array& k,
                     int64_t token,
                     int64_t head,
-                    double* lse) {
+                    double* lse,
+                    Array* slope) {
   const int64_t kv_head = head / (s.heads / s.kv_heads);
-  Array p(at(token + 1));
-  for (int64_t key = 0; key <= token; ++key) {
+  Array p(at(token + 1), -std::numeric_limits<double>::infinity());
+  *slope = Array(at(token + 1), s.scale);  // of a score over its dot product
+  for (int64_t key = first_key(s, token); key <= token; ++key) {
     double dot = 0.0;
     for (int64_t d = 0; d < s.head_dim; ++d) {
       dot += q[at((token * s.heads + head) * s.head_dim + d)] *
              k[at((key * s.kv_heads + kv_head) * s.head_dim + d)];
     }
     p[at(key)] = s.scale * dot;
+    if (s.softcap == 0.0) continue;
+    const double tangent = std::tanh(s.scale * dot / s.softcap);
+    p[at(key)] = s.softcap * tangent;
+    (*slope)[at(key)] = s.scale * (1.0 - tangent * tangent);
   }
   const double top = *std::max_element(p.begin(), p.end());
   double sum = 0.0;
@@ -140,7 +195,9 @@ Attention attention(const AttentionShape& s, const Array& q, const Array& k, con
   for (int64_t token = 0; token < s.tokens; ++token) {
     for (int64_t head = 0; head < s.heads; ++head) {
       const int64_t kv_head = head / (s.heads / s.kv_heads);
-      const Array p = probabilities(s, q, k, token, head, &result.lse[at(token * s.heads + head)]);
+      Array slope;
+      const Array p =
+          probabilities(s, q, k, token, head, &result.lse[at(token * s.heads + head)], &slope);
       for (int64_t key = 0; key <= token; ++key) {
         for (int64_t d = 0; d < s.head_dim; ++d) {
           result.out[at((token * s.heads + head) * s.head_dim + d)] +=
@@ -160,7 +217,8 @@ AttentionGradient attention_gradient(
       const int64_t kv_head = head / (s.heads / s.kv_heads);
       const int64_t row = (token * s.heads + head) * s.head_dim;
       double lse;
-      const Array p = probabilities(s, q, k, token, head, &lse);
+      Array slope;
+      const Array p = probabilities(s, q, k, token, head, &lse, &slope);
       Array dp(p.size());
       double mean = 0.0;
       for (int64_t key = 0; key <= token; ++key) {
@@ -173,7 +231,7 @@ AttentionGradient attention_gradient(
       }
       for (int64_t key = 0; key <= token; ++key) {
         const int64_t column = (key * s.kv_heads + kv_head) * s.head_dim;
-        const double ds = p[at(key)] * (dp[at(key)] - mean) * s.scale;
+        const double ds = p[at(key)] * (dp[at(key)] - mean) * slope[at(key)];
         for (int64_t d = 0; d < s.head_dim; ++d) {
           result.dq[at(row + d)] += ds * k[at(column + d)];
           result.dk[at(column + d)] += ds * q[at(row + d)];

@@ -49,9 +49,18 @@ struct SwigluGradient {
 };
 SwigluGradient swiglu_gradient(const Array& dout, const Array& gate, const Array& up);
 
+// The tanh form of GELU.
+Array geglu(const Array& gate, const Array& up);
+SwigluGradient geglu_gradient(const Array& dout, const Array& gate, const Array& up);
+
+Array softcap(const Array& x, double cap);
+Array softcap_gradient(const Array& dout, const Array& x, double cap);
+
 struct AttentionShape {
   int64_t tokens, heads, kv_heads, head_dim;  // one document
   double scale;
+  int64_t window = 0;  // 0 for none
+  double softcap = 0.0;
 };
 struct Attention {
   Array out, lse;

@@ -1,4 +1,5 @@
 // AdamW, sums over arrays, additions and dropout.
+#include "kernels/scalar.h"
 #include "kernels/simd/functions.h"
 #include "kernels/simd/vector.h"
 
@@ -148,26 +149,22 @@ void scale_by(float* x, float s, int64_t count) {
             [&](int64_t i, int64_t n) { store_upto(x + i, mul(load_upto(x + i, n), all(s)), n); });
 }
 
-void dropout_row(float* x,
-                 int64_t dim,
-                 int64_t row_index,
-                 uint64_t seed,
-                 uint64_t stream,
-                 uint32_t threshold,
-                 float keep_scale) {
-  const uint64_t row = static_cast<uint64_t>(row_index);
-  PhiloxCounter counter;
-  counter.c1 = static_cast<uint32_t>(stream) ^ static_cast<uint32_t>(row >> 32);
-  counter.c2 = static_cast<uint32_t>(row);
-  counter.c3 = static_cast<uint32_t>(stream >> 32);
+void dropout(const DropoutRows& call, int64_t begin, int64_t end) {
   uint32_t words[4 * kLanes];
-  for (int64_t column = 0; column < dim; column += 4 * kLanes) {
-    counter.first = static_cast<uint32_t>(column / 4);
-    philox(counter, seed, words);
-    const int64_t count = dim - column < 4 * kLanes ? dim - column : 4 * kLanes;
-    float* const to = x + column;
-    for (int64_t j = 0; j < count; ++j) {
-      to[j] = words[j] >= threshold ? to[j] * keep_scale : 0.0f;
+  for (int64_t index = begin; index < end; ++index) {
+    const uint64_t row = static_cast<uint64_t>(call.row_index[index]);
+    PhiloxCounter counter;
+    counter.c1 = static_cast<uint32_t>(call.stream) ^ static_cast<uint32_t>(row >> 32);
+    counter.c2 = static_cast<uint32_t>(row);
+    counter.c3 = static_cast<uint32_t>(call.stream >> 32);
+    for (int64_t column = 0; column < call.dim; column += 4 * kLanes) {
+      counter.first = static_cast<uint32_t>(column / 4);
+      philox(counter, call.seed, words);
+      const int64_t count = call.dim - column < 4 * kLanes ? call.dim - column : 4 * kLanes;
+      float* const to = call.x + index * call.dim + column;
+      for (int64_t j = 0; j < count; ++j) {
+        to[j] = words[j] >= call.threshold ? to[j] * call.keep_scale : 0.0f;
+      }
     }
   }
 }
@@ -176,6 +173,22 @@ void exponential_array(const float* x, int64_t count, float* out) {
   for_lanes(count, [&](int64_t i, int64_t n) {
     store_upto(out + i, exponential(load_upto(x + i, n)), n);
   });
+}
+
+void hyperbolic_tangent_array(const float* x, int64_t count, float* out) {
+  for_lanes(count, [&](int64_t i, int64_t n) {
+    store_upto(out + i, hyperbolic_tangent(load_upto(x + i, n)), n);
+  });
+}
+
+void reciprocal_root_array(const float* x, int64_t count, float* out) {
+  for_lanes(count, [&](int64_t i, int64_t n) {
+    store_upto(out + i, reciprocal_root(load_upto(x + i, n)), n);
+  });
+}
+
+void logarithm_array(const float* x, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = logarithm(x[i]);
 }
 
 }  // namespace graft::kernels::GRAFT_ISA

@@ -52,49 +52,20 @@ int64_t attention_forward_scratch(int64_t head_dim);
 int64_t attention_backward_scratch(int64_t head_dim);
 void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end, float* scratch);
 void attention_backward(const AttentionHeadGradient& head, float* scratch);
-void attention_decode(const float* q,
-                      const float* k,
-                      const float* v,
-                      int64_t stride,
-                      int64_t positions,
-                      int64_t head_dim,
-                      float scale,
-                      float* scores,
-                      float* out);
+void attention_decode(const AttentionDecode& call, int64_t begin, int64_t end, float* scores);
 
-void rmsnorm_forward(const float* x,
-                     const float* weight,
-                     float eps,
-                     int64_t rows,
-                     int64_t dim,
-                     float* out,
-                     float* inv_rms);
-void rmsnorm_backward(const float* dout,
-                      const float* x,
-                      const float* weight,
-                      const float* inv_rms,
-                      int64_t rows,
-                      int64_t dim,
-                      float* dx);
-void rmsnorm_weight_gradient(const float* dout,
-                             const float* x,
-                             const float* inv_rms,
-                             int64_t rows,
-                             int64_t dim,
-                             int64_t begin,
-                             int64_t end,
-                             float* dweight);
-void rope_apply(float* x,
-                int64_t tokens,
-                int64_t heads,
-                int64_t head_dim,
-                int64_t row_stride,
-                const float* cos,
-                const float* sin,
-                float sign);
-void swiglu_forward(const float* gate, const float* up, int64_t count, float* out);
-void swiglu_backward(
-    const float* dout, const float* gate, const float* up, int64_t count, float* dgate, float* dup);
+void rmsnorm_forward(const NormForward& call, int64_t begin, int64_t end);
+void rmsnorm_backward(const NormBackward& call, int64_t begin, int64_t end);
+void rmsnorm_weight_gradient(const NormBackward& call, int64_t rows, int64_t begin, int64_t end);
+void rope_apply(const RopeTurn& call, int64_t begin, int64_t end);
+void gate_forward(const GateForward& call, int64_t begin, int64_t end);
+void gate_backward(const GateBackward& call, int64_t begin, int64_t end);
+void softcap_forward(float* x, float cap, int64_t count);
+void softcap_backward(const float* y, float cap, int64_t count, float* dx);
+void dropout(const DropoutRows& call, int64_t begin, int64_t end);
+void hyperbolic_tangent_array(const float* x, int64_t count, float* out);
+void reciprocal_root_array(const float* x, int64_t count, float* out);
+void logarithm_array(const float* x, int64_t count, float* out);
 void cross_entropy_row(float* logits,
                        int32_t label,
                        int64_t vocab,
@@ -107,13 +78,6 @@ double sum_squares(const float* x, int64_t count);
 int64_t count_not_finite(const float* x, int64_t count);
 void add_to(float* x, const float* y, int64_t count);
 void scale_by(float* x, float s, int64_t count);
-void dropout_row(float* x,
-                 int64_t dim,
-                 int64_t row_index,
-                 uint64_t seed,
-                 uint64_t stream,
-                 uint32_t threshold,
-                 float keep_scale);
 void exponential_array(const float* x, int64_t count, float* out);
 
 const WeightTable& weight_table();

@@ -1,4 +1,4 @@
-// RMSNorm, rotary embedding, SwiGLU and cross entropy on a range of rows.
+// RMSNorm, rotary embedding, gated units, soft caps and cross entropy on a range of rows.
 #include <math.h>
 
 #include "kernels/simd/functions.h"
@@ -16,11 +16,6 @@ int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// 1 / (1 + exp(-x)).
-GRAFT_LANES_INLINE Lanes sigmoid(Lanes x) {
-  return div(all(1.0f), add(all(1.0f), exponential(sub(all(0.0f), x))));
-}
-
 // The largest of x, NaN left out; -inf for none.
 float row_maximum(const float* x, int64_t count) {
   Lanes best = all(-INFINITY);
@@ -31,69 +26,122 @@ float row_maximum(const float* x, int64_t count) {
   return top;
 }
 
+// A sum over a row in the 128 lanes that rmsnorm.h defines: eight vectors side by side.
+struct RowSum {
+  static constexpr int64_t kVectors = 8;
+  Lanes part[kVectors] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f),
+                          all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
+
+  // part = body(first element, lanes, part) for each vector of the row.
+  template <class Body>
+  void run(int64_t count, const Body& body) {
+    int64_t i = 0;
+    for (; i + kVectors * kLanes <= count; i += kVectors * kLanes) {
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < kVectors; ++v) part[v] = body(i + v * kLanes, kLanes, part[v]);
+    }
+    for (int64_t v = 0; i < count; ++v, i += kLanes) {
+      part[v] = body(i, smaller_of(kLanes, count - i), part[v]);
+    }
+  }
+  float total() const {
+    const Lanes low = add(add(part[0], part[4]), add(part[2], part[6]));
+    const Lanes high = add(add(part[1], part[5]), add(part[3], part[7]));
+    return sum_lanes(add(low, high));
+  }
+};
+
+GRAFT_LANES_INLINE Lanes factor_of(graft_rmsnorm_kind kind, const float* weight, int64_t lanes) {
+  const Lanes value = load_upto(weight, lanes);
+  return kind == GRAFT_RMSNORM_WEIGHT ? value : add(all(1.0f), value);
+}
+
+// An activation and, for the backward pass, its slope.
+struct Activation {
+  Lanes value, slope;
+};
+
+template <Gate kGate>
+GRAFT_LANES_INLINE Activation activate(Lanes g) {
+  if constexpr (kGate == Gate::kSilu) {
+    const Lanes s = sigmoid(g);
+    return {mul(g, s), mul(s, fma(g, sub(all(1.0f), s), all(1.0f)))};
+  }
+  // gelu(g) = g * sigmoid(w), w = 2 sqrt(2 / pi) (g + 0.044715 g^3). Past +-16 the sigmoid is 0 or
+  // 1, and cubes that overflow would make a NaN of 0 * inf.
+  constexpr float kLinear = 1.5957691216f, kCubic = 0.0713548163f;  // 2 sqrt(2/pi) (1, 0.044715)
+  const Lanes bounded = smaller(all(16.0f), larger(all(-16.0f), g));
+  const Lanes square = mul(bounded, bounded);
+  const Lanes s = sigmoid(mul(bounded, fma(square, all(kCubic), all(kLinear))));
+  const Lanes slope = fma(square, all(3.0f * kCubic), all(kLinear));
+  const Lanes bend = mul(mul(s, sub(all(1.0f), s)), mul(bounded, slope));
+  return {mul(g, s), add(s, bend)};
+}
+
+template <Gate kGate>
+void gate_forward_of(const GateForward& call, int64_t begin, int64_t end) {
+  for_lanes(end - begin, [&](int64_t i, int64_t n) {
+    const int64_t at = begin + i;
+    const Lanes value = activate<kGate>(load_upto(call.gate + at, n)).value;
+    store_upto(call.out + at, mul(value, load_upto(call.up + at, n)), n);
+  });
+}
+
+template <Gate kGate>
+void gate_backward_of(const GateBackward& call, int64_t begin, int64_t end) {
+  for_lanes(end - begin, [&](int64_t i, int64_t n) {
+    const int64_t at = begin + i;
+    const Lanes up = load_upto(call.up + at, n), d = load_upto(call.dout + at, n);
+    const Activation a = activate<kGate>(load_upto(call.gate + at, n));
+    store_upto(call.dgate + at, mul(mul(d, up), a.slope), n);
+    store_upto(call.dup + at, mul(d, a.value), n);
+  });
+}
+
 }  // namespace
 
-void rmsnorm_forward(const float* x,
-                     const float* weight,
-                     float eps,
-                     int64_t rows,
-                     int64_t dim,
-                     float* out,
-                     float* inv_rms) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* const from = x + row * dim;
-    float* const to = out + row * dim;
-    Lanes sum = all(0.0f);
-    for_lanes(dim, [&](int64_t i, int64_t n) {
+void rmsnorm_forward(const NormForward& call, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* const from = call.x + row * call.dim;
+    float* const to = call.out + row * call.dim;
+    RowSum sum;
+    sum.run(call.dim, [&](int64_t i, int64_t n, Lanes before) {
       const Lanes value = load_upto(from + i, n);
-      sum = fma(value, value, sum);
+      return fma(value, value, before);
     });
-    const float mean = sum_lanes(sum) / static_cast<float>(dim);
-    const float inverse = 1.0f / sqrtf(mean + eps);
-    inv_rms[row] = inverse;
-    for_lanes(dim, [&](int64_t i, int64_t n) {
+    const float mean = sum.total() / static_cast<float>(call.dim);
+    const float inverse = 1.0f / sqrtf(mean + call.eps);
+    call.inv_rms[row] = inverse;
+    for_lanes(call.dim, [&](int64_t i, int64_t n) {
       const Lanes normal = mul(load_upto(from + i, n), all(inverse));
-      store_upto(to + i, mul(normal, load_upto(weight + i, n)), n);
+      store_upto(to + i, mul(normal, factor_of(call.kind, call.weight + i, n)), n);
     });
   }
 }
 
-void rmsnorm_backward(const float* dout,
-                      const float* x,
-                      const float* weight,
-                      const float* inv_rms,
-                      int64_t rows,
-                      int64_t dim,
-                      float* dx) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* const g = dout + row * dim;
-    const float* const from = x + row * dim;
-    float* const to = dx + row * dim;
-    const float inverse = inv_rms[row];
-    Lanes sum = all(0.0f);
-    for_lanes(dim, [&](int64_t i, int64_t n) {
-      const Lanes weighted = mul(load_upto(g + i, n), load_upto(weight + i, n));
-      sum = fma(weighted, load_upto(from + i, n), sum);
+void rmsnorm_backward(const NormBackward& call, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* const g = call.dout + row * call.dim;
+    const float* const from = call.x + row * call.dim;
+    float* const to = call.dx + row * call.dim;
+    const float inverse = call.inv_rms[row];
+    RowSum sum;
+    sum.run(call.dim, [&](int64_t i, int64_t n, Lanes before) {
+      const Lanes weighted = mul(load_upto(g + i, n), factor_of(call.kind, call.weight + i, n));
+      return fma(weighted, load_upto(from + i, n), before);
     });
     // mean(g * xhat) * inverse, the factor of xhat = x * inverse, gives the factor of x.
-    const float mean = sum_lanes(sum) * inverse / static_cast<float>(dim);
+    const float mean = sum.total() * inverse / static_cast<float>(call.dim);
     const float factor = mean * inverse;
-    for_lanes(dim, [&](int64_t i, int64_t n) {
-      const Lanes weighted = mul(load_upto(g + i, n), load_upto(weight + i, n));
+    for_lanes(call.dim, [&](int64_t i, int64_t n) {
+      const Lanes weighted = mul(load_upto(g + i, n), factor_of(call.kind, call.weight + i, n));
       const Lanes centred = sub(weighted, mul(load_upto(from + i, n), all(factor)));
       store_upto(to + i, fma(centred, all(inverse), load_upto(to + i, n)), n);
     });
   }
 }
 
-void rmsnorm_weight_gradient(const float* dout,
-                             const float* x,
-                             const float* inv_rms,
-                             int64_t rows,
-                             int64_t dim,
-                             int64_t begin,
-                             int64_t end,
-                             float* dweight) {
+void rmsnorm_weight_gradient(const NormBackward& call, int64_t rows, int64_t begin, int64_t end) {
   // Four vectors of a row at a time: whole cache lines of the rows, and independent sums.
   constexpr int64_t kVectors = 4;
   for (int64_t tile = 0; tile < rows; tile += kRowTile) {
@@ -107,35 +155,28 @@ void rmsnorm_weight_gradient(const float* dout,
       Lanes sum[kVectors] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
       for (int64_t row = tile; row < tile_end; ++row) {
         for (int64_t v = 0; v < kVectors; ++v) {
-          const int64_t at = row * dim + i + v * kLanes;
-          const Lanes normal = mul(load_upto(x + at, lanes[v]), all(inv_rms[row]));
-          sum[v] = fma(load_upto(dout + at, lanes[v]), normal, sum[v]);
+          const int64_t at = row * call.dim + i + v * kLanes;
+          const Lanes normal = mul(load_upto(call.x + at, lanes[v]), all(call.inv_rms[row]));
+          sum[v] = fma(load_upto(call.dout + at, lanes[v]), normal, sum[v]);
         }
       }
       for (int64_t v = 0; v < kVectors; ++v) {
-        float* const to = dweight + i + v * kLanes;
+        float* const to = call.dweight + i + v * kLanes;
         store_upto(to, add(load_upto(to, lanes[v]), sum[v]), lanes[v]);
       }
     }
   }
 }
 
-void rope_apply(float* x,
-                int64_t tokens,
-                int64_t heads,
-                int64_t head_dim,
-                int64_t row_stride,
-                const float* cos,
-                const float* sin,
-                float sign) {
-  const int64_t half = head_dim / 2;
-  for (int64_t token = 0; token < tokens; ++token) {
-    for (int64_t head = 0; head < heads; ++head) {
-      float* const low = x + token * row_stride + head * head_dim;
+void rope_apply(const RopeTurn& call, int64_t begin, int64_t end) {
+  const int64_t half = call.rotary_dim / 2;
+  for (int64_t token = begin; token < end; ++token) {
+    for (int64_t head = 0; head < call.heads; ++head) {
+      float* const low = call.x + token * call.row_stride + head * call.head_dim;
       float* const high = low + half;
       for_lanes(half, [&](int64_t i, int64_t n) {
-        const Lanes c = load_upto(cos + token * half + i, n);
-        const Lanes s = mul(load_upto(sin + token * half + i, n), all(sign));
+        const Lanes c = load_upto(call.cos + token * half + i, n);
+        const Lanes s = mul(load_upto(call.sin + token * half + i, n), all(call.sign));
         const Lanes a = load_upto(low + i, n), b = load_upto(high + i, n);
         store_upto(low + i, sub(mul(a, c), mul(b, s)), n);
         store_upto(high + i, add(mul(b, c), mul(a, s)), n);
@@ -144,25 +185,34 @@ void rope_apply(float* x,
   }
 }
 
-void swiglu_forward(const float* gate, const float* up, int64_t count, float* out) {
+void gate_forward(const GateForward& call, int64_t begin, int64_t end) {
+  if (call.gate_kind == Gate::kSilu) {
+    gate_forward_of<Gate::kSilu>(call, begin, end);
+  } else {
+    gate_forward_of<Gate::kGeluTanh>(call, begin, end);
+  }
+}
+
+void gate_backward(const GateBackward& call, int64_t begin, int64_t end) {
+  if (call.gate_kind == Gate::kSilu) {
+    gate_backward_of<Gate::kSilu>(call, begin, end);
+  } else {
+    gate_backward_of<Gate::kGeluTanh>(call, begin, end);
+  }
+}
+
+void softcap_forward(float* x, float cap, int64_t count) {
   for_lanes(count, [&](int64_t i, int64_t n) {
-    const Lanes g = load_upto(gate + i, n);
-    store_upto(out + i, mul(mul(g, sigmoid(g)), load_upto(up + i, n)), n);
+    const Lanes t = hyperbolic_tangent(div(load_upto(x + i, n), all(cap)));
+    store_upto(x + i, mul(t, all(cap)), n);
   });
 }
 
-void swiglu_backward(const float* dout,
-                     const float* gate,
-                     const float* up,
-                     int64_t count,
-                     float* dgate,
-                     float* dup) {
+void softcap_backward(const float* y, float cap, int64_t count, float* dx) {
   for_lanes(count, [&](int64_t i, int64_t n) {
-    const Lanes g = load_upto(gate + i, n), u = load_upto(up + i, n), d = load_upto(dout + i, n);
-    const Lanes s = sigmoid(g);
-    const Lanes slope = mul(s, fma(g, sub(all(1.0f), s), all(1.0f)));
-    store_upto(dgate + i, mul(mul(d, u), slope), n);
-    store_upto(dup + i, mul(d, mul(g, s)), n);
+    const Lanes t = div(load_upto(y + i, n), all(cap));
+    const Lanes slope = mul(sub(all(1.0f), t), add(all(1.0f), t));
+    store_upto(dx + i, mul(load_upto(dx + i, n), slope), n);
   });
 }
 

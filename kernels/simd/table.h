@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "kernels/operators.h"
 #include "kernels/simd/weight_table.h"
 
 namespace graft::kernels {
@@ -27,7 +28,9 @@ struct AttentionHead {
   float* lse;  // lse[token * lse_stride]
   int64_t q_stride, k_stride, v_stride, out_stride, lse_stride;
   int64_t length, head_dim;
+  int64_t window;  // keys that a query sees, itself among them; at least 1
   float scale;
+  float softcap;  // 0 for none
 };
 
 struct AttentionHeadGradient {
@@ -56,55 +59,23 @@ struct Table {
                             int64_t q_end,
                             float* scratch);
   void (*attention_backward)(const AttentionHeadGradient& head, float* scratch);
-  // One head of a decode step; scores [positions] is scratch.
-  void (*attention_decode)(const float* q,
-                           const float* k,
-                           const float* v,
-                           int64_t stride,
-                           int64_t positions,
-                           int64_t head_dim,
-                           float scale,
-                           float* scores,
-                           float* out);
+  // Heads [begin, end) of a decode step; scores [positions + 32] is scratch.
+  void (*attention_decode)(const AttentionDecode& call, int64_t begin, int64_t end, float* scores);
 
-  void (*rmsnorm_forward)(const float* x,
-                          const float* weight,
-                          float eps,
-                          int64_t rows,
-                          int64_t dim,
-                          float* out,
-                          float* inv_rms);
-  void (*rmsnorm_backward)(const float* dout,
-                           const float* x,
-                           const float* weight,
-                           const float* inv_rms,
-                           int64_t rows,
-                           int64_t dim,
-                           float* dx);
+  // Rows, tokens or elements [begin, end) of the call.
+  void (*rmsnorm_forward)(const NormForward& call, int64_t begin, int64_t end);
+  void (*rmsnorm_backward)(const NormBackward& call, int64_t begin, int64_t end);
   // Columns [begin, end) of dweight over all rows.
-  void (*rmsnorm_weight_gradient)(const float* dout,
-                                  const float* x,
-                                  const float* inv_rms,
+  void (*rmsnorm_weight_gradient)(const NormBackward& call,
                                   int64_t rows,
-                                  int64_t dim,
                                   int64_t begin,
-                                  int64_t end,
-                                  float* dweight);
-  void (*rope_apply)(float* x,
-                     int64_t tokens,
-                     int64_t heads,
-                     int64_t head_dim,
-                     int64_t row_stride,
-                     const float* cos,
-                     const float* sin,
-                     float sign);
-  void (*swiglu_forward)(const float* gate, const float* up, int64_t count, float* out);
-  void (*swiglu_backward)(const float* dout,
-                          const float* gate,
-                          const float* up,
-                          int64_t count,
-                          float* dgate,
-                          float* dup);
+                                  int64_t end);
+  void (*rope_apply)(const RopeTurn& call, int64_t begin, int64_t end);
+  void (*gate_forward)(const GateForward& call, int64_t begin, int64_t end);
+  void (*gate_backward)(const GateBackward& call, int64_t begin, int64_t end);
+  void (*softcap_forward)(float* x, float cap, int64_t count);
+  void (*softcap_backward)(const float* y, float cap, int64_t count, float* dx);
+  void (*dropout)(const DropoutRows& call, int64_t begin, int64_t end);
   // gradient_scale NULL: loss only.
   void (*cross_entropy_row)(float* logits,
                             int32_t label,
@@ -122,17 +93,14 @@ struct Table {
   int64_t (*count_not_finite)(const float* x, int64_t count);
   void (*add)(float* x, const float* y, int64_t count);
   void (*scale)(float* x, float s, int64_t count);
-  void (*dropout_row)(float* x,
-                      int64_t dim,
-                      int64_t row_index,
-                      uint64_t seed,
-                      uint64_t stream,
-                      uint32_t threshold,
-                      float keep_scale);
 
   const WeightTable* weights;
 
-  void (*exponential)(const float* x, int64_t count, float* out);  // for its test
+  // For their tests.
+  void (*exponential)(const float* x, int64_t count, float* out);
+  void (*hyperbolic_tangent)(const float* x, int64_t count, float* out);
+  void (*reciprocal_root)(const float* x, int64_t count, float* out);
+  void (*logarithm)(const float* x, int64_t count, float* out);
 };
 
 enum class InstructionSet { kGeneric = 0, kAvx2, kAvx512, kAvx512Bf16 };

@@ -75,6 +75,15 @@ GRAFT_LANES_INLINE Lanes magnitude(Lanes a) {
   return _mm512_castsi512_ps(
       _mm512_and_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
 }
+// a < b ? yes : no, lane by lane; no where one is NaN.
+GRAFT_LANES_INLINE Lanes below(Lanes a, Lanes b, Lanes yes, Lanes no) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+// |a| with the sign of b.
+GRAFT_LANES_INLINE Lanes with_sign_of(Lanes a, Lanes b) {
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      _mm512_set1_epi32(0x7fffffff), _mm512_castps_si512(a), _mm512_castps_si512(b), 0xca));
+}
 // a * 2^n, rounded once, n a whole number in -150..128.
 GRAFT_LANES_INLINE Lanes scale_by_power(Lanes a, Lanes n) {
   return _mm512_scalef_ps(a, n);
@@ -148,6 +157,15 @@ GRAFT_LANES_INLINE Lanes smaller(Lanes a, Lanes b) {
 GRAFT_LANES_INLINE Lanes magnitude(Lanes a) {
   const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(a.lo, mask), _mm256_and_ps(a.hi, mask)};
+}
+GRAFT_LANES_INLINE Lanes below(Lanes a, Lanes b, Lanes yes, Lanes no) {
+  return {_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+          _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+}
+GRAFT_LANES_INLINE Lanes with_sign_of(Lanes a, Lanes b) {
+  const __m256 sign = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0x80000000u)));
+  return {_mm256_or_ps(_mm256_andnot_ps(sign, a.lo), _mm256_and_ps(sign, b.lo)),
+          _mm256_or_ps(_mm256_andnot_ps(sign, a.hi), _mm256_and_ps(sign, b.hi))};
 }
 GRAFT_LANES_INLINE __m256 scale_eight(__m256 a, __m256 n) {
   // Two factors: each power is a normal number, and only the second product can round.
@@ -229,6 +247,12 @@ GRAFT_LANES_INLINE Lanes smaller(Lanes a, Lanes b) {
 GRAFT_LANES_INLINE Lanes magnitude(Lanes a) {
   return each([&](int i) { return __builtin_fabsf(a.x[i]); });
 }
+GRAFT_LANES_INLINE Lanes below(Lanes a, Lanes b, Lanes yes, Lanes no) {
+  return each([&](int i) { return a.x[i] < b.x[i] ? yes.x[i] : no.x[i]; });
+}
+GRAFT_LANES_INLINE Lanes with_sign_of(Lanes a, Lanes b) {
+  return each([&](int i) { return __builtin_copysignf(a.x[i], b.x[i]); });
+}
 GRAFT_LANES_INLINE Lanes scale_by_power(Lanes a, Lanes n) {
   return each([&](int i) {
     return n.x[i] == n.x[i] ? __builtin_ldexpf(a.x[i], static_cast<int>(n.x[i])) : n.x[i];
@@ -268,6 +292,31 @@ GRAFT_LANES_INLINE Lanes exponential(Lanes x) {
   p = fma(p, r, all(5.0000001201e-1f));
   p = add(fma(p, mul(r, r), r), all(1.0f));
   return scale_by_power(p, n);
+}
+
+// 1 / (1 + e^-x): a sum and a quotient rounded once each.
+GRAFT_LANES_INLINE Lanes sigmoid(Lanes x) {
+  return div(all(1.0f), add(all(1.0f), exponential(sub(all(0.0f), x))));
+}
+
+// tanh(x) within 1.5 units in the last place (measured over every float32): Cephes' odd polynomial
+// below 0.625, 1 - 2 / (e^(2|x|) + 1) above, where nothing cancels. NaN for NaN.
+GRAFT_LANES_INLINE Lanes hyperbolic_tangent(Lanes x) {
+  const Lanes size = magnitude(x);
+  const Lanes square = mul(x, x);
+  Lanes p = all(-5.70498872745e-3f);
+  p = fma(p, square, all(2.06390887954e-2f));
+  p = fma(p, square, all(-5.37397155531e-2f));
+  p = fma(p, square, all(1.33314422036e-1f));
+  p = fma(p, square, all(-3.33332819422e-1f));
+  const Lanes near = fma(mul(p, square), x, x);
+  const Lanes tail = div(all(2.0f), add(exponential(add(size, size)), all(1.0f)));
+  return below(size, all(0.625f), near, with_sign_of(sub(all(1.0f), tail), x));
+}
+
+// 1 / sqrt(x) as a root and a quotient, each rounded: within 1 unit in the last place.
+GRAFT_LANES_INLINE Lanes reciprocal_root(Lanes x) {
+  return div(all(1.0f), square_root(x));
 }
 
 // Calls body(i, lanes) for vectors of [0, count); only the last has fewer than kLanes lanes.

@@ -19,6 +19,8 @@ struct Problem {
   int64_t heads, kv_heads, head_dim;
   float scale;
   float deviation = 1.0f;
+  int64_t window = 0;
+  float softcap = 0.0f;
 };
 
 struct Inputs {
@@ -45,7 +47,10 @@ Inputs make_inputs(const Problem& p, uint32_t seed) {
               p.kv_heads * p.head_dim,
               p.kv_heads * p.head_dim,
               p.heads * p.head_dim,
-              p.scale};
+              p.scale,
+              p.window,
+              p.softcap,
+              tokens};
   return in;
 }
 

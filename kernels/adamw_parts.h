@@ -1,0 +1,48 @@
+// One AdamW step over many tensors with the norm and the clipping of their gradients, in launches
+// that the host does not wait for.
+#pragma once
+
+#include "kernels/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One tensor of the step; no two arrays may overlap.
+typedef struct graft_adamw_part {
+  float* param;
+  const float* grad;
+  float *m, *v;
+  int64_t count;
+  float weight_decay;  // instead of the options' own
+} graft_adamw_part;
+
+// Bytes of workspace; 0 for parts that the step would refuse.
+size_t graft_adamw_parts_workspace_bytes(const graft_adamw_part* parts, int64_t part_count);
+
+// norm = |grad_scale| * sqrt(sum of grad^2 over all parts); then graft_adamw_step for each part
+// with the gradient's factor
+//   grad_scale * max_norm / norm   when 0 < max_norm < norm
+//   grad_scale                     otherwise
+// When the norm is not finite no part is changed.
+//   parts      on the host; read before the call returns
+//   result [2] out, in the device's memory: the norm, and the factor (0 when nothing was changed)
+//   workspace  at least graft_adamw_parts_workspace_bytes, 16-byte aligned, in the device's memory
+// Squares are added in double: 16 lanes by index inside tiles of 16384 of a tensor, lanes and then
+// the tiles of all tensors in order; every device gives the same bits. On a GPU one launch for the
+// sums, one for the norm and one for 24 tensors each.
+// Errors: as graft_adamw_step, GRAFT_BAD_SHAPE for a short workspace, GRAFT_NO_DEVICE,
+// GRAFT_DEVICE_ERROR.
+graft_status graft_adamw_parts_step(const graft_adamw_part* parts,
+                                    int64_t part_count,
+                                    const graft_adamw* options,
+                                    float max_norm,
+                                    float* result,
+                                    void* workspace,
+                                    size_t workspace_bytes,
+                                    graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                    graft_stream stream GRAFT_DEFAULT(nullptr));
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,61 @@
+// The functions of kernels/device.h's table, as the .cu files define them (internal).
+#pragma once
+
+#include "kernels/device.h"
+#include "kernels/launch.h"
+
+namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
+
+graft_status nf4_quantize(const float* weight,
+                          int64_t count,
+                          int block_size,
+                          uint8_t* packed,
+                          float* absmax,
+                          graft_stream stream);
+graft_status nf4_compress_absmax(const float* absmax,
+                                 int64_t blocks,
+                                 uint8_t* absmax8,
+                                 float* nested_absmax,
+                                 float* offset,
+                                 graft_stream stream);
+graft_status nf4_decode_f32(const graft_nf4_weight& weight, float* out, graft_stream stream);
+graft_status nf4_decode_bf16(const graft_nf4_weight& weight, uint16_t* out, graft_stream stream);
+graft_status nf4_decode_f16(const graft_nf4_weight& weight, uint16_t* out, graft_stream stream);
+graft_status rmsnorm_forward(const NormForward& call, int64_t rows, graft_stream stream);
+graft_status rmsnorm_backward(const NormBackward& call, int64_t rows, graft_stream stream);
+graft_status rope_apply(const RopeTurn& call, int64_t tokens, graft_stream stream);
+graft_status gate_forward(const GateForward& call, int64_t count, graft_stream stream);
+graft_status gate_backward(const GateBackward& call, int64_t count, graft_stream stream);
+graft_status add(float* x, const float* y, int64_t count, graft_stream stream);
+graft_status scale(float* x, float s, int64_t count, graft_stream stream);
+graft_status softcap_forward(float* x, float cap, int64_t count, graft_stream stream);
+graft_status softcap_backward(
+    const float* y, float cap, int64_t count, float* dx, graft_stream stream);
+graft_status dropout(const DropoutRows& call, int64_t rows, graft_stream stream);
+graft_status embedding_forward(const int32_t* ids,
+                               int64_t tokens,
+                               const float* table,
+                               int64_t vocab,
+                               int64_t dim,
+                               float* out,
+                               graft_stream stream);
+graft_status embedding_backward(const float* dout,
+                                const int32_t* ids,
+                                int64_t tokens,
+                                int64_t vocab,
+                                int64_t dim,
+                                float* dtable,
+                                graft_stream stream);
+graft_status attention_forward(const AttentionForward& call, graft_stream stream);
+graft_status attention_backward(const AttentionBackward& call, graft_stream stream);
+graft_status attention_decode(const AttentionDecode& call, graft_stream stream);
+graft_status cross_entropy(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
+graft_status decode_rows(const DecodeRows& call, graft_stream stream);
+graft_status adamw_parts(const AdamTensors& call, graft_stream stream);
+graft_status allocate(size_t bytes, void** memory);
+graft_status release(void* memory);
+graft_status copy(void* to, const void* from, size_t bytes, graft_stream stream);
+graft_status synchronize(graft_stream stream);
+graft_status describe(char* name, size_t room, double* memory_bytes_per_second);
+
+}  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE

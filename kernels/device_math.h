@@ -1,0 +1,103 @@
+// The vector functions of kernels/simd/vector.h for one value of a CUDA thread, operation by
+// operation, so that both give the same bits (internal; included by .cu files after launch.h).
+#pragma once
+
+#include "kernels/launch.h"
+#include "kernels/scalar.h"
+
+namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
+namespace {
+
+__host__ __device__ __forceinline__ int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+__device__ __forceinline__ int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+__device__ __forceinline__ int64_t most(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+// 2^n for n in -126..127.
+__device__ __forceinline__ float power_of_two(int n) {
+  return __uint_as_float(static_cast<unsigned>(n + 127) << 23);
+}
+
+__device__ __forceinline__ float exponential(float x) {
+  x = -104.0f > x ? -104.0f : x;
+  x = 89.0f < x ? 89.0f : x;
+  const float shift = 12582912.0f;
+  const float n = __fsub_rn(__fadd_rn(__fmul_rn(x, 1.44269504088896341f), shift), shift);
+  float r = __fmaf_rn(n, -0.693359375f, x);
+  r = __fmaf_rn(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = __fmaf_rn(p, r, 1.3981999507e-3f);
+  p = __fmaf_rn(p, r, 8.3334519073e-3f);
+  p = __fmaf_rn(p, r, 4.1665795894e-2f);
+  p = __fmaf_rn(p, r, 1.6666665459e-1f);
+  p = __fmaf_rn(p, r, 5.0000001201e-1f);
+  p = __fadd_rn(__fmaf_rn(p, __fmul_rn(r, r), r), 1.0f);
+  if (!(n >= -151.0f)) return p;  // NaN
+  // Two factors: each power is a normal number, and only the second product can round.
+  const int power = static_cast<int>(n), first = power >> 1;
+  return __fmul_rn(__fmul_rn(p, power_of_two(first)), power_of_two(power - first));
+}
+
+__device__ __forceinline__ float sigmoid(float x) {
+  return __fdiv_rn(1.0f, __fadd_rn(1.0f, exponential(__fsub_rn(0.0f, x))));
+}
+
+__device__ __forceinline__ float hyperbolic_tangent(float x) {
+  const float size = __uint_as_float(__float_as_uint(x) & 0x7fffffffu);
+  const float square = __fmul_rn(x, x);
+  float p = -5.70498872745e-3f;
+  p = __fmaf_rn(p, square, 2.06390887954e-2f);
+  p = __fmaf_rn(p, square, -5.37397155531e-2f);
+  p = __fmaf_rn(p, square, 1.33314422036e-1f);
+  p = __fmaf_rn(p, square, -3.33332819422e-1f);
+  if (size < 0.625f) return __fmaf_rn(__fmul_rn(p, square), x, x);
+  const float tail = __fdiv_rn(2.0f, __fadd_rn(exponential(__fadd_rn(size, size)), 1.0f));
+  const unsigned rest = __float_as_uint(__fsub_rn(1.0f, tail)) & 0x7fffffffu;
+  return __uint_as_float(rest | (__float_as_uint(x) & 0x80000000u));
+}
+
+// Four neighbouring values; at the end of a row the missing ones are zero and are not stored.
+// kAligned: the row begins at 16 bytes and its length is a multiple of four.
+template <bool kAligned>
+__device__ __forceinline__ float4 load_four(const float* p, int64_t left) {
+  if (kAligned) return *reinterpret_cast<const float4*>(p);
+  return float4{p[0], left > 1 ? p[1] : 0.0f, left > 2 ? p[2] : 0.0f, left > 3 ? p[3] : 0.0f};
+}
+template <bool kAligned>
+__device__ __forceinline__ void store_four(float* p, float4 v, int64_t left) {
+  if (kAligned) {
+    *reinterpret_cast<float4*>(p) = v;
+    return;
+  }
+  p[0] = v.x;
+  if (left > 1) p[1] = v.y;
+  if (left > 2) p[2] = v.z;
+  if (left > 3) p[3] = v.w;
+}
+
+// body(component of a, of b) for the four.
+template <class Body>
+__device__ __forceinline__ float4 each_of_four(float4 a, float4 b, const Body& body) {
+  return float4{body(a.x, b.x), body(a.y, b.y), body(a.z, b.z), body(a.w, b.w)};
+}
+
+template <class... Pointers>
+bool aligned_to_16(const Pointers*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+constexpr int64_t kMostBlocks = 0x7fffffff;
+
+inline graft_status check_grid(const char* function, int64_t blocks) {
+  if (blocks <= kMostBlocks) return GRAFT_OK;
+  return fail(GRAFT_BAD_SHAPE, function, "%lld thread blocks, at most %lld fit a launch",
+              static_cast<long long>(blocks), static_cast<long long>(kMostBlocks));
+}
+
+}  // namespace
+}  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE

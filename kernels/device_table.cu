@@ -1,0 +1,40 @@
+// The device's table: what the other .cu files define.
+#include "kernels/device_functions.h"
+
+namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
+
+const DeviceTable& device_table() {
+  static constexpr DeviceTable kTable = {
+      .nf4_quantize = nf4_quantize,
+      .nf4_compress_absmax = nf4_compress_absmax,
+      .nf4_decode_f32 = nf4_decode_f32,
+      .nf4_decode_bf16 = nf4_decode_bf16,
+      .nf4_decode_f16 = nf4_decode_f16,
+      .rmsnorm_forward = rmsnorm_forward,
+      .rmsnorm_backward = rmsnorm_backward,
+      .rope_apply = rope_apply,
+      .gate_forward = gate_forward,
+      .gate_backward = gate_backward,
+      .add = add,
+      .scale = scale,
+      .softcap_forward = softcap_forward,
+      .softcap_backward = softcap_backward,
+      .dropout = dropout,
+      .embedding_forward = embedding_forward,
+      .embedding_backward = embedding_backward,
+      .attention_forward = attention_forward,
+      .attention_backward = attention_backward,
+      .attention_decode = attention_decode,
+      .cross_entropy = cross_entropy,
+      .decode_rows = decode_rows,
+      .adamw_parts = adamw_parts,
+      .allocate = allocate,
+      .release = release,
+      .copy = copy,
+      .synchronize = synchronize,
+      .describe = describe,
+  };
+  return kTable;
+}
+
+}  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE

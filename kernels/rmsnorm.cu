@@ -1,0 +1,181 @@
+// RMSNorm on a GPU, and on the emulated device.
+//
+// One warp per row: lane t holds elements 4t..4t+3 of every 128, so that a row moves in 128-bit
+// accesses and its sum has the 128 lanes that rmsnorm.h defines. Forward 8 B a value (12 B with the
+// residual's addition, which a separate kernel would make 20), backward 16 B: bound by memory; the
+// second reading of a row comes from the first-level cache. Weight gradient: one warp per tile of
+// 64 rows and 32 columns, 32 tiles at a time, added in order.
+#include "kernels/device_functions.h"
+#include "kernels/device_math.h"
+
+namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
+namespace {
+
+constexpr unsigned kWarpLanes = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr unsigned kRowsOfBlock = 8;
+constexpr int64_t kStep = 4 * kWarpLanes;
+// Rows of one partial sum of the weight gradient (rmsnorm.h), tiles of one block at a time.
+constexpr int64_t kRowTile = 64;
+constexpr unsigned kTilesOfBlock = 32;
+
+// The sum of the row's 128 lanes, on every lane of the warp.
+__device__ float row_sum(float4 lanes) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    lanes.x = __fadd_rn(lanes.x, __shfl_xor_sync(kAllLanes, lanes.x, distance));
+    lanes.y = __fadd_rn(lanes.y, __shfl_xor_sync(kAllLanes, lanes.y, distance));
+    lanes.z = __fadd_rn(lanes.z, __shfl_xor_sync(kAllLanes, lanes.z, distance));
+    lanes.w = __fadd_rn(lanes.w, __shfl_xor_sync(kAllLanes, lanes.w, distance));
+  }
+  return __fadd_rn(__fadd_rn(lanes.x, lanes.z), __fadd_rn(lanes.y, lanes.w));
+}
+
+__device__ __forceinline__ float4 fma_four(float4 a, float4 b, float4 c) {
+  return float4{__fmaf_rn(a.x, b.x, c.x), __fmaf_rn(a.y, b.y, c.y), __fmaf_rn(a.z, b.z, c.z),
+                __fmaf_rn(a.w, b.w, c.w)};
+}
+
+template <bool kAligned>
+__device__ __forceinline__ float4 factors(const float* weight, int64_t left, bool plus_one) {
+  const float4 w = load_four<kAligned>(weight, left);
+  if (!plus_one) return w;
+  return float4{__fadd_rn(1.0f, w.x), __fadd_rn(1.0f, w.y), __fadd_rn(1.0f, w.z),
+                __fadd_rn(1.0f, w.w)};
+}
+
+template <bool kAligned>
+__global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
+    rmsnorm_forward_kernel(NormForward call, float* sums, int64_t rows) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarpLanes;
+  if (row >= rows) return;  // the whole warp
+  const int64_t lane = 4 * (threadIdx.x % kWarpLanes), dim = call.dim;
+  const float* const x = call.x + row * dim;
+  float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
+  for (int64_t i = lane; i < dim; i += kStep) {
+    float4 value = load_four<kAligned>(x + i, dim - i);
+    if (call.added != nullptr) {
+      const float4 y = load_four<kAligned>(call.added + row * dim + i, dim - i);
+      value = each_of_four(value, y, [](float a, float b) { return __fadd_rn(a, b); });
+      store_four<kAligned>(sums + row * dim + i, value, dim - i);
+    }
+    sum = fma_four(value, value, sum);
+  }
+  const float mean = __fdiv_rn(row_sum(sum), static_cast<float>(dim));
+  const float inverse = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, call.eps)));
+  if (lane == 0) call.inv_rms[row] = inverse;
+  const bool plus_one = call.kind == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
+  for (int64_t i = lane; i < dim; i += kStep) {
+    const float4 value = load_four<kAligned>(x + i, dim - i);
+    const float4 factor = factors<kAligned>(call.weight + i, dim - i, plus_one);
+    const float4 out = each_of_four(
+        value, factor, [&](float a, float f) { return __fmul_rn(__fmul_rn(a, inverse), f); });
+    store_four<kAligned>(call.out + row * dim + i, out, dim - i);
+  }
+}
+
+template <bool kAligned>
+__global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
+    rmsnorm_backward_kernel(NormBackward call, int64_t rows) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarpLanes;
+  if (row >= rows) return;  // the whole warp
+  const int64_t lane = 4 * (threadIdx.x % kWarpLanes), dim = call.dim;
+  const bool plus_one = call.kind == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
+  const float inverse = call.inv_rms[row];
+  const auto product = [](float a, float b) { return __fmul_rn(a, b); };
+  const auto weighted = [&](int64_t i) {
+    return each_of_four(load_four<kAligned>(call.dout + row * dim + i, dim - i),
+                        factors<kAligned>(call.weight + i, dim - i, plus_one), product);
+  };
+  float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
+  for (int64_t i = lane; i < dim; i += kStep) {
+    sum = fma_four(weighted(i), load_four<kAligned>(call.x + row * dim + i, dim - i), sum);
+  }
+  const float mean = __fdiv_rn(__fmul_rn(row_sum(sum), inverse), static_cast<float>(dim));
+  const float factor = __fmul_rn(mean, inverse);
+  for (int64_t i = lane; i < dim; i += kStep) {
+    const float4 x = load_four<kAligned>(call.x + row * dim + i, dim - i);
+    float* const to = call.dx + row * dim + i;
+    const float4 centred = each_of_four(weighted(i), x, [&](float g, float value) {
+      return __fsub_rn(g, __fmul_rn(value, factor));
+    });
+    const float4 before = load_four<kAligned>(to, dim - i);
+    store_four<kAligned>(
+        to,
+        each_of_four(centred, before, [&](float c, float b) { return __fmaf_rn(c, inverse, b); }),
+        dim - i);
+  }
+}
+
+struct WeightGradientShared {
+  float sum[kTilesOfBlock][kWarpLanes];
+};
+
+__global__ void __launch_bounds__(kTilesOfBlock* kWarpLanes)
+    rmsnorm_weight_gradient_kernel(NormBackward call, int64_t rows) {
+  GRAFT_SHARED(WeightGradientShared, shared);
+  const unsigned lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarpLanes + lane;
+  const bool inside = column < call.dim;
+  float total = inside && warp == 0 ? call.dweight[column] : 0.0f;
+  for (int64_t base = 0; base < rows; base += kRowTile * kTilesOfBlock) {
+    const int64_t begin = base + warp * kRowTile;
+    const int64_t end = least(begin + kRowTile, rows);
+    float sum = 0.0f;
+    for (int64_t row = begin; row < end && inside; ++row) {
+      const int64_t at = row * call.dim + column;
+      sum = __fmaf_rn(call.dout[at], __fmul_rn(call.x[at], call.inv_rms[row]), sum);
+    }
+    shared.sum[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0) {
+      const int64_t tiles = least(ceil_div(rows - base, kRowTile), kTilesOfBlock);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        total = __fadd_rn(total, shared.sum[tile][lane]);
+      }
+    }
+    __syncthreads();
+  }
+  if (inside && warp == 0) call.dweight[column] = total;
+}
+
+}  // namespace
+
+graft_status rmsnorm_forward(const NormForward& call, int64_t rows, graft_stream stream) {
+  constexpr const char* kName = "graft_rmsnorm_forward";
+  const int64_t blocks = (rows + kRowsOfBlock - 1) / kRowsOfBlock;
+  if (const graft_status status = check_grid(kName, blocks)) return status;
+  const unsigned grid = static_cast<unsigned>(blocks);
+  // With an addition x is the sum, which the caller gave to be written.
+  float* const sums = call.added != nullptr ? const_cast<float*>(call.x) : nullptr;
+  if (call.dim % 4 == 0 && aligned_to_16(call.x, call.added, call.weight, call.out)) {
+    GRAFT_LAUNCH((rmsnorm_forward_kernel<true>), grid, kRowsOfBlock * kWarpLanes, stream, call,
+                 sums, rows);
+  } else {
+    GRAFT_LAUNCH((rmsnorm_forward_kernel<false>), grid, kRowsOfBlock * kWarpLanes, stream, call,
+                 sums, rows);
+  }
+  return launch_status(kName);
+}
+
+graft_status rmsnorm_backward(const NormBackward& call, int64_t rows, graft_stream stream) {
+  constexpr const char* kName = "graft_rmsnorm_backward";
+  const int64_t blocks = (rows + kRowsOfBlock - 1) / kRowsOfBlock;
+  const int64_t columns = (call.dim + kWarpLanes - 1) / kWarpLanes;
+  if (const graft_status status = check_grid(kName, blocks)) return status;
+  if (const graft_status status = check_grid(kName, columns)) return status;
+  const unsigned grid = static_cast<unsigned>(blocks);
+  if (call.dim % 4 == 0 && aligned_to_16(call.dout, call.x, call.weight, call.dx)) {
+    GRAFT_LAUNCH((rmsnorm_backward_kernel<true>), grid, kRowsOfBlock * kWarpLanes, stream, call,
+                 rows);
+  } else {
+    GRAFT_LAUNCH((rmsnorm_backward_kernel<false>), grid, kRowsOfBlock * kWarpLanes, stream, call,
+                 rows);
+  }
+  if (call.dweight != nullptr) {
+    GRAFT_LAUNCH(rmsnorm_weight_gradient_kernel, static_cast<unsigned>(columns),
+                 kTilesOfBlock * kWarpLanes, stream, call, rows);
+  }
+  return launch_status(kName);
+}
+
+}  // namespace graft::kernels::GRAFT_DEVICE_NAMESPACE
