@@ -329,7 +329,8 @@ struct KeyGradientShared {
 };
 
 template <int kColumns>
-__global__ void __launch_bounds__(kThreads) attention_key_gradient_kernel(AttentionBackward call) {
+__global__ void __launch_bounds__(kThreads, 2)
+    attention_key_gradient_kernel(AttentionBackward call) {
   GRAFT_SHARED(KeyGradientShared, shared);
   const graft_attention_shape& shape = call.shape;
   const Place place = place_of(shape, blockIdx.x);
@@ -399,6 +400,14 @@ struct DecodeShared {
   float top[kThreads / kLanes];
 };
 
+// lane[0] = the sum of the 16 in the order of sum_lanes().
+template <unsigned kWidth>
+__device__ __forceinline__ void add_lanes(float (&lane)[kLanes]) {
+#pragma unroll
+  for (unsigned j = 0; j < kWidth; ++j) lane[j] = __fadd_rn(lane[j], lane[j + kWidth]);
+  if constexpr (kWidth > 1) add_lanes<kWidth / 2>(lane);
+}
+
 // q . k in the order of the CPU's dot(): 16 lanes, then pairwise.
 __device__ float dot_in_lanes(const float* q, const float* k, int64_t d) {
   float lane[kLanes] = {};
@@ -408,11 +417,7 @@ __device__ float dot_in_lanes(const float* q, const float* k, int64_t d) {
       if (i + j < d) lane[j] = __fmaf_rn(q[i + j], k[i + j], lane[j]);
     }
   }
-#pragma unroll
-  for (unsigned width = kLanes / 2; width > 0; width /= 2) {
-#pragma unroll
-    for (unsigned j = 0; j < width; ++j) lane[j] = __fadd_rn(lane[j], lane[j + width]);
-  }
+  add_lanes<kLanes / 2>(lane);
   return lane[0];
 }
 
@@ -464,12 +469,9 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(AttentionDec
   if (threadIdx.x < kLanes) shared.lane[threadIdx.x] = sum;
   __syncthreads();
   float total[kLanes];
+#pragma unroll
   for (unsigned i = 0; i < kLanes; ++i) total[i] = shared.lane[i];
-#pragma unroll
-  for (unsigned width = kLanes / 2; width > 0; width /= 2) {
-#pragma unroll
-    for (unsigned j = 0; j < width; ++j) total[j] = __fadd_rn(total[j], total[j + width]);
-  }
+  add_lanes<kLanes / 2>(total);
   const float inverse = __fdiv_rn(1.0f, total[0]);
 #pragma unroll
   for (int part = 0; part < kColumns; ++part) {

@@ -18,9 +18,25 @@ using jinja::Value;
 constexpr std::array<std::string_view, 5> kSaidMembers = {"content", "reasoning_content",
                                                           "reasoning", "thinking", "tool_calls"};
 
-Value message_value(const Json& message, int32_t index) {
+// A thought goes by three names, and templates read either of the first two: transformers fills
+// `reasoning_content` and `thinking` from whichever is given, in this order.
+Json with_thought_names(const Json& message) {
+  for (const std::string_view name : {"reasoning_content", "thinking", "reasoning"}) {
+    const Json* thought = message.find(name);
+    if (!thought || thought->is_null()) continue;
+    const Json value = *thought;
+    Json named = Json::object({{"thinking", value}});
+    for (const auto& [key, member] : message.as_object()) named.set(key, member);
+    named.set("reasoning_content", value);
+    return named;
+  }
+  return message;
+}
+
+Value message_value(const Json& given, int32_t index) {
   const Tag field = {Origin::kField, index, 0};
-  if (!message.is_object()) return Value::from_json(message, field);
+  if (!given.is_object()) return Value::from_json(given, field);
+  const Json message = with_thought_names(given);
   std::vector<std::pair<std::shared_ptr<const jinja::Text>, Value>> members;
   for (const auto& [key, value] : message.as_object()) {
     const bool is_said =

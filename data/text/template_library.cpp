@@ -142,9 +142,10 @@ Value replace(Budget& budget, const Text& text, const Value& from, const Value& 
 enum class Case { kUpper, kLower, kCapitalize, kTitle };
 
 // Characters whose Python mapping is longer than one character or depends on their place.
-bool has_special_case(char32_t c) {
-  return c == 0xDF || c == 0x130 || c == 0x149 || c == 0x1F0 || c == 0x390 || c == 0x3B0 ||
-         c == 0x3A3 || c == 0x587 || (c >= 0x1E96 && c <= 0x1E9E) || (c >= 0x1F50 && c <= 0x1FFC) ||
+bool has_special_case(char32_t c, bool upper) {
+  if (!upper) return c == 0x130 || c == 0x3A3;
+  return c == 0x149 || c == 0x1F0 || c == 0x390 || c == 0x3B0 || c == 0x587 ||
+         (c >= 0x1E96 && c <= 0x1E9E) || (c >= 0x1F50 && c <= 0x1FFC) ||
          (c >= 0xFB00 && c <= 0xFB17) || (c >= 0x1C4 && c <= 0x1CC) || (c >= 0x1F1 && c <= 0x1F3);
 }
 
@@ -154,14 +155,18 @@ Value change_case(Budget& budget, const Text& text, Case change) {
   for (size_t at = 0; at < text.size();) {
     const size_t length = utf8_length(text.bytes()[at]);
     const char32_t c = utf8_at(text.bytes(), at);
-    if (has_special_case(c)) bad("changing the case of this character is not supported");
     const auto point = static_cast<utf8proc_int32_t>(c);
     const bool is_letter = utf8proc_toupper(point) != point || utf8proc_tolower(point) != point;
     const bool upper = change == Case::kUpper || (change == Case::kCapitalize && at == 0) ||
                        (change == Case::kTitle && !in_word);
+    if (has_special_case(c, upper)) bad("changing the case of this character is not supported");
     std::string changed;
-    append_utf8(changed,
-                static_cast<char32_t>(upper ? utf8proc_toupper(point) : utf8proc_tolower(point)));
+    if (c == 0xDF && upper) {
+      changed = change == Case::kUpper ? "SS" : "Ss";  // sharp s
+    } else {
+      append_utf8(changed,
+                  static_cast<char32_t>(upper ? utf8proc_toupper(point) : utf8proc_tolower(point)));
+    }
     result.append(changed, text.tag_at(at));
     in_word = is_letter;
     at += length;
@@ -668,14 +673,14 @@ Value indent_filter(Budget& budget, const Value& v, const Arguments& a) {
   }
   const Text text = to_text(v);
   Text result;
-  if (first && first->is_true()) result.append(margin, Tag{});
+  if (first && first->is_true()) result.append(margin, text.tag_at(0));
   size_t begin = 0;
   while (begin < text.size()) {
     const size_t end = std::min(text.bytes().find('\n', begin), text.size());
     const bool is_blank = end == begin;
     if (begin > 0 && (!is_blank || (blank && blank->is_true()))) {
       budget.charge_text(margin.size());
-      result.append(margin, Tag{});
+      result.append(margin, text.tag_at(begin));
     }
     const size_t next = std::min(end + 1, text.size());
     result.append(text, begin, next);

@@ -175,6 +175,21 @@ def chat_template_equals_transformers():
 
 
 @case
+def fresh_conversations_render_as_in_transformers():
+    directory = SHARED / "data/chat_templates"
+    if not directory.is_dir():
+        print("    skipped: ../shared is absent")
+        return
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import templates
+    files, renders, refusals, differences = templates.compare(graft, directory, 40, seed=20261124)
+    for name, row, expected, got in differences[:3]:
+        print(f"    {name}: {json.dumps(row)}\n      expected {expected}\n      got      {got}")
+    print(f"    {files} templates: {renders} renders and {refusals} refusals, {len(differences)} differences")
+    assert not differences
+
+
+@case
 def token_store_opens_in_h5py():
     store = WORK / "store.h5"
     graft("data", "tokenize", ROOT / "examples/quickstart/eval.jsonl", "--model", BASE, "--out", store)

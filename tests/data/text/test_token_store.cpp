@@ -1,6 +1,15 @@
+#include <chrono>
+#include <csignal>
 #include <fstream>
+#include <thread>
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/error.h"
+#include "core/file.h"
+#include "core/hash.h"
 #include "data/text/token_store.h"
 #include "tests/data/text/golden.h"
 #include "tests/support/support.h"
@@ -144,6 +153,58 @@ TEST_CASE("token store: a writer without commit leaves nothing", "[data][store]"
   CHECK(list_directory(dir.path()).empty());
   TokenStoreWriter empty(dir.file("e.h5"), settings());
   CHECK_THROWS_WITH(empty.commit(), Catch::Contains("no document"));
+}
+
+TEST_CASE("token store: tokenize killed at any moment and run again gives the same store",
+          "[data][store]") {
+  const test::TempDir dir;
+  std::string lines;
+  for (int i = 0; i < 40'000; ++i) {
+    lines += "{\"text\": \"order " + std::to_string(i) + " of the cable\"}\n";
+  }
+  write_file_atomically(dir.file("text.jsonl"), lines);
+  const std::string program = std::string(GRAFT_BIN_DIR) + "/graft-data";
+  const std::string model = test::source_path("tests/golden/tokenizer_tiny");
+  // Returns the exit status as waitpid gives it; ms < 0 lets it end by itself.
+  const auto tokenize = [&](const std::string& store, int ms) {
+    const std::string input = dir.file("text.jsonl");
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const int null = ::open("/dev/null", O_WRONLY);
+      ::dup2(null, STDOUT_FILENO);
+      ::dup2(null, STDERR_FILENO);
+      ::execl(program.c_str(), "graft-data", "tokenize", input.c_str(), "--model", model.c_str(),
+              "--out", store.c_str(), nullptr);
+      ::_exit(127);
+    }
+    if (ms >= 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+      ::kill(child, SIGKILL);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return status;
+  };
+  const auto start = std::chrono::steady_clock::now();
+  REQUIRE(tokenize(dir.file("whole.h5"), -1) == 0);
+  const auto whole_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+                            std::chrono::steady_clock::now() - start)
+                            .count();
+  const TokenStore whole = TokenStore::open(dir.file("whole.h5"));
+  const Philox random(7, 0);
+  int killed = 0;
+  for (uint64_t round = 0; round < 10; ++round) {
+    const auto ms = static_cast<int>(random.below(round, static_cast<uint64_t>(whole_ms) + 1));
+    killed += WIFSIGNALED(tokenize(dir.file("killed.h5"), ms)) ? 1 : 0;
+    // Whatever stands there is either no finished store or the right one.
+    if (file_exists(dir.file("killed.h5.json"))) {
+      CHECK(TokenStore::open(dir.file("killed.h5")).digest() == whole.digest());
+    }
+  }
+  CHECK(killed >= 5);
+  REQUIRE(tokenize(dir.file("killed.h5"), -1) == 0);
+  CHECK(TokenStore::open(dir.file("killed.h5")).digest() == whole.digest());
+  CHECK(read_file(dir.file("killed.h5")) == read_file(dir.file("whole.h5")));
 }
 
 }  // namespace graft::data
