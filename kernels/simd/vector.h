@@ -299,7 +299,7 @@ GRAFT_LANES_INLINE Lanes sigmoid(Lanes x) {
   return div(all(1.0f), add(all(1.0f), exponential(sub(all(0.0f), x))));
 }
 
-// tanh(x) within 1.5 units in the last place (measured over every float32): Cephes' odd polynomial
+// tanh(x) within 1.5 units in the last place (tested at every 509th float32): Cephes' odd polynomial
 // below 0.625, 1 - 2 / (e^(2|x|) + 1) above, where nothing cancels. NaN for NaN.
 GRAFT_LANES_INLINE Lanes hyperbolic_tangent(Lanes x) {
   const Lanes size = magnitude(x);

@@ -46,6 +46,49 @@ TEST_CASE("exponential: within 1.02 units in the last place over its range",
   CHECK(worst <= 1.02);
 }
 
+TEST_CASE("tanh and ln: within their stated errors over their range", "[kernels][exponential]") {
+  const Environment restore;
+  const InstructionSet set = GENERATE(from_range(instruction_sets()));
+  use_instruction_set(set);
+  struct Function {
+    const char* name;
+    void (*run)(const float*, int64_t, float*);
+    double (*exact)(double);
+    bool negative;
+    double bound;  // units in the last place
+  };
+  const Function function =
+      GENERATE(Function{"tanh", table().hyperbolic_tangent, [](double x) { return std::tanh(x); },
+                        true, 1.5},
+               Function{"ln", table().logarithm, [](double x) { return std::log(x); }, false, 1.0});
+  CAPTURE(function.name);
+  // Every 509th normal float32, by bits.
+  std::vector<float> x;
+  for (uint32_t sign = 0; sign < (function.negative ? 2u : 1u); ++sign) {
+    for (uint32_t bits = 0x00800000u; bits < 0x7f800000u; bits += 509) {
+      const uint32_t signed_bits = bits | sign << 31;
+      float value;
+      std::memcpy(&value, &signed_bits, sizeof value);
+      x.push_back(value);
+    }
+  }
+  std::vector<float> out(x.size());
+  function.run(x.data(), static_cast<int64_t>(x.size()), out.data());
+  double worst = 0.0;
+  float worst_at = 0.0f;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double exact = function.exact(static_cast<double>(x[i]));
+    int exponent;
+    std::frexp(exact, &exponent);
+    const double ulp = std::ldexp(1.0, std::max(exponent - 24, -149));
+    const double error = std::fabs(static_cast<double>(out[i]) - exact) / ulp;
+    if (error > worst) worst_at = x[i];
+    worst = std::max(worst, error);
+  }
+  INFO("worst error in units in the last place " << worst << " at " << worst_at);
+  CHECK(worst <= function.bound);
+}
+
 TEST_CASE("exponential: the ends of the range", "[kernels][exponential]") {
   const Environment restore;
   use_instruction_set(GENERATE(from_range(instruction_sets())));

@@ -1,5 +1,6 @@
 // The commands as users run them: exit codes, files and JSON.
 #include <chrono>
+#include <cstdlib>
 
 #include <catch2/catch.hpp>
 
@@ -210,14 +211,22 @@ TEST_CASE("commands: --threads 0 means all cores, other bad numbers are refused"
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST_CASE("commands: help is there in 15 ms", "[data][commands]") {
-  // The best of some, since other programs share the machine.
-  auto best = std::chrono::nanoseconds::max();
+  // The best of some, since other programs share the machine. At full speed `true` starts in less
+  // than 1.9 ms; on a machine that runs slower the bound grows as that start does.
+  using std::chrono::nanoseconds;
+  auto best = nanoseconds::max();
+  auto probe = nanoseconds::max();
+  const auto now = [] { return std::chrono::steady_clock::now(); };
   for (int i = 0; i < 30; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
+    auto begin = now();
+    REQUIRE(std::system("exec true") == 0);
+    probe = std::min<nanoseconds>(probe, now() - begin);
+    begin = now();
     REQUIRE(run({"graft", "data", "--help"}).exit_code == 0);
-    best = std::min<std::chrono::nanoseconds>(best, std::chrono::steady_clock::now() - begin);
+    best = std::min<nanoseconds>(best, now() - begin);
   }
-  CHECK(best < std::chrono::milliseconds(15));
+  CAPTURE(best.count(), probe.count());
+  CHECK(best < std::max<nanoseconds>(std::chrono::milliseconds(15), 8 * probe));
 }
 #endif
 
