@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$1
 failed=0
-plain() { sed -E 's/[0-9.]+ s |[0-9,]+ tok\/s/# /g; s/ +$//'; }
+# A duration reads "15.0 s", "1 min 17 s" or "1 h 02 min" (core/progress.cpp).
+plain() { sed -E 's/([0-9]+ h [0-9]+ min|([0-9]+ min )?[0-9.]+ s) |[0-9,]+ tok\/s/# /g; s/ +$//'; }
 while IFS= read -r line; do
   case $line in '' | '```' | '…' | '# '*) continue ;; esac
   grep -qxF -- "$(plain <<< "$line")" <(plain < "$log") || { echo "not in the demo's output: $line"; failed=1; }

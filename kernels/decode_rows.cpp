@@ -104,6 +104,14 @@ graft_status decode_rows(const char* function,
                          graft_device device,
                          graft_stream stream) {
   if (const graft_status status = check_targets(function, call.targets, call.count)) return status;
+  for (int64_t i = 0; i < call.count; ++i) {
+    const graft_quant4_type type = call.targets[i].weight.type;
+    if (type != GRAFT_NF4 && (device != GRAFT_CPU || type != GRAFT_FP4)) {
+      return fail(GRAFT_BAD_ARGUMENT, function,
+                  "targets[%lld].weight.type is %d, expected nf4 (0), or fp4 (1) on the CPU",
+                  static_cast<long long>(i), static_cast<int>(type));
+    }
+  }
   if (device != GRAFT_CPU) {
     return on_device(function, device, [&](const DeviceTable& functions) {
       return functions.decode_rows(call, stream);
