@@ -7,10 +7,12 @@
 
 #include "kernels/adamw_parts.h"
 #include "kernels/attention.h"
+#include "kernels/bias.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/decode_rows.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/moe.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
@@ -197,6 +199,55 @@ std::vector<float> run_embedding(const Run& run) {
   need(graft_embedding_forward(id.data(), p.a, table.data(), p.c, p.b, out.data(), run.device));
   need(graft_embedding_backward(dout.data(), id.data(), p.a, p.c, p.b, dtable.data(), run.device));
   return joined({out.values(), dtable.values()});
+}
+
+// a = rows, b = dim
+std::vector<float> run_bias(const Run& run) {
+  const Problem& p = run.problem;
+  Buffer<float> y(run.device, values_of(p.input, p.a * p.b, 1), p.d == 1);
+  Buffer<float> bias(run.device, random_floats(p.b, 2), p.d == 1);
+  Buffer<float> dbias(run.device, random_floats(p.b, 3), p.d == 1);
+  need(graft_bias_backward(y.data(), p.a, p.b, dbias.data(), run.device));
+  need(graft_bias_add(y.data(), bias.data(), p.a, p.b, run.device));
+  return joined({y.values(), dbias.values()});
+}
+
+// a = tokens, b = experts, c = top, d = dim
+std::vector<float> run_moe(const Run& run) {
+  const Problem& p = run.problem;
+  const graft_moe_shape shape{p.a, p.b, p.c, static_cast<int>(p.d % 2)};
+  const int64_t pairs = p.a * p.c;
+  const auto ids = [&](int64_t count) { return std::vector<int32_t>(static_cast<size_t>(count)); };
+  Buffer<float> logits(run.device, values_of(p.input, p.a * p.b, 1));
+  Buffer<float> probabilities(run.device, zeros(p.a * p.b)), dlogits(run.device, zeros(p.a * p.b));
+  Buffer<float> weight(run.device, zeros(pairs)), dweight(run.device, zeros(pairs));
+  Buffer<int32_t> expert(run.device, ids(pairs)), offsets(run.device, ids(p.b + 1));
+  Buffer<int32_t> row_pair(run.device, ids(pairs)), pair_row(run.device, ids(pairs));
+  const bool shifted = p.a % 2 == 1;
+  Buffer<float> x(run.device, values_of(p.input, p.a * p.d, 2), shifted);
+  Buffer<float> rows(run.device, zeros(pairs * p.d), shifted);
+  Buffer<float> weighed(run.device, zeros(pairs * p.d), shifted);
+  Buffer<float> y(run.device, zeros(p.a * p.d), shifted);
+  Buffer<float> dout(run.device, random_floats(pairs * p.d, 3), shifted);
+  need(graft_moe_route(&shape, logits.data(), probabilities.data(), expert.data(), weight.data(),
+                       run.device));
+  need(graft_moe_sort(&shape, expert.data(), offsets.data(), row_pair.data(), pair_row.data(),
+                      run.device));
+  need(graft_moe_gather(&shape, x.data(), row_pair.data(), p.d, rows.data(), run.device));
+  need(graft_moe_weigh(&shape, rows.data(), row_pair.data(), weight.data(), p.d, weighed.data(),
+                       run.device));
+  need(graft_moe_combine(&shape, weighed.data(), pair_row.data(), p.d, y.data(), run.device));
+  need(graft_moe_weigh_backward(&shape, dout.data(), rows.data(), row_pair.data(), weight.data(),
+                                p.d, dout.data(), dweight.data(), run.device));
+  need(graft_moe_route_backward(&shape, probabilities.data(), expert.data(), weight.data(),
+                                dweight.data(), dlogits.data(), run.device));
+  const auto floats = [](const std::vector<int32_t>& values) {
+    return std::vector<float>(values.begin(), values.end());
+  };
+  return joined({probabilities.values(), weight.values(), floats(expert.values()),
+                 floats(offsets.values()), floats(row_pair.values()), floats(pair_row.values()),
+                 rows.values(), weighed.values(), y.values(), dout.values(), dweight.values(),
+                 dlogits.values()});
 }
 
 // a = rows, b = vocabulary
@@ -467,6 +518,23 @@ const std::vector<KernelCase>& kernel_cases() {
        run_embedding,
        [](const Problem& p) { return 16.0 * static_cast<double>(p.a * p.b); },
        sizes(8192, 4096, 32000)},
+      {"bias",
+       "bias_add_kernel bias_backward_kernel",
+       {sizes(1, 1), sizes(63, 31), sizes(64, 32), sizes(65, 33), sizes(9, 260, 0, 1),
+        sizes(1030, 36)},
+       kAll,
+       run_bias,
+       [](const Problem& p) { return 12.0 * static_cast<double>(p.a * p.b); },
+       sizes(8192, 4096)},
+      {"mixture of experts",
+       "moe_route_kernel moe_route_backward_kernel moe_sort_kernel moe_gather_kernel "
+       "moe_combine_kernel moe_weigh_kernel moe_weigh_backward_kernel",
+       {sizes(1, 1, 1, 1), sizes(5, 4, 2, 7), sizes(64, 8, 2, 64), sizes(65, 33, 5, 129),
+        sizes(130, 128, 8, 4)},
+       {Input::kNormal, Input::kZero, Input::kOutlier, Input::kConstant, Input::kLarge},
+       run_moe,
+       [](const Problem& p) { return 28.0 * static_cast<double>(p.a * p.c * p.d); },
+       sizes(8192, 128, 8, 2048)},
       {"cross entropy",
        "cross_entropy_kernel",
        {sizes(1, 1), sizes(3, 2), sizes(2, 511), sizes(2, 512), sizes(2, 513), sizes(2, 1024, 0, 1),
