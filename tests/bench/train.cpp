@@ -8,6 +8,7 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace graft::bench {
 namespace {

@@ -13,6 +13,7 @@
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace {
 
@@ -109,18 +110,15 @@ TEST_CASE("engine: a base of which only some linears are in 4 bits runs and trai
   const auto mixed = load_model(dir.file("base"), Precision::kNf4);
   const auto dense = load_model(dir.file("base"), Precision::kFull);
   CHECK_FALSE(dense->quantized());
-  mixed->layers[0].linears[kQ].base = dense->layers[0].linears[kQ].base;
+  mixed->layers[0].qkv[0].base = dense->layers[0].qkv[0].base;
   CHECK(mixed->quantized());
   const Batch batch = test::tiny_batch(37, {9, 17}, 3);
   // The same weights, decoded beforehand.
-  for (size_t layer = 0; layer < dense->layers.size(); ++layer) {
-    for (size_t p = 0; p < kProjections; ++p) {
-      const BaseWeight& base = mixed->layers[layer].linears[p].base;
-      if (base.quantized()) {
-        const graft_nf4_weight packed = base.nf4();
-        check(graft_nf4_decode(&packed, f32(dense->layers[layer].linears[p].base.dense), GRAFT_CPU,
-                               nullptr));
-      }
+  const std::vector<Linear*> stored = mixed->linears(), decoded = dense->linears();
+  for (size_t i = 0; i < stored.size(); ++i) {
+    if (stored[i]->base.quantized()) {
+      const graft_nf4_weight packed = stored[i]->base.nf4();
+      check(graft_nf4_decode(&packed, f32(decoded[i]->base.dense), GRAFT_CPU, nullptr));
     }
   }
   CHECK(all_logits(*mixed, batch) == all_logits(*dense, batch));
@@ -370,35 +368,4 @@ TEST_CASE("lora: a target that matches nothing is refused with the nearest name"
       add_lora(*model,
                {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_porj"}}, 1),
       Catch::Contains("did you mean \"q_proj\"?"));
-}
-
-TEST_CASE("model config: what would change the maths is refused by name", "[train][model]") {
-  const test::TempDir dir;
-  const std::string base = R"("hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "vocab_size": 37)";
-  const auto error_of = [&](const std::string& extra) -> std::string {
-    write_file_atomically(dir.file("config.json"), "{" + base + ", " + extra + "}");
-    try {
-      read_model_config(dir.path());
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  };
-  CHECK(error_of(R"("model_type": "llama")").empty());
-  CHECK(error_of(R"("model_type": "mistral")").find("known: llama") != std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "sliding_window": 8)").find("sliding_window") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "rope_scaling": {"rope_type": "yarn"})").find("yarn") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "attention_bias": true)").find("attention_bias") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 3)").find("multiple") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "rope_parameters": {"rope_theta": 0})")
-            .find("rope_theta must be") != std::string::npos);
-  // Products of unbounded sizes would overflow before any weight is looked at.
-  CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 268435456)").find("1..4096") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "head_dim": 7)").find("head_dim") != std::string::npos);
 }

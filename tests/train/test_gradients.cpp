@@ -13,6 +13,7 @@
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace {
 
@@ -124,11 +125,7 @@ TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",
 TEST_CASE("gradients: with dropout they equal autograd's under the same masks",
           "[train][gradients]") {
   const auto model = tiny_model(Training::kLora, true);
-  for (Layer& layer : model->layers) {
-    for (Linear& linear : layer.linears) {
-      linear.lora.dropout = 0.4F;
-    }
-  }
+  for (Linear* const linear : model->linears()) linear->lora.dropout = 0.4F;
   // Two micro-batches of one step: the second one's tokens have indices of their own.
   const Batch first = test::tiny_batch(37, {9, 1, 17}, 3);
   Batch second = test::tiny_batch(37, {12, 5}, 4);

@@ -19,7 +19,10 @@ constexpr ConfigKey kKeys[] = {
     {"lora_r", "1..512", "16", "rank of A and B"},
     {"lora_alpha", "number", "32", "the adapter is scaled by lora_alpha / lora_r"},
     {"lora_dropout", "0..0.9", "0", "dropout of the adapter's input"},
-    {"lora_target_modules", "list", "all-linear", "names of linears, such as [q_proj, v_proj]"},
+    {"lora_target_modules", "list", "all-linear",
+     "names of linears, such as [q_proj, v_proj]; all-linear: every one but the head; "
+     "peft-default: "
+     "those that PEFT takes for this architecture"},
     {"use_rslora", "true | false", "false", "scale by lora_alpha / sqrt(lora_r)"},
     {"datasets", "list", "", "training records: files, or entries with the keys below"},
     {"test_datasets", "list", "[]", "held-out records: evaluated, never trained on"},

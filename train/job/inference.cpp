@@ -22,6 +22,7 @@
 #include "train/job/evaluate.h"
 #include "train/job/generate.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace graft::train {
 namespace {

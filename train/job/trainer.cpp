@@ -23,6 +23,7 @@
 #include "train/job/evaluate.h"
 #include "train/job/export.h"
 #include "train/job/report.h"
+#include "train/model/weights.h"
 
 namespace graft::train {
 namespace {
@@ -279,7 +280,7 @@ void Training::print_plan() {
   const auto share = 100.0 * static_cast<double>(supervised) /
                      static_cast<double>(std::max<int64_t>(store.token_count(), 1));
   std::fprintf(stderr, "model   %s parameters, base %s in memory%s, %s trained\n",
-               format_count(model_->config.parameter_count()).c_str(),
+               format_count(model_->parameter_count()).c_str(),
                format_bytes(model_->base_bytes()).c_str(),
                model_->quantized() ? " (linears in NF4)" : "",
                format_count(model_->trained_count()).c_str());
