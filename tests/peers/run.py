@@ -36,6 +36,7 @@ BASE = ROOT / "examples/quickstart/base"
 SCRATCH = tempfile.TemporaryDirectory(prefix="graft-peers-")
 WORK = pathlib.Path(SCRATCH.name)
 CASES = []
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 def case(function):
@@ -135,6 +136,12 @@ def base_logits_equal_transformers():
 
 
 @case
+def every_family_equals_transformers_and_peft():
+    import families
+    families.compare(graft, GRAFT.parent / "graft-gradients", WORK, seed=20261126)
+
+
+@case
 def quickstart_adapter_loads_in_peft_and_merges():
     check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(700))
 
@@ -180,7 +187,6 @@ def fresh_conversations_render_as_in_transformers():
     if not directory.is_dir():
         print("    skipped: ../shared is absent")
         return
-    sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import templates
     files, renders, refusals, differences = templates.compare(graft, directory, 40, seed=20261124)
     for name, row, expected, got in differences[:3]:

@@ -8,6 +8,7 @@
 #include "core/hash.h"
 #include "kernels/elementwise.h"
 #include "train/engine/tensor.h"
+#include "train/model/weights.h"
 
 namespace graft::test {
 namespace {
@@ -212,10 +213,70 @@ ReferenceResult reference(const train::Model& model,
     loss.backward();
   }
   for (auto& [name, leaf] : oracle.leaves()) {
-    result.gradients.emplace_back(name, leaf.grad());
+    // An expert that no token chose has none.
+    result.gradients.emplace_back(name, leaf.grad().defined() ? leaf.grad() : at::zeros_like(leaf));
   }
   result.logits = result.logits.detach();
   return result;
+}
+
+namespace {
+
+constexpr TinyFamily kFamilies[] = {
+    {"llama", R"("model_type": "llama", "rms_norm_eps": 1e-5, "attention_bias": true,
+        "mlp_bias": true, "rope_scaling": {"rope_type": "llama3", "factor": 8,
+        "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 16})"},
+    {"mistral", R"("model_type": "mistral", "sliding_window": 5, "head_dim": 16)"},
+    {"qwen2", R"("model_type": "qwen2", "use_sliding_window": true, "sliding_window": 4,
+        "max_window_layers": 1, "tie_word_embeddings": true,
+        "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32})"},
+    {"qwen3", R"("model_type": "qwen3", "head_dim": 16, "attention_bias": true,
+        "rope_scaling": {"type": "dynamic", "factor": 2}, "max_position_embeddings": 8)"},
+    {"gemma", R"("model_type": "gemma", "head_dim": 16)"},
+    {"gemma2", R"("model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 12,
+        "sliding_window": 5, "attn_logit_softcapping": 0.8, "final_logit_softcapping": 1.2)"},
+    {"gemma3", R"("model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 12,
+        "sliding_window": 5, "sliding_window_pattern": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8})"},
+    {"phi3", R"("model_type": "phi3", "sliding_window": 7, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 12, "rope_scaling": {"type": "longrope",
+        "short_factor": [1, 1.1, 1.2], "long_factor": [1.5, 2, 3]})"},
+    {"olmo2", R"("model_type": "olmo2", "attention_bias": true)"},
+    {"granite", R"("model_type": "granite", "embedding_multiplier": 6, "logits_scaling": 3,
+        "residual_multiplier": 0.4, "attention_multiplier": 0.3, "attention_bias": true,
+        "mlp_bias": true, "tie_word_embeddings": true)"},
+    {"smollm3", R"("model_type": "smollm3", "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": true, "sliding_window": 5)"},
+    {"mixtral", R"("model_type": "mixtral", "sliding_window": 9, "num_local_experts": 6,
+        "num_experts_per_tok": 3)"},
+    {"qwen3_moe", R"("model_type": "qwen3_moe", "head_dim": 16, "num_experts": 6,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 20, "mlp_only_layers": [1])"},
+};
+
+}  // namespace
+
+std::span<const TinyFamily> tiny_families() {
+  return kFamilies;
+}
+
+std::string write_family_config(const std::string& directory, const TinyFamily& family) {
+  write_file_atomically(join_path(directory, "config.json"), R"({"hidden_size": 32,
+  "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "vocab_size": 37, "initializer_range": 0.15, )" +
+                                                                 std::string(family.config) + "}");
+  return directory;
+}
+
+std::unique_ptr<train::Model> make_rough_model(const std::string& directory, uint64_t seed) {
+  std::unique_ptr<train::Model> model = train::make_model(directory, seed);
+  for (const train::BaseTensor& tensor : train::base_tensors(*model)) {
+    if (tensor.shape.size() > 1) continue;
+    const Philox random(seed, xxh3_64(tensor.name));
+    for (int64_t i = 0; i < tensor.value->numel(); ++i) {
+      train::f32(*tensor.value)[i] += 0.4F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    }
+  }
+  return model;
 }
 
 std::string write_tiny_config(const std::string& directory, bool tied) {

@@ -22,31 +22,35 @@ using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
 enum class Training { kLora, kFull };
 
-// A model whose B is not zero, so that every product of the backward pass matters.
-std::unique_ptr<Model> tiny_model(Training training, bool tied) {
-  const test::TempDir dir;
-  std::unique_ptr<Model> model = make_model(test::write_tiny_config(dir.path(), tied), 7);
-  if (training == Training::kFull) {
-    train_everything(*model);
-    // Norm weights of exactly 1 would hide a missing factor.
-    for (Parameter& parameter : model->trained) {
-      if (parameter.value.dim() == 1) {
-        for (int64_t i = 0; i < parameter.value.numel(); ++i) {
-          f32(parameter.value)[i] = 1.0F + 0.1F * static_cast<float>(i % 5);
-        }
-      }
-    }
-    return model;
-  }
-  add_lora(*model,
-           {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}}, 5);
-  for (Parameter& parameter : model->trained) {
+// Adapters whose B is not zero, so that every product of the backward pass matters.
+void add_rough_lora(Model& model) {
+  add_lora(model, {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}},
+           5);
+  for (Parameter& parameter : model.trained) {
     const Philox random(11, xxh3_64(parameter.name));
     for (int64_t i = 0; i < parameter.value.numel(); ++i) {
       f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
     }
   }
+}
+
+std::unique_ptr<Model> with(std::unique_ptr<Model> model, Training training) {
+  if (training == Training::kFull) {
+    train_everything(*model);
+  } else {
+    add_rough_lora(*model);
+  }
   return model;
+}
+
+std::unique_ptr<Model> tiny_model(Training training, bool tied) {
+  const test::TempDir dir;
+  return with(test::make_rough_model(test::write_tiny_config(dir.path(), tied), 7), training);
+}
+
+std::unique_ptr<Model> family_model(const test::TinyFamily& family, Training training) {
+  const test::TempDir dir;
+  return with(test::make_rough_model(test::write_family_config(dir.path(), family), 7), training);
 }
 
 double run_backward(Decoder& decoder, const Batch& batch, double scale, uint64_t dropout_seed = 0) {
@@ -62,10 +66,13 @@ void zero(Model& model) {
   }
 }
 
+// |a - b| / |b|; where b is zero, a must be.
 double relative_difference(const at::Tensor& got, const at::Tensor& expected) {
   const at::Tensor a = got.to(at::kDouble);
   const at::Tensor b = expected.to(at::kDouble);
-  return ((a - b).norm() / b.norm()).item<double>();
+  const auto size = b.norm().item<double>();
+  const auto distance = (a - b).norm().item<double>();
+  return size > 0 ? distance / size : distance;
 }
 
 }  // namespace
@@ -86,6 +93,62 @@ TEST_CASE("gradients: every trained tensor equals autograd within 1e-5", "[train
     CAPTURE(model->trained[i].name);
     CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
   }
+}
+
+TEST_CASE("gradients: of every family, every trained tensor equals autograd within 1e-5",
+          "[train][gradients][families]") {
+  // The documents are longer than the windows, and some than the lengths at which rotations change.
+  const Batch batch = test::tiny_batch(37, {9, 1, 17, 2, 13}, 3);
+  const double scale = 1 / batch.weight_sum;
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    for (const Training training : {Training::kLora, Training::kFull}) {
+      CAPTURE(family.name, training == Training::kFull);
+      const auto model = family_model(family, training);
+      Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+      zero(*model);
+      const double loss = run_backward(decoder, batch, scale);
+      const auto expected = test::reference(*model, batch, scale, at::kFloat);
+      CHECK(loss == Approx(expected.loss).epsilon(1e-6));
+      REQUIRE(expected.gradients.size() == model->trained.size());
+      for (size_t i = 0; i < model->trained.size(); ++i) {
+        CAPTURE(model->trained[i].name);
+        CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients: of experts that no token chose are exactly zero", "[train][gradients][moe]") {
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const auto families = test::tiny_families();
+  const auto mixtral = std::find_if(families.begin(), families.end(), [](const auto& one) {
+    return one.name == std::string("mixtral");
+  });
+  const auto model = family_model(*mixtral, training);
+  // One token chooses three of six experts in each layer.
+  const Batch batch = test::tiny_batch(37, {2}, 5);
+  Batch one;
+  one.clear();
+  const float weights[2] = {0.0F, 1.0F};
+  const std::vector<uint8_t> loss = {0, 1};
+  one.add(batch.ids, loss, weights, 0);
+  Decoder decoder(*model, 2, Keep::kForBackward);
+  for (Parameter& parameter : model->trained) parameter.grad.zero_();
+  run_backward(decoder, one, 1);
+  int64_t zeros = 0;
+  for (const Parameter& parameter : model->trained) {
+    if (parameter.name.find(".experts.") == std::string::npos) continue;
+    zeros += parameter.grad.abs().max().item<float>() == 0 ? 1 : 0;
+  }
+  // Two tokens choose at most all six experts; with this seed at least one of a layer is left out.
+  const auto expected = test::reference(*model, one, 1, at::kFloat);
+  int64_t expected_zeros = 0;
+  for (const auto& [name, grad] : expected.gradients) {
+    if (name.find(".experts.") == std::string::npos) continue;
+    expected_zeros += grad.abs().max().item<float>() == 0 ? 1 : 0;
+  }
+  CHECK(zeros == expected_zeros);
+  CHECK(zeros > 0);
 }
 
 TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",

@@ -15,6 +15,14 @@
 namespace graft::train {
 namespace {
 
+// A linear's path in the model that transformers makes of the checkpoint, which is PEFT's name for
+// it.
+std::string module_path(const Model& model, const Linear& linear) {
+  constexpr std::string_view kModel = "model.";
+  return model.config.nested ? "model.language_model." + linear.name.substr(kModel.size())
+                             : linear.name;
+}
+
 // "q_proj" of "model.layers.0.self_attn.q_proj".
 std::string_view short_name(const Linear& linear) {
   return std::string_view(linear.name).substr(linear.name.rfind('.') + 1);
@@ -138,7 +146,8 @@ std::string save_adapter(const Model& model,
     const Lora& lora = linear->lora;
     if (lora.rank == 0) continue;
     targets.insert(short_name(*linear));
-    modules.push_back({linear->name, linear->in, linear->out, lora.rank, f32(lora.a), f32(lora.b)});
+    modules.push_back({module_path(model, *linear), linear->in, linear->out, lora.rank, f32(lora.a),
+                       f32(lora.b)});
   }
   spec.target_modules.assign(targets.begin(), targets.end());
   // Merging has to know which weights the adapter was trained on.

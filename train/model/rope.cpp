@@ -4,17 +4,21 @@
 #include <cmath>
 #include <numbers>
 
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/pow.h>
+
 namespace graft::train {
 namespace {
 
-// theta^(2i/d), a float32 power of a float32 exponent.
+// theta^(2i/d), a float32 power of a float32 exponent: by the very function that transformers
+// calls, because a last bit of a frequency, times the position, is far more than a last bit of an
+// angle.
 std::vector<float> powers(double theta, int64_t rotary_dim) {
-  std::vector<float> result;
-  for (int64_t i = 0; i < rotary_dim; i += 2) {
-    const float exponent = static_cast<float>(i) / static_cast<float>(rotary_dim);
-    result.push_back(std::pow(static_cast<float>(theta), exponent));
-  }
-  return result;
+  const at::Tensor exponents =
+      at::arange(0, rotary_dim, 2, at::kFloat).div(static_cast<double>(rotary_dim));
+  const at::Tensor values = at::pow(at::Scalar(theta), exponents);
+  return {values.data_ptr<float>(), values.data_ptr<float>() + values.numel()};
 }
 
 std::vector<float> inverse(std::vector<float> values) {
