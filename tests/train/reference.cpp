@@ -1,9 +1,11 @@
 #include "tests/train/reference.h"
 
+#include <algorithm>
 #include <map>
 
 #include <ATen/ATen.h>
 
+#include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
 #include "kernels/elementwise.h"
@@ -257,6 +259,13 @@ constexpr TinyFamily kFamilies[] = {
 
 std::span<const TinyFamily> tiny_families() {
   return kFamilies;
+}
+
+const TinyFamily& tiny_family(std::string_view name) {
+  const auto* found = std::find_if(std::begin(kFamilies), std::end(kFamilies),
+                                   [&](const TinyFamily& one) { return one.name == name; });
+  if (found == std::end(kFamilies)) fail(ExitCode::kBug, "no tiny family " + std::string(name));
+  return *found;
 }
 
 std::string write_family_config(const std::string& directory, const TinyFamily& family) {

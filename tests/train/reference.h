@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -42,6 +43,7 @@ struct TinyFamily {
   const char* config;
 };
 std::span<const TinyFamily> tiny_families();
+const TinyFamily& tiny_family(std::string_view name);
 std::string write_family_config(const std::string& directory, const TinyFamily& family);
 
 // Fresh weights whose norms and biases are not trivial, so that a missing one shows.

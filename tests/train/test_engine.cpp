@@ -303,7 +303,7 @@ TEST_CASE("optimizer: eight steps equal AdamW written in ATen, with decay and cl
     const double scale = norm > 2.0 ? 2.0 / norm : 1.0;
     (norm > 2.0 ? clipped : whole) = true;
     const double lr = 0.01 / static_cast<double>(step);
-    const StepResult result = optimizer.step(settings, lr);
+    const StepResult result = optimizer.step(settings, lr, 1.0);
     CHECK(result.grad_norm == Approx(norm).epsilon(1e-9));
     for (size_t i = 0; i < values.size(); ++i) {
       CAPTURE(step, model->trained[i].name);
@@ -355,9 +355,9 @@ TEST_CASE("optimizer: a gradient that is not finite changes nothing", "[train][o
   optimizer.zero_gradients();
   f32(model->trained[1].grad)[3] = NAN;
   const at::Tensor before = model->trained[0].value.clone();
-  const StepResult result = optimizer.step({}, 0.1);
+  const StepResult result = optimizer.step({}, 0.1, 1.0);
   CHECK(result.skipped);
-  CHECK(result.not_finite == model->trained[1].name);
+  CHECK(result.not_finite == "the gradient of " + model->trained[1].name);
   CHECK(optimizer.step_count() == 0);
   CHECK(at::equal(before, model->trained[0].value));
 }

@@ -96,7 +96,7 @@ TEST_CASE("gradients: every trained tensor equals autograd within 1e-5", "[train
 }
 
 TEST_CASE("gradients: of every family, every trained tensor equals autograd within 1e-5",
-          "[train][gradients][families]") {
+          "[train][gradients][families][slow]") {
   // The documents are longer than the windows, and some than the lengths at which rotations change.
   const Batch batch = test::tiny_batch(37, {9, 1, 17, 2, 13}, 3);
   const double scale = 1 / batch.weight_sum;
@@ -120,35 +120,27 @@ TEST_CASE("gradients: of every family, every trained tensor equals autograd with
 
 TEST_CASE("gradients: of experts that no token chose are exactly zero", "[train][gradients][moe]") {
   const Training training = GENERATE(Training::kLora, Training::kFull);
-  const auto families = test::tiny_families();
-  const auto mixtral = std::find_if(families.begin(), families.end(), [](const auto& one) {
-    return one.name == std::string("mixtral");
-  });
-  const auto model = family_model(*mixtral, training);
-  // One token chooses three of six experts in each layer.
-  const Batch batch = test::tiny_batch(37, {2}, 5);
-  Batch one;
-  one.clear();
+  const auto model = family_model(test::tiny_family("mixtral"), training);
+  // Two tokens with three choices of six experts.
+  Batch batch;
+  batch.clear();
   const float weights[2] = {0.0F, 1.0F};
-  const std::vector<uint8_t> loss = {0, 1};
-  one.add(batch.ids, loss, weights, 0);
+  const int32_t ids[2] = {5, 9};
+  const uint8_t loss[2] = {0, 1};
+  batch.add(ids, loss, weights, 0);
   Decoder decoder(*model, 2, Keep::kForBackward);
-  for (Parameter& parameter : model->trained) parameter.grad.zero_();
-  run_backward(decoder, one, 1);
-  int64_t zeros = 0;
-  for (const Parameter& parameter : model->trained) {
-    if (parameter.name.find(".experts.") == std::string::npos) continue;
-    zeros += parameter.grad.abs().max().item<float>() == 0 ? 1 : 0;
+  zero(*model);
+  run_backward(decoder, batch, 1);
+  const auto expected = test::reference(*model, batch, 1, at::kFloat);
+  int64_t unused = 0;
+  for (size_t i = 0; i < model->trained.size(); ++i) {
+    const Parameter& parameter = model->trained[i];
+    CAPTURE(parameter.name);
+    const bool is_zero = expected.gradients[i].second.abs().max().item<float>() == 0;
+    CHECK((parameter.grad.abs().max().item<float>() == 0) == is_zero);
+    unused += is_zero ? 1 : 0;
   }
-  // Two tokens choose at most all six experts; with this seed at least one of a layer is left out.
-  const auto expected = test::reference(*model, one, 1, at::kFloat);
-  int64_t expected_zeros = 0;
-  for (const auto& [name, grad] : expected.gradients) {
-    if (name.find(".experts.") == std::string::npos) continue;
-    expected_zeros += grad.abs().max().item<float>() == 0 ? 1 : 0;
-  }
-  CHECK(zeros == expected_zeros);
-  CHECK(zeros > 0);
+  CHECK(unused > 0);
 }
 
 TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",

@@ -375,18 +375,19 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
     supervised += head.supervised;
   }
   const double rate = learning_rate_at(schedule_, step, total_steps_);
-  const StepResult result = optimizer_->step(schedule_, rate);
   const double loss = loss_sum * scale;
+  const StepResult result = optimizer_->step(schedule_, rate, loss);
   progressed.trained_tokens += supervised;
   if (result.skipped) {
     ++progressed.skipped;
-    std::fprintf(
-        stderr, "warning: step %lld skipped: the gradient of %s is not finite (rows: %s)\n",
-        static_cast<long long>(step + 1), result.not_finite.c_str(), batch_sources(step).c_str());
+    std::fprintf(stderr, "warning: step %lld skipped: %s is not finite (rows: %s)\n",
+                 static_cast<long long>(step + 1), result.not_finite.c_str(),
+                 batch_sources(step).c_str());
     if (progressed.skipped > config_.max_skipped_steps) {
-      fail(ExitCode::kNumeric,
-           std::to_string(progressed.skipped) + " steps had gradients that are not finite",
-           result.not_finite, "lower learning_rate, or look at the rows named above");
+      fail(
+          ExitCode::kNumeric,
+          std::to_string(progressed.skipped) + " steps had losses or gradients that are not finite",
+          result.not_finite, "lower learning_rate, or look at the rows named above");
     }
   }
   metrics = Json::object({{"step", step + 1},
