@@ -255,3 +255,73 @@ TEST_CASE("weights: SHA256SUMS is believed over the files", "[train][weights]") 
   CHECK_THAT(failure_of(checkpoint).what, Catch::Contains("SHA-256 is " + digest));
   CHECK_THAT(failure_of(checkpoint).where, Catch::Contains(file));
 }
+
+TEST_CASE("weights: the second start maps the 4-bit weights of the first", "[train][weights]") {
+  Checkpoint checkpoint("mixtral");
+  checkpoint.write();
+  const test::TempDir dir;
+  QuantizedCache cache{dir.file("cache"), 0};
+  const auto entries = [&] {
+    std::vector<std::string> names;
+    if (!directory_exists(cache.directory)) return names;
+    for (const std::string& name : list_directory(cache.directory)) {
+      if (name.rfind("nf4-", 0) == 0) names.push_back(cache.directory + "/" + name);
+    }
+    return names;
+  };
+  const auto is_mapped = [&] {
+    return read_file("/proc/self/maps").find(cache.directory) != std::string::npos;
+  };
+  const auto load = [&] { return load_model(checkpoint.path(), Precision::kNf4, cache); };
+  const auto plain = load_model(checkpoint.path(), Precision::kNf4);
+  CHECK(entries().empty());
+  const auto first = load();
+  REQUIRE(entries().size() == 1);
+  CHECK(same_weights(*plain, *first));
+  CHECK_FALSE(is_mapped());
+  SECTION("as it is") {
+    const auto second = load();
+    CHECK(is_mapped());
+    CHECK(same_weights(*plain, *second));
+    CHECK(entries().size() == 1);
+  }
+  SECTION("not for small models, and not when it is off") {
+    cache.least_weights = int64_t{1} << 40;
+    const auto second = load();
+    cache = {};
+    const auto third = load();
+    CHECK(same_weights(*plain, *second));
+    CHECK(same_weights(*plain, *third));
+  }
+  SECTION("a damaged entry is made again") {
+    const std::string entry = entries()[0];
+    std::string bytes = read_file(entry);
+    const size_t place = GENERATE(size_t{3}, size_t{2000}, size_t{0});
+    if (place == 0) {
+      bytes.resize(bytes.size() / 2);
+    } else {
+      bytes[bytes.size() - place] = static_cast<char>(bytes[bytes.size() - place] ^ 4);
+    }
+    write_file_atomically(entry, bytes);
+    const auto second = load();
+    CHECK_FALSE(is_mapped());
+    CHECK(same_weights(*plain, *second));
+    const auto third = load();
+    CHECK(is_mapped());
+    CHECK(same_weights(*plain, *third));
+  }
+  SECTION("changed weights have an entry of their own") {
+    const float other = 0.5F;
+    std::memcpy(checkpoint.at("model.layers.0.self_attn.q_proj.weight").bytes.data(), &other, 4);
+    checkpoint.write();
+    const auto changed = load();
+    CHECK(entries().size() == 2);
+    CHECK_FALSE(same_weights(*plain, *changed));
+    CHECK(same_weights(*load_model(checkpoint.path(), Precision::kNf4), *changed));
+  }
+  SECTION("a place that cannot be written costs a line, not the run") {
+    write_file_atomically(dir.file("file"), "");
+    cache.directory = dir.file("file") + "/cache";
+    CHECK(same_weights(*plain, *load()));
+  }
+}

@@ -196,7 +196,8 @@ void Training::prepare_model() {
   const bool quantizes = config_.method == Method::kQlora;
   model_ = config_.random_weights
                ? make_model(config_.base_model, config_.seed)
-               : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull);
+               : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull,
+                            config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{});
   if (config_.method == Method::kFull) {
     train_everything(*model_);
   } else {

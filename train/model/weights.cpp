@@ -83,6 +83,11 @@ class WeightReader {
   WeightReader(const SafetensorsDirectory& files, const StoredNames& names)
       : files_(files), names_(names) {}
 
+  bool holds_packed_weights() const {
+    const std::vector<std::string> all = files_.names();
+    return std::any_of(all.begin(), all.end(), adapters::is_quantization_tensor);
+  }
+
   at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const {
     const auto entry = files_.at(names_.of(name));
     check_shape(entry.file->path() + ": " + entry.info->name, shape, entry.info->shape);
@@ -203,26 +208,32 @@ void fill_normal(const std::string& name, uint64_t seed, double deviation, at::T
 
 }  // namespace
 
-std::unique_ptr<Model> load_model(const std::string& directory, Precision precision) {
-  return load_model(read_model_config(directory), directory, precision);
+std::unique_ptr<Model> load_model(const std::string& directory,
+                                  Precision precision,
+                                  const QuantizedCache& cache) {
+  return load_model(read_model_config(directory), directory, precision, cache);
 }
 
 std::unique_ptr<Model> load_model(const ModelConfig& config,
                                   const std::string& directory,
-                                  Precision precision) {
+                                  Precision precision,
+                                  const QuantizedCache& cache) {
   std::unique_ptr<Model> model = empty_model(config);
   const SafetensorsDirectory files(directory);
   check_digests(files);
   const StoredNames names(config, files);
   check_surplus(*model, names, files);
   const WeightReader reader(files, names);
+  const bool quantizes = precision == Precision::kNf4 && !reader.holds_packed_weights();
+  const bool cached = quantizes && load_quantized(cache, files, *model);
   for (const BaseTensor& tensor : base_tensors(*model)) {
-    if (tensor.linear != nullptr) {
-      tensor.linear->base = reader.read_linear(*tensor.linear, precision);
-    } else {
+    if (tensor.linear == nullptr) {
       *tensor.value = reader.read(tensor.name, tensor.shape);
+    } else if (!tensor.linear->base.quantized()) {
+      tensor.linear->base = reader.read_linear(*tensor.linear, precision);
     }
   }
+  if (quantizes && !cached) keep_quantized(cache, files, *model);
   if (model->config.tied_embeddings) model->head = model->embedding;
   return model;
 }

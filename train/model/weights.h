@@ -5,6 +5,7 @@
 #include <string>
 
 #include "train/model/model.h"
+#include "train/model/quantized_cache.h"
 
 namespace graft::train {
 
@@ -17,12 +18,16 @@ enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and 
 // the model has. Where the directory has a SHA256SUMS, the weight files that it names must agree.
 // Errors: kIo (missing file or shard); kData naming file and tensor (missing, surplus, shape,
 // dtype, not finite, a pickle, a digest that differs).
-std::unique_ptr<Model> load_model(const std::string& directory, Precision precision);
+// With a cache, 4-bit weights of an earlier start are taken from there, or kept there.
+std::unique_ptr<Model> load_model(const std::string& directory,
+                                  Precision precision,
+                                  const QuantizedCache& cache = {});
 
 // The same with a config of the caller's in place of the directory's own.
 std::unique_ptr<Model> load_model(const ModelConfig& config,
                                   const std::string& directory,
-                                  Precision precision);
+                                  Precision precision,
+                                  const QuantizedCache& cache = {});
 
 // A model of the directory's config.json with fresh weights: normal(0, initializer_range) matrices,
 // norms that change nothing, biases 0.
