@@ -303,8 +303,19 @@ class Multimodal(Family):
         assert difference <= 1e-4, f"multimodal: the merge differs by {difference:.3g}"
 
 
-def compare(graft, gradients, work, seed):
+def check_default_targets(models_page):
+    """docs/models.md, which a test of make test holds against the family table, against PEFT's own table."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as defaults
+    rows = [line.split("|") for line in models_page.read_text().splitlines() if line.startswith("| `")]
+    for row in rows:
+        ours = [] if row[4].strip() == "none" else row[4].strip().split(", ")
+        assert ours == defaults.get(row[1].strip(" `"), []), row
+    return len(rows)
+
+
+def compare(graft, gradients, work, seed, models_page):
     """Runs every family; prints a line for each."""
+    print(f"    default targets of {check_default_targets(models_page)} families are PEFT's")
     torch.set_num_threads(1)  # the models are too small for two
     one = Multimodal(seed, graft, gradients, work)
     one.check()

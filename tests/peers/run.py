@@ -138,7 +138,7 @@ def base_logits_equal_transformers():
 @case
 def every_family_equals_transformers_and_peft():
     import families
-    families.compare(graft, GRAFT.parent / "graft-gradients", WORK, seed=20261126)
+    families.compare(graft, GRAFT.parent / "graft-gradients", WORK, 20261126, ROOT / "docs/models.md")
 
 
 @case

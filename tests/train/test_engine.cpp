@@ -369,3 +369,29 @@ TEST_CASE("lora: a target that matches nothing is refused with the nearest name"
                {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {"q_porj"}}, 1),
       Catch::Contains("did you mean \"q_proj\"?"));
 }
+
+TEST_CASE("lora: targets are names of the model's own linears", "[train][lora][families]") {
+  const auto adapted = [](const char* family, const std::string& target) {
+    const test::TempDir dir;
+    const auto model =
+        make_model(test::write_family_config(dir.path(), test::tiny_family(family)), 7);
+    add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {target}},
+             1);
+    std::vector<std::string> names;
+    for (const Linear* linear : model->layers[0].linears()) {
+      if (linear->lora.rank > 0) names.push_back(linear->name.substr(15));
+    }
+    return names;
+  };
+  using Names = std::vector<std::string>;
+  CHECK(adapted("llama", "peft-default") == Names{"self_attn.q_proj", "self_attn.v_proj"});
+  CHECK(adapted("llama", "all-linear").size() == 7);
+  CHECK(adapted("phi3", "all-linear") ==
+        Names{"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"});
+  CHECK(adapted("mixtral", "w1").size() == 6);
+  CHECK(adapted("mixtral", "gate") == Names{"block_sparse_moe.gate"});
+  CHECK(adapted("mixtral", "all-linear").size() == 4 + 1 + 6 * 3);
+  CHECK_THROWS_WITH(adapted("phi3", "peft-default"), Catch::Contains("PEFT has no default"));
+  CHECK_THROWS_WITH(adapted("phi3", "q_proj"), Catch::Contains("peft-default, qkv_proj, o_proj"));
+  CHECK_THROWS_WITH(adapted("qwen2", "w1"), Catch::Contains("known: all-linear, peft-default"));
+}
