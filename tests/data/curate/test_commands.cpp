@@ -1,9 +1,9 @@
 // The commands as users run them: exit codes, files and JSON.
 #include <chrono>
 #include <cstdlib>
-#include <sys/resource.h>
 
 #include <catch2/catch.hpp>
+#include <sys/resource.h>
 
 #include "core/file.h"
 #include "core/json.h"
