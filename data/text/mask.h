@@ -7,9 +7,10 @@
 //     conversation's last turn ends with as well).
 // What the generation prompt supplies when the model is served (role header, an opened or empty
 // thought) is not trained; what the template writes between it and the message's text is, for the
-// model has to write it. A template that renders the conversation so far otherwise than for the
-// prompt is trained from the message's own text on, and counted. A token that straddles a border is
-// not trained, and counted. BOS stands in front exactly once where the tokenizer adds one, whether
+// model has to write it. Where a template renders the conversation so far otherwise than for the
+// prompt, the turn is counted, and trained from the point where both part; from the message's own
+// text on when that lies in front of the message before. A token that straddles a border is not
+// trained, and counted. BOS stands in front exactly once where the tokenizer adds one, whether
 // the template writes it or not.
 //
 // A message may say `"train": true|false` (whatever its role) and `"weight": w` (finite, >= 0; what

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <exception>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <thread>
 
@@ -75,7 +74,6 @@ class Collector {
   TokenizeSummary finish(const MaskOptions& options) {
     for (auto& [rule, count] : by_rule_) summary_.refused_by_rule.emplace_back(rule, count);
     check(options);
-    std::sort(summary_.lengths.begin(), summary_.lengths.end());
     summary_.digest = writer_.commit();
     return std::move(summary_);
   }
@@ -86,7 +84,7 @@ class Collector {
     ++summary_.documents;
     summary_.tokens += static_cast<int64_t>(doc.ids.size());
     summary_.supervised += doc.supervised;
-    summary_.lengths.push_back(static_cast<int64_t>(doc.ids.size()));
+    ++summary_.lengths[static_cast<int64_t>(doc.ids.size())];
     summary_.turns += doc.turns;
     summary_.turns_without_stop += doc.turns_without_stop;
     summary_.turns_unlike_serving += doc.turns_unlike_serving;

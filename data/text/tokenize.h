@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,8 +42,8 @@ struct TokenizeSummary {
   int64_t records = 0;
   int64_t documents = 0;
   int64_t tokens = 0;
-  int64_t supervised = 0;        // tokens
-  std::vector<int64_t> lengths;  // tokens of each document, ascending
+  int64_t supervised = 0;              // tokens
+  std::map<int64_t, int64_t> lengths;  // how many documents have so many tokens
   int64_t turns = 0;
   int64_t turns_without_stop = 0;
   int64_t turns_unlike_serving = 0;

@@ -1,10 +1,11 @@
 // One timed arm of tests/peers/bench_tokenizers.py: loads a tokenizer, encodes the rows once.
 //
 // Usage: graft-tokenizer-arm --tokenizer PATH --rows FILE.jsonl --what ids|offsets|load
-// Prints {"seconds", "tokens", "peak_mib"}; the time of `ids` and `offsets` starts with a fresh
-// cache and excludes loading.
+// Prints {"seconds", "cpu_seconds", "tokens", "peak_mib"}; the time of `ids` and `offsets` starts
+// with a fresh cache and excludes loading.
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,6 +23,10 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+double cpu_seconds_now() {
+  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}
+
 int run(int argc, char** argv) {
   using namespace graft;
   std::map<std::string, std::string> options;
@@ -35,20 +40,23 @@ int run(int argc, char** argv) {
     at = end + 1;
   }
   double start = seconds_now();
+  double cpu_start = cpu_seconds_now();
   const auto tokenizer = data::load_tokenizer(options["--tokenizer"]);
   size_t tokens = 0;
   if (what != "load") {
     start = seconds_now();
+    cpu_start = cpu_seconds_now();
     for (const std::string& row : rows) {
       tokens +=
           what == "offsets" ? tokenizer->encode(row).ids.size() : tokenizer->encode_ids(row).size();
     }
   }
   const double seconds = seconds_now() - start;
+  const double cpu_seconds = cpu_seconds_now() - cpu_start;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  std::printf("{\"seconds\": %.6f, \"tokens\": %zu, \"peak_mib\": %.1f}\n", seconds, tokens,
-              static_cast<double>(usage.ru_maxrss) / 1024.0);
+  std::printf("{\"seconds\": %.6f, \"cpu_seconds\": %.6f, \"tokens\": %zu, \"peak_mib\": %.1f}\n",
+              seconds, cpu_seconds, tokens, static_cast<double>(usage.ru_maxrss) / 1024.0);
   return 0;
 }
 

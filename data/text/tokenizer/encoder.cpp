@@ -219,7 +219,7 @@ class Encoder {
       return;
     }
     if (splitter_) {
-      encode_words(begin, end);
+      parts_.bpe->encode_words(*splitter_, text_, begin, end, **lease_, out_.ids, spans_);
       return;
     }
     if (std::any_of(parts_.pre_tokenizer.begin(), parts_.pre_tokenizer.end(), edits_text)) {
@@ -244,23 +244,6 @@ class Encoder {
           emit_edited(id, span, reference);
         }
       }
-    }
-  }
-
-  void encode_words(size_t begin, size_t end) {
-    const auto word = [&](size_t from, size_t to) {
-      parts_.bpe->encode_word(text_, from, to, **lease_, out_.ids, spans_);
-    };
-    switch (*splitter_) {
-      case SplitterKind::kGpt2:
-        split_words<SplitterKind::kGpt2>(text_, begin, end, word);
-        break;
-      case SplitterKind::kLlama3:
-        split_words<SplitterKind::kLlama3>(text_, begin, end, word);
-        break;
-      case SplitterKind::kQwen2:
-        split_words<SplitterKind::kQwen2>(text_, begin, end, word);
-        break;
     }
   }
 
