@@ -12,12 +12,13 @@ typedef enum graft_ce_mode {
   GRAFT_CE_WITH_GRADIENT = 1  // logits are replaced by the gradient
 } graft_ce_mode;
 
-// row_loss = -log softmax(logits)[label]; with a gradient,
-// logits <- (softmax(logits) - onehot(label)) * (weight[row] * scale).
-//   logits      [rows, vocab] in, and out with GRAFT_CE_WITH_GRADIENT
+// row_loss = -log softmax(y)[label], y = logits, or softcap * tanh(logits / softcap); with a
+// gradient, logits <- (softmax(y) - onehot(label)) * (weight[row] * scale) * dy / dlogits.
+//   logits      [rows, vocab] of `type`; in, and out with GRAFT_CE_WITH_GRADIENT
 //   labels      [rows]        in 0..vocab-1; rows to be ignored are dropped by the caller before
 //   weight      [rows]        or NULL for 1; a weight of 0 gives a gradient of exactly 0
 //   scale                     usually 1 / (trained tokens of the whole step)
+//   softcap                   Gemma 2's cap of the final logits; 0 for none
 //   row_loss    [rows]        out, unweighted
 //   row_correct [rows]        out, 1 where the first largest logit is the label; may be NULL
 // A row with a NaN logit gives a NaN loss. Exponentials are added in float32 in 16
@@ -25,7 +26,7 @@ typedef enum graft_ce_mode {
 // written. A device cannot say no without being waited for: there a label out of range gives a NaN
 // loss and a zero gradient. Errors: GRAFT_BAD_SHAPE (vocab < 1), GRAFT_BAD_ARGUMENT (label out of
 // range, unknown mode), GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
-graft_status graft_cross_entropy(float* logits,
+graft_status graft_cross_entropy(void* logits,
                                  const int32_t* labels,
                                  const float* weight,
                                  int64_t rows,
@@ -34,6 +35,8 @@ graft_status graft_cross_entropy(float* logits,
                                  float* row_loss,
                                  uint8_t* row_correct,
                                  graft_ce_mode mode,
+                                 graft_float_type type GRAFT_DEFAULT(GRAFT_F32),
+                                 float softcap GRAFT_DEFAULT(0),
                                  graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                                  graft_stream stream GRAFT_DEFAULT(nullptr));
 

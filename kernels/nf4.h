@@ -19,9 +19,6 @@ extern "C" {
 
 typedef enum graft_quant4_type { GRAFT_NF4 = 0, GRAFT_FP4 = 1 } graft_quant4_type;
 
-// What an array of floating values holds; the 16-bit types as their bits.
-typedef enum graft_float_type { GRAFT_F32 = 0, GRAFT_BF16 = 1, GRAFT_F16 = 2 } graft_float_type;
-
 // The 16 values of a type by code; NF4's ascend from -1 to 1 with 0 at index 7. Static storage;
 // NULL for a value that is no type.
 const float* graft_quant4_codebook(graft_quant4_type type);
