@@ -318,9 +318,10 @@ Document encode_conversation(const Record& record,
                              const Tokenizer& tokenizer,
                              const ChatTemplate& chat,
                              const MaskOptions& options) {
+  const Conversation conversation = conversation_of(record);
   Rendered rendered;
   try {
-    rendered = chat.render(render_input(record, record.messages.size(), options));
+    rendered = chat.render(conversation, conversation.size(), render_options(options));
   } catch (const Error& error) {
     if (error.code() != ExitCode::kData) throw;
     return refused(Refusal::kTemplate, error.text().what + " (" + error.text().where + ")");
@@ -331,7 +332,7 @@ Document encode_conversation(const Record& record,
   }
   Encoding& encoding = encoded.encoding;
   const Supervision supervision =
-      find_supervision(record, trained, rendered, encoding, tokenizer, chat, options);
+      find_supervision(record, conversation, trained, rendered, encoding, tokenizer, chat, options);
   Document doc;
   doc.turns = supervision.turns;
   doc.turns_without_stop = supervision.turns_without_stop;
@@ -432,9 +433,9 @@ std::vector<int32_t> encode_prompt(const Record& record,
     }
     return ids;
   }
-  RenderInput input = render_input(record, messages, options);
-  input.add_generation_prompt = true;
-  const Rendered rendered = need_template(chat).render(input);
+  RenderOptions render = render_options(options);
+  render.add_generation_prompt = true;
+  const Rendered rendered = need_template(chat).render(conversation_of(record), messages, render);
   Encoded encoded = encode_rendered(rendered, tokenizer, options.content_specials);
   if (encoded.special) fail(ExitCode::kData, special_reason(*encoded.special));
   return std::move(encoded.encoding.ids);

@@ -24,6 +24,7 @@ struct Turn {
 class TurnFinder {
  public:
   TurnFinder(const Record& record,
+             const Conversation& conversation,
              const Rendered& rendered,
              const Encoding& encoding,
              const Tokenizer& tokenizer,
@@ -68,11 +69,12 @@ class TurnFinder {
   std::optional<ByteRange> last_special(const ByteRange& range) const;
 
   const Record& record_;
+  const Conversation& conversation_;
   const Rendered& rendered_;
   const Encoding& encoding_;
   const Tokenizer& tokenizer_;
   const ChatTemplate& chat_;
-  const MaskOptions& options_;
+  const RenderOptions render_options_;
   bool has_generation_prompt_;
   std::vector<ByteRange> content_;  // of each message, from its first content byte to its last
   std::vector<bool> is_marked_;
