@@ -193,7 +193,7 @@ std::optional<ByteRange> TurnFinder::stop_behind_calls(int32_t message, const By
   }
   const std::optional<int32_t> usual = usual_stop();
   std::optional<ByteRange> last;
-  for (size_t i = token_at(own.begin); i < encoding_.ids.size(); ++i) {
+  for (size_t i = first_token_behind(encoding_, own.begin); i < encoding_.ids.size(); ++i) {
     const ByteRange& span = encoding_.spans[i];
     if (span.end > own.end) break;
     if (span.begin < own.begin || span.begin == span.end) continue;
@@ -249,15 +249,8 @@ ByteRange TurnFinder::tail(int64_t from) const {
   return range;
 }
 
-size_t TurnFinder::token_at(int64_t begin) const {
-  return static_cast<size_t>(
-      std::upper_bound(encoding_.spans.begin(), encoding_.spans.end(), begin,
-                       [](int64_t at, const ByteRange& span) { return at < span.end; }) -
-      encoding_.spans.begin());
-}
-
 std::optional<ByteRange> TurnFinder::first_special(const ByteRange& range) const {
-  for (size_t i = token_at(range.begin);
+  for (size_t i = first_token_behind(encoding_, range.begin);
        i < encoding_.ids.size() && encoding_.spans[i].begin < range.end; ++i) {
     const ByteRange& span = encoding_.spans[i];
     const bool is_inside = span.begin >= range.begin && span.end <= range.end;
@@ -271,7 +264,7 @@ std::optional<ByteRange> TurnFinder::first_special(const ByteRange& range) const
 // The special token at the end of a generation block; white space may stand behind it.
 std::optional<ByteRange> TurnFinder::last_special(const ByteRange& range) const {
   std::optional<ByteRange> last;
-  for (size_t i = token_at(range.begin);
+  for (size_t i = first_token_behind(encoding_, range.begin);
        i < encoding_.ids.size() && encoding_.spans[i].end <= range.end; ++i) {
     const ByteRange& span = encoding_.spans[i];
     if (span.begin < range.begin || span.begin == span.end) continue;

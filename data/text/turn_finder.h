@@ -63,8 +63,6 @@ class TurnFinder {
   std::string_view part(const ByteRange& range) const;
   // The template's text behind `from`, up to the next piece that is not the template's.
   ByteRange tail(int64_t from) const;
-  // Index of the first token that does not end before `begin`.
-  size_t token_at(int64_t begin) const;
   std::optional<ByteRange> first_special(const ByteRange& range) const;
   std::optional<ByteRange> last_special(const ByteRange& range) const;
 

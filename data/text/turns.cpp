@@ -76,6 +76,13 @@ std::vector<TrainedRange> everything(const Record& record, const Rendered& rende
 
 }  // namespace
 
+size_t first_token_behind(const Encoding& encoding, int64_t at) {
+  const auto first =
+      std::upper_bound(encoding.spans.begin(), encoding.spans.end(), at,
+                       [](int64_t value, const ByteRange& span) { return value < span.end; });
+  return static_cast<size_t>(first - encoding.spans.begin());
+}
+
 Conversation conversation_of(const Record& record) {
   Json messages = Json::array();
   for (const Message& message : record.messages) messages.push_back(message_json(message));

@@ -25,6 +25,9 @@ struct Supervision {
   int64_t turns_unlike_serving = 0;  // of these, those with another context than at serving
 };
 
+// The first token that ends behind byte `at`.
+size_t first_token_behind(const Encoding& encoding, int64_t at);
+
 // The messages that the options train, in order.
 std::vector<int32_t> trained_messages(const Record& record, const MaskOptions& options);
 
