@@ -299,7 +299,13 @@ Json summary_json(const TokenizeSummary& summary, int64_t sequence_len) {
     const Packing packing = packing_of(summary, sequence_len);
     packed = Json::object({{"rows", packing.rows}, {"waste_tokens", packing.waste}});
   }
+  Json specials = Json::object();
+  for (const SpecialCount& special : summary.specials) {
+    specials.set(special.token,
+                 Json::object({{"count", special.count}, {"trained", special.trained}}));
+  }
   return Json::object({{"store", summary.store},
+                       {"specials", std::move(specials)},
                        {"packed", std::move(packed)},
                        {"digest", summary.digest},
                        {"records", summary.records},
@@ -333,6 +339,11 @@ void print_summary(const TokenizeSummary& summary, int64_t sequence_len) {
       {"  with another context than at serving", format_count(summary.turns_unlike_serving)},
       {"tokens across a border", format_count(summary.straddling)},
   };
+  for (const SpecialCount& special : summary.specials) {
+    rows.push_back(
+        {"special token " + special.token,
+         format_count(special.count) + " (" + format_count(special.trained) + " trained)"});
+  }
   if (sequence_len > 0) {
     const Packing packing = packing_of(summary, sequence_len);
     const double waste = 100.0 * static_cast<double>(packing.waste) /

@@ -114,8 +114,8 @@ struct MaskOptions {
   TrainEos train_on_eos = TrainEos::kTurn;
   bool train_on_inputs = false;  // every token but BOS is trained on; turns does not matter then
   FaultLevels faults;
-  std::string now;  // RenderInput::now
-  Json vars;        // RenderInput::vars
+  std::string now;  // RenderOptions::now
+  Json vars;        // RenderOptions::vars
 };
 
 // Why a record gives no document.

@@ -8,17 +8,19 @@
 namespace graft::data {
 
 TurnFinder::TurnFinder(const Record& record,
+                       const Conversation& conversation,
                        const Rendered& rendered,
                        const Encoding& encoding,
                        const Tokenizer& tokenizer,
                        const ChatTemplate& chat,
                        const MaskOptions& options)
     : record_(record),
+      conversation_(conversation),
       rendered_(rendered),
       encoding_(encoding),
       tokenizer_(tokenizer),
       chat_(chat),
-      options_(options),
+      render_options_(render_options(options)),
       has_generation_prompt_(chat.text().find("add_generation_prompt") != std::string::npos),
       content_(record.messages.size(), ByteRange{-1, -1}),
       is_marked_(record.messages.size(), false) {
@@ -88,10 +90,10 @@ ByteRange TurnFinder::stop_behind(int32_t message) const {
 }
 
 std::optional<Rendered> TurnFinder::rendered_part(size_t messages, bool with_prompt) const {
-  RenderInput input = render_input(record_, messages, options_);
-  input.add_generation_prompt = with_prompt;
+  RenderOptions options = render_options_;
+  options.add_generation_prompt = with_prompt;
   try {
-    return chat_.render(input);
+    return chat_.render(conversation_, messages, options);
   } catch (const Error&) {
     return std::nullopt;
   }
@@ -191,7 +193,7 @@ std::optional<ByteRange> TurnFinder::stop_behind_calls(int32_t message, const By
   }
   const std::optional<int32_t> usual = usual_stop();
   std::optional<ByteRange> last;
-  for (size_t i = token_at(own.begin); i < encoding_.ids.size(); ++i) {
+  for (size_t i = first_token_behind(encoding_, own.begin); i < encoding_.ids.size(); ++i) {
     const ByteRange& span = encoding_.spans[i];
     if (span.end > own.end) break;
     if (span.begin < own.begin || span.begin == span.end) continue;
@@ -204,11 +206,11 @@ std::optional<ByteRange> TurnFinder::stop_behind_calls(int32_t message, const By
 
 // The special token that ends an answer without calls.
 std::optional<int32_t> TurnFinder::usual_stop() const {
-  RenderInput input = render_input(record_, 0, options_);
-  input.messages = Json::array({Json::object({{"role", "user"}, {"content", "a"}}),
-                                Json::object({{"role", "assistant"}, {"content", "b"}})});
+  const Conversation plain(Json::array({Json::object({{"role", "user"}, {"content", "a"}}),
+                                        Json::object({{"role", "assistant"}, {"content", "b"}})}),
+                           record_.tools);
   try {
-    const Rendered rendered = chat_.render(input);
+    const Rendered rendered = chat_.render(plain, plain.size(), render_options_);
     int64_t end = -1;
     for (const Piece& piece : rendered.pieces) {
       if (piece.origin == Origin::kContent && piece.message == 1) end = piece.end;
@@ -247,15 +249,8 @@ ByteRange TurnFinder::tail(int64_t from) const {
   return range;
 }
 
-size_t TurnFinder::token_at(int64_t begin) const {
-  return static_cast<size_t>(
-      std::upper_bound(encoding_.spans.begin(), encoding_.spans.end(), begin,
-                       [](int64_t at, const ByteRange& span) { return at < span.end; }) -
-      encoding_.spans.begin());
-}
-
 std::optional<ByteRange> TurnFinder::first_special(const ByteRange& range) const {
-  for (size_t i = token_at(range.begin);
+  for (size_t i = first_token_behind(encoding_, range.begin);
        i < encoding_.ids.size() && encoding_.spans[i].begin < range.end; ++i) {
     const ByteRange& span = encoding_.spans[i];
     const bool is_inside = span.begin >= range.begin && span.end <= range.end;
@@ -269,7 +264,7 @@ std::optional<ByteRange> TurnFinder::first_special(const ByteRange& range) const
 // The special token at the end of a generation block; white space may stand behind it.
 std::optional<ByteRange> TurnFinder::last_special(const ByteRange& range) const {
   std::optional<ByteRange> last;
-  for (size_t i = token_at(range.begin);
+  for (size_t i = first_token_behind(encoding_, range.begin);
        i < encoding_.ids.size() && encoding_.spans[i].end <= range.end; ++i) {
     const ByteRange& span = encoding_.spans[i];
     if (span.begin < range.begin || span.begin == span.end) continue;

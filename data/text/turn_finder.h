@@ -24,6 +24,7 @@ struct Turn {
 class TurnFinder {
  public:
   TurnFinder(const Record& record,
+             const Conversation& conversation,
              const Rendered& rendered,
              const Encoding& encoding,
              const Tokenizer& tokenizer,
@@ -62,17 +63,16 @@ class TurnFinder {
   std::string_view part(const ByteRange& range) const;
   // The template's text behind `from`, up to the next piece that is not the template's.
   ByteRange tail(int64_t from) const;
-  // Index of the first token that does not end before `begin`.
-  size_t token_at(int64_t begin) const;
   std::optional<ByteRange> first_special(const ByteRange& range) const;
   std::optional<ByteRange> last_special(const ByteRange& range) const;
 
   const Record& record_;
+  const Conversation& conversation_;
   const Rendered& rendered_;
   const Encoding& encoding_;
   const Tokenizer& tokenizer_;
   const ChatTemplate& chat_;
-  const MaskOptions& options_;
+  const RenderOptions render_options_;
   bool has_generation_prompt_;
   std::vector<ByteRange> content_;  // of each message, from its first content byte to its last
   std::vector<bool> is_marked_;

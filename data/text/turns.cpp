@@ -76,13 +76,21 @@ std::vector<TrainedRange> everything(const Record& record, const Rendered& rende
 
 }  // namespace
 
-RenderInput render_input(const Record& record, size_t messages, const MaskOptions& options) {
-  RenderInput input;
-  for (size_t i = 0; i < messages; ++i) input.messages.push_back(message_json(record.messages[i]));
-  input.tools = record.tools;
-  input.vars = options.vars;
-  input.now = options.now;
-  return input;
+size_t first_token_behind(const Encoding& encoding, int64_t at) {
+  const auto first =
+      std::upper_bound(encoding.spans.begin(), encoding.spans.end(), at,
+                       [](int64_t value, const ByteRange& span) { return value < span.end; });
+  return static_cast<size_t>(first - encoding.spans.begin());
+}
+
+Conversation conversation_of(const Record& record) {
+  Json messages = Json::array();
+  for (const Message& message : record.messages) messages.push_back(message_json(message));
+  return Conversation(messages, record.tools);
+}
+
+RenderOptions render_options(const MaskOptions& options) {
+  return {.add_generation_prompt = false, .vars = options.vars, .now = options.now};
 }
 
 std::vector<int32_t> trained_messages(const Record& record, const MaskOptions& options) {
@@ -102,13 +110,14 @@ std::vector<int32_t> trained_messages(const Record& record, const MaskOptions& o
 }
 
 Supervision find_supervision(const Record& record,
+                             const Conversation& conversation,
                              const std::vector<int32_t>& trained,
                              const Rendered& rendered,
                              const Encoding& encoding,
                              const Tokenizer& tokenizer,
                              const ChatTemplate& chat,
                              const MaskOptions& options) {
-  TurnFinder finder(record, rendered, encoding, tokenizer, chat, options);
+  TurnFinder finder(record, conversation, rendered, encoding, tokenizer, chat, options);
   Supervision result;
   std::vector<TrainedRange> ranges;
   for (const int32_t message : trained) {

@@ -14,7 +14,7 @@ TEST_CASE("records: tools, calls, parts and padding reach the template as transf
     CAPTURE(row.at("name").as_string());
     const Record record = parse_record(row.at("record"), "test");
     const ChatTemplate chat(row.at("template").as_string(), "kinds.jinja");
-    const Rendered rendered = chat.render(render_input(record, record.messages.size(), {}));
+    const Rendered rendered = chat.render(conversation_of(record), record.messages.size(), {});
     CHECK(rendered.text == row.at("text").as_string());
     ++rows;
   }
