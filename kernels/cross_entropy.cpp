@@ -119,9 +119,9 @@ extern "C" graft_status graft_cross_entropy(void* logits,
           check_pointers(kName, {{"logits", logits}, {"labels", labels}, {"row_loss", row_loss}})) {
     return status;
   }
-  const CrossEntropyRows call{
-      logits, type,    labels,   weight,      vocab,
-      scale,  softcap, row_loss, row_correct, mode == GRAFT_CE_WITH_GRADIENT};
+  const CrossEntropyRows call{logits,  logits,   type,        type,
+                              labels,  weight,   vocab,       scale,
+                              softcap, row_loss, row_correct, mode == GRAFT_CE_WITH_GRADIENT};
   if (device != GRAFT_CPU) {
     return on_device(kName, device, [&](const DeviceTable& functions) {
       return functions.cross_entropy(call, rows, stream);

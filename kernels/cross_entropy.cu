@@ -48,11 +48,12 @@ __device__ __forceinline__ float cap_slope(float y, float cap) {
   return __fmul_rn(__fsub_rn(1.0f, t), __fadd_rn(1.0f, t));
 }
 
-template <class Element, bool kAligned, bool kCapped>
+template <class Element, class Gradient, bool kAligned, bool kCapped>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRows call) {
   GRAFT_SHARED(CrossEntropyShared, shared);
   const int64_t row = blockIdx.x, vocab = call.vocab, label = call.labels[row];
-  Element* const x = static_cast<Element*>(call.logits) + row * vocab;
+  const Element* const x = static_cast<const Element*>(call.logits) + row * vocab;
+  Gradient* const gradient = static_cast<Gradient*>(call.gradient) + row * vocab;
   const bool known = label >= 0 && label < vocab;
   const auto load = [&](int64_t i) {
     return capped<kCapped>(load_four<kAligned>(x + i, vocab - i), call.softcap);
@@ -138,26 +139,60 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
       v = each_of_four(v, y,
                        [&](float a, float b) { return __fmul_rn(a, cap_slope(b, call.softcap)); });
     }
-    store_four<kAligned>(x + i, v, vocab - i);
+    store_four<kAligned>(gradient + i, v, vocab - i);
   }
 }
 
+struct LossSumsShared {
+  double lane[3][kThreads];
+};
+
+__global__ void __launch_bounds__(kThreads) loss_sums_kernel(LossSums call) {
+  GRAFT_SHARED(LossSumsShared, shared);
+  double sum[3] = {};
+  for (int64_t i = threadIdx.x; i < call.count; i += kThreads) {
+    const double weight = call.weight != nullptr ? static_cast<double>(call.weight[i]) : 1.0;
+    sum[0] = __dadd_rn(sum[0], __dmul_rn(weight, static_cast<double>(call.row_loss[i])));
+    sum[1] = __dadd_rn(sum[1], weight);
+    sum[2] = __dadd_rn(sum[2], static_cast<double>(call.correct[i]));
+  }
+  for (int j = 0; j < 3; ++j) shared.lane[j][threadIdx.x] = sum[j];
+  for (unsigned width = kThreads / 2; width > 0; width /= 2) {
+    __syncthreads();
+    for (int j = 0; j < 3 && threadIdx.x < width; ++j) {
+      double* const lane = shared.lane[j] + threadIdx.x;
+      lane[0] = __dadd_rn(lane[0], lane[width]);
+    }
+  }
+  if (threadIdx.x != 0) return;
+  for (int j = 0; j < 3; ++j) call.sums[j] = __dadd_rn(call.sums[j], shared.lane[j][0]);
+}
+
 }  // namespace
+
+graft_status loss_sums(const LossSums& call, graft_stream stream) {
+  GRAFT_LAUNCH(loss_sums_kernel, 1, kThreads, stream, call);
+  return launch_status("graft_head_rows_loss");
+}
 
 graft_status cross_entropy(const CrossEntropyRows& call, int64_t rows, graft_stream stream) {
   constexpr const char* kName = "graft_cross_entropy";
   if (const graft_status status = check_grid(kName, rows)) return status;
   const unsigned grid = static_cast<unsigned>(rows);
-  const bool aligned = call.vocab % 4 == 0 && aligned_for_four(call.type, call.logits);
+  const bool aligned = call.vocab % 4 == 0 && aligned_for_four(call.type, call.logits) &&
+                       aligned_for_four(call.gradient_type, call.gradient);
   for_variant(call.type, aligned, [&](auto element, auto is_aligned) {
-    using Element = decltype(element);
-    if (call.softcap > 0.0f) {
-      GRAFT_LAUNCH((cross_entropy_kernel<Element, is_aligned.value, true>), grid, kThreads, stream,
-                   call);
-    } else {
-      GRAFT_LAUNCH((cross_entropy_kernel<Element, is_aligned.value, false>), grid, kThreads, stream,
-                   call);
-    }
+    for_element(call.gradient_type, [&](auto gradient) {
+      using Element = decltype(element);
+      using Gradient = decltype(gradient);
+      if (call.softcap > 0.0f) {
+        GRAFT_LAUNCH((cross_entropy_kernel<Element, Gradient, is_aligned.value, true>), grid,
+                     kThreads, stream, call);
+      } else {
+        GRAFT_LAUNCH((cross_entropy_kernel<Element, Gradient, is_aligned.value, false>), grid,
+                     kThreads, stream, call);
+      }
+    });
   });
   return launch_status(kName);
 }

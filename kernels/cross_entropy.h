@@ -79,6 +79,48 @@ graft_status graft_head_loss(const graft_head* head,
                              void* workspace,
                              size_t workspace_bytes);
 
+// The same on any device and in either type, for a caller that knows the labels on the host and
+// compacts them: only tokens with a loss are named. All pointers lie in the device's memory.
+typedef struct graft_head_rows {
+  const void* x;          // [tokens, dim] of `type`
+  const void* w;          // [vocab, dim] of `type`
+  const int32_t* rows;    // [count] the tokens, each once, 0..tokens-1
+  const int32_t* labels;  // [count] in 0..vocab-1
+  const float* weight;    // [count] or NULL for 1
+  int64_t count, tokens, dim, vocab;
+  float scale;                   // of the gradient
+  float softcap;                 // of the logits; 0 for none
+  int64_t chunk_rows;            // rows of logits held at a time
+  graft_float_type type;         // of x, w and dx; the gradient of the logits has it as well
+  graft_float_type logits_type;  // float32, or `type`: half of the memory, and logits rounded to it
+} graft_head_rows;
+
+// Bytes of workspace; 0 for sizes and types that graft_head_rows_loss would refuse.
+size_t graft_head_rows_workspace_bytes(const graft_head_rows* head);
+
+// logits = x W^T; row loss and gradient as graft_cross_entropy; dx = gradient W; all products as
+// graft_multiply.
+//   row_loss     [count] out, unweighted
+//   row_correct  [count] out, as graft_cross_entropy
+//   dx           [tokens, dim] rows of the named tokens are written, the others left alone; NULL:
+//                loss only
+//   sums         [3] added to: weight * row_loss, weight and row_correct, in 256 lanes by index,
+//                lanes pairwise (j with j + 128, ..., j + 1), in double; may be NULL
+//   workspace    at least graft_head_rows_workspace_bytes, 64-byte aligned
+// The caller waits for nothing: the sums of all micro-batches are read once a step. On the CPU rows
+// and labels are checked before anything is written; on a device a token out of range gives a NaN
+// loss and is not written to dx, a label out of range a NaN loss. Errors: GRAFT_BAD_SHAPE,
+// GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
+graft_status graft_head_rows_loss(const graft_head_rows* head,
+                                  float* row_loss,
+                                  uint8_t* row_correct,
+                                  void* dx,
+                                  double* sums,
+                                  void* workspace,
+                                  size_t workspace_bytes,
+                                  graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                  graft_stream stream GRAFT_DEFAULT(nullptr));
+
 #ifdef __cplusplus
 }
 #endif

@@ -6,12 +6,14 @@
 
 namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
 
-graft_status nf4_quantize(const float* weight,
-                          int64_t count,
-                          int block_size,
-                          uint8_t* packed,
-                          float* absmax,
-                          graft_stream stream);
+graft_status quant4_quantize(graft_quant4_type type,
+                             graft_float_type weight_type,
+                             const void* weight,
+                             int64_t count,
+                             int block_size,
+                             uint8_t* packed,
+                             float* absmax,
+                             graft_stream stream);
 graft_status nf4_compress_absmax(const float* absmax,
                                  int64_t blocks,
                                  uint8_t* absmax8,
@@ -40,6 +42,10 @@ graft_status attention_backward(const AttentionBackward& call, graft_stream stre
 graft_status attention_decode(const AttentionDecode& call, graft_stream stream);
 graft_status cross_entropy(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
 graft_status decode_rows(const DecodeRows& call, graft_stream stream);
+graft_status multiply(const graft_product& product, graft_stream stream);
+graft_status small_product(const SmallRows& call, graft_stream stream);
+graft_status scatter_rows(const ScatteredRows& call, graft_stream stream);
+graft_status loss_sums(const LossSums& call, graft_stream stream);
 graft_status adamw_parts(const AdamTensors& call, graft_stream stream);
 graft_status allocate(size_t bytes, void** memory);
 graft_status release(void* memory);

@@ -70,6 +70,9 @@ __device__ __forceinline__ float to_float(float x) {
 __device__ __forceinline__ float to_float(Bf16 x) {
   return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
 }
+__device__ __forceinline__ float to_float(F16 x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
 template <class Element>
 __device__ __forceinline__ Element to_element(float x) {
   if constexpr (std::is_same_v<Element, float>) {

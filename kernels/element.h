@@ -10,6 +10,11 @@ struct Bf16 {
   uint16_t bits;
 };
 
+// An IEEE half, for weights only.
+struct F16 {
+  uint16_t bits;
+};
+
 // What every NaN becomes when it is rounded to bfloat16.
 constexpr uint16_t kBf16NaN = 0x7fff;
 

@@ -1,8 +1,8 @@
 // Embedding rows and their gradient on a GPU, and on the emulated device.
 //
-// Forward: one block per token copies a row, 8 B a value. Backward: the block of an id's first
-// token adds all its tokens in order, so that no two blocks write one row and no atomic is needed;
-// each block reads the ids, 4 B a token, from the second-level cache.
+// Forward: one block per token copies a row, 8 B a value; scattering is its inverse. Backward: the
+// block of an id's first token adds all its tokens in order, so that no two blocks write one row
+// and no atomic is needed; each block reads the ids, 4 B a token, from the second-level cache.
 #include "kernels/device_functions.h"
 #include "kernels/device_math.h"
 
@@ -58,6 +58,17 @@ __global__ void __launch_bounds__(kThreads) embedding_backward_kernel(EmbeddingR
   }
 }
 
+template <class Element, bool kAligned>
+__global__ void __launch_bounds__(kThreads) scatter_rows_kernel(ScatteredRows call) {
+  const int64_t row = blockIdx.x, target = call.rows[row], dim = call.dim;
+  if (target < 0 || target >= call.tokens) return;  // the whole block
+  const Element* const from = static_cast<const Element*>(call.from) + row * dim;
+  Element* const to = static_cast<Element*>(call.to) + target * dim;
+  for (int64_t i = 4 * threadIdx.x; i < dim; i += 4 * kThreads) {
+    store_four<kAligned>(to + i, load_four<kAligned>(from + i, dim - i), dim - i);
+  }
+}
+
 }  // namespace
 
 graft_status embedding_forward(const EmbeddingRows& call, graft_stream stream) {
@@ -78,6 +89,17 @@ graft_status embedding_backward(const EmbeddingRows& call, graft_stream stream) 
   for_element(call.type, [&](auto element) {
     GRAFT_LAUNCH((embedding_backward_kernel<decltype(element)>), static_cast<unsigned>(call.tokens),
                  kThreads, stream, call);
+  });
+  return launch_status(kName);
+}
+
+graft_status scatter_rows(const ScatteredRows& call, graft_stream stream) {
+  constexpr const char* kName = "graft_head_rows_loss";
+  if (const graft_status status = check_grid(kName, call.count)) return status;
+  const bool aligned = call.dim % 4 == 0 && aligned_for_four(call.type, call.from, call.to);
+  for_variant(call.type, aligned, [&](auto element, auto is_aligned) {
+    GRAFT_LAUNCH((scatter_rows_kernel<decltype(element), is_aligned.value>),
+                 static_cast<unsigned>(call.count), kThreads, stream, call);
   });
   return launch_status(kName);
 }

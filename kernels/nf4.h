@@ -50,9 +50,8 @@ graft_status graft_nf4_quantize(const float* weight,
                                 graft_stream stream);
 
 // The same for either 4-bit type and weights of any floating type, which are widened exactly.
-// FP4 takes the codes in the order of bitsandbytes' CPU backend (nf4_tables.h). Other devices than
-// GRAFT_CPU take GRAFT_NF4 and GRAFT_F32 only. Errors: as graft_nf4_quantize, GRAFT_BAD_ARGUMENT
-// for an unknown type.
+// FP4 takes the codes in the order of bitsandbytes' CPU backend (nf4_tables.h). Errors: as
+// graft_nf4_quantize, GRAFT_BAD_ARGUMENT for an unknown type.
 graft_status graft_quant4_quantize(graft_quant4_type type,
                                    graft_float_type weight_type,
                                    const void* weight,
@@ -103,7 +102,7 @@ typedef struct graft_nf4_weight {
 // types (to nearest, ties to even). When nested, absmax = map[absmax8] * nested_absmax + offset,
 // the product rounded before the sum.
 //   out [count]  float32, or bfloat16 / IEEE half as their 16 bits
-// No allocation; one launch on a GPU, not waited for. FP4 on GRAFT_CPU only. Errors:
+// No allocation; one launch on a GPU, not waited for. Errors:
 // GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (both or neither of absmax and absmax8, unknown type),
 // GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
 graft_status graft_nf4_decode(const graft_nf4_weight* weight,

@@ -5,6 +5,8 @@
 #include "kernels/adamw_parts.h"
 #include "kernels/attention.h"
 #include "kernels/decode_rows.h"
+#include "kernels/linear4.h"
+#include "kernels/product.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/swiglu.h"
 
@@ -122,8 +124,9 @@ struct AttentionDecode {
 };
 
 struct CrossEntropyRows {
-  void* logits;
-  graft_float_type type;
+  const void* logits;
+  void* gradient;  // may be the logits
+  graft_float_type type, gradient_type;
   const int32_t* labels;
   const float* weight;  // or NULL for 1
   int64_t vocab;
@@ -131,6 +134,36 @@ struct CrossEntropyRows {
   float* row_loss;
   uint8_t* row_correct;  // or NULL
   bool with_gradient;
+};
+
+// A product of up to GRAFT_LINEAR4_ROWS rows with a packed weight [n, k] on a device.
+struct SmallRows {
+  graft_nf4_weight weight;
+  int64_t m, n, k;
+  const void* x;
+  graft_float_type x_type;
+  int64_t ldx;
+  float beta;
+  void* y;
+  graft_float_type y_type;
+  int64_t ldy;
+};
+
+// to[rows[i]] = from[i], both of `dim` elements a row; to has `tokens` rows.
+struct ScatteredRows {
+  const void* from;
+  const int32_t* rows;
+  int64_t count, tokens, dim;
+  graft_float_type type;
+  void* to;
+};
+
+// Sums over the rows of a loss (cross_entropy.h defines their order).
+struct LossSums {
+  const float *row_loss, *weight;  // weight NULL for 1
+  const uint8_t* correct;
+  int64_t count;
+  double* sums;  // added to: weight * loss, weight, correct
 };
 
 enum class DecodedType { kF32, kBf16, kF16 };

@@ -351,3 +351,9 @@ __half __float2half_rn(float x) {
   memcpy(&result.bits, &rounded, sizeof result.bits);
   return result;
 }
+
+float __half2float(__half x) {
+  _Float16 value;
+  memcpy(&value, &x.bits, sizeof value);
+  return static_cast<float>(value);
+}

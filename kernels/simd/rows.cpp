@@ -242,9 +242,10 @@ float largest_logit(int64_t count, const Logit& logit) {
   return largest_lane(best);
 }
 
-template <class Element, bool kCapped>
+template <class Element, class Gradient, bool kCapped>
 void cross_entropy_row(const CrossEntropyRows& call, int64_t row) {
-  Element* const logits = static_cast<Element*>(call.logits) + row * call.vocab;
+  const Element* const logits = static_cast<const Element*>(call.logits) + row * call.vocab;
+  Gradient* const gradients = static_cast<Gradient*>(call.gradient) + row * call.vocab;
   const int64_t vocab = call.vocab, label = call.labels[row];
   const auto logit = [&](int64_t i, int64_t n) {
     const Lanes x = load_upto(logits + i, n);
@@ -287,7 +288,7 @@ void cross_entropy_row(const CrossEntropyRows& call, int64_t row) {
       gradient = load(one);
     }
     if (kCapped) gradient = mul(gradient, cap_slope(y, call.softcap));
-    store_upto(logits + i, gradient, n);
+    store_upto(gradients + i, gradient, n);
   });
 }
 
@@ -358,14 +359,18 @@ void softcap_backward(
 }
 
 void cross_entropy(const CrossEntropyRows& call, int64_t begin, int64_t end) {
-  for_element(call.type, [&](auto e) {
-    for (int64_t row = begin; row < end; ++row) {
-      if (call.softcap > 0.0f) {
-        cross_entropy_row<decltype(e), true>(call, row);
-      } else {
-        cross_entropy_row<decltype(e), false>(call, row);
+  for_element(call.type, [&](auto logit) {
+    for_element(call.gradient_type, [&](auto gradient) {
+      using Element = decltype(logit);
+      using Gradient = decltype(gradient);
+      for (int64_t row = begin; row < end; ++row) {
+        if (call.softcap > 0.0f) {
+          cross_entropy_row<Element, Gradient, true>(call, row);
+        } else {
+          cross_entropy_row<Element, Gradient, false>(call, row);
+        }
       }
-    }
+    });
   });
 }
 

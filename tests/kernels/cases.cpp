@@ -8,7 +8,8 @@ const std::vector<CasePart>& case_parts() {
                                                {"attention", attention_cases()},
                                                {"losses", loss_cases()},
                                                {"optimizer", optimizer_cases()},
-                                               {"weights", weight_cases()}};
+                                               {"weights", weight_cases()},
+                                               {"products", product_cases()}};
   return kParts;
 }
 

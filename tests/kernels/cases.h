@@ -21,7 +21,8 @@ struct Mutation {
 
 struct KernelCase {
   const char* name;
-  const char* kernels;  // the __global__ functions that it starts, separated by spaces
+  const char* kernels;  // the __global__ functions that it starts, separated by spaces; "" for
+                        // what cuBLASLt does
   std::vector<Problem> shapes;
   std::vector<Input> inputs;            // each shape is run with each of them,
   std::vector<graft_float_type> types;  // and with each type of activations
@@ -53,5 +54,6 @@ std::vector<KernelCase> attention_cases();
 std::vector<KernelCase> loss_cases();
 std::vector<KernelCase> optimizer_cases();
 std::vector<KernelCase> weight_cases();
+std::vector<KernelCase> product_cases();
 
 }  // namespace graft::kernels::test

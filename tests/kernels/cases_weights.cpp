@@ -1,4 +1,6 @@
 // Cases of the quantized weights.
+#include <algorithm>
+
 #include "kernels/decode_rows.h"
 #include "kernels/nf4.h"
 #include "tests/kernels/cases.h"
@@ -7,18 +9,19 @@
 namespace graft::kernels::test {
 namespace {
 
-// a = count, b = block size
+// a = count, b = block size, c = graft_quant4_type; weights of the problem's type.
 Job quantize(graft_device device, const Problem& p) {
   Job job(device, p);
   const int block = static_cast<int>(p.b);
   const int64_t blocks = graft_nf4_block_count(p.a, block);
-  Array* const weight = job.floats(values_of(p.input, p.a, 1));
+  std::vector<float> values = values_of(p.input, p.a, 1);
+  Array* const weight = p.type == GRAFT_F16 ? job.halves(values) : job.elements(values);
   Array* const packed =
       job.result(job.bytes(std::vector<uint8_t>(static_cast<size_t>(graft_nf4_packed_bytes(p.a)))));
   Array* const absmax = job.result(job.floats(zeros(blocks)));
   job.launch = [=, &p] {
-    need(graft_nf4_quantize(weight->floats(), p.a, block, packed->as<uint8_t>(), absmax->floats(),
-                            device, nullptr));
+    need(graft_quant4_quantize(static_cast<graft_quant4_type>(p.c), p.type, weight->data(), p.a,
+                               block, packed->as<uint8_t>(), absmax->floats(), device, nullptr));
   };
   return job;
 }
@@ -43,7 +46,8 @@ Job compress(graft_device device, const Problem& p) {
 struct Weight {
   graft_nf4_weight plain, nested;
 };
-Weight weight_of(Job& job, const Problem& p, int64_t count, int block) {
+Weight weight_of(
+    Job& job, const Problem& p, int64_t count, int block, graft_quant4_type type = GRAFT_NF4) {
   const int64_t blocks = graft_nf4_block_count(count, block);
   std::vector<uint8_t> bytes(static_cast<size_t>(graft_nf4_packed_bytes(count)));
   std::vector<uint8_t> codes(static_cast<size_t>(blocks));
@@ -53,6 +57,7 @@ Weight weight_of(Job& job, const Problem& p, int64_t count, int block) {
   weight.plain.packed = job.bytes(bytes)->as<uint8_t>();
   weight.plain.count = count;
   weight.plain.block_size = block;
+  weight.plain.type = type;
   weight.nested = weight.plain;
   weight.plain.absmax = job.floats(values_of(p.input, blocks, 1))->floats();
   weight.nested.absmax8 = job.bytes(codes)->as<uint8_t>();
@@ -61,10 +66,11 @@ Weight weight_of(Job& job, const Problem& p, int64_t count, int block) {
   return weight;
 }
 
-// a = count, b = block size; decoded to the problem's type.
+// a = count, b = block size, c = graft_quant4_type; decoded to the problem's type.
 Job decode(graft_device device, const Problem& p) {
   Job job(device, p);
-  const Weight weight = weight_of(job, p, p.a, static_cast<int>(p.b));
+  const Weight weight =
+      weight_of(job, p, p.a, static_cast<int>(p.b), static_cast<graft_quant4_type>(p.c));
   const bool half = p.type != GRAFT_F32;
   Array* const out = job.result(half ? job.bits16(p.a) : job.floats(zeros(p.a)));
   Array* const out2 = job.result(half ? job.bits16(p.a) : job.floats(zeros(p.a)));
@@ -82,17 +88,24 @@ Job decode(graft_device device, const Problem& p) {
   return job;
 }
 
-// a = rows, b = columns, c = block size, d = elements of the gap; two weights in one launch.
+// a = rows, b = columns, c = block size, d = elements of the gap; two weights in one launch, the
+// second with a tail in its gap (but for one column).
 Job decode_rows(graft_device device, const Problem& p) {
   Job job(device, p);
-  const Weight weight = weight_of(job, p, p.a * p.b, static_cast<int>(p.c));
-  const int64_t stride = p.b + p.d;
+  const Weight weight =
+      weight_of(job, p, p.a * p.b, static_cast<int>(p.c), p.a % 2 == 0 ? GRAFT_FP4 : GRAFT_NF4);
+  const int64_t stride = p.b + p.d, tail_columns = p.d % 8 == 0 ? p.d : p.d - 1;
   const bool half = p.type != GRAFT_F32;
   Array* const out = job.result(half ? job.bits16(p.a * stride) : job.floats(zeros(p.a * stride)));
   Array* const out2 = job.result(half ? job.bits16(p.a * stride) : job.floats(zeros(p.a * stride)));
+  const std::vector<float> values = random_floats(p.a * std::max<int64_t>(tail_columns, 0), 5);
+  Array* const tail = half ? job.halves(values) : job.floats(values);
   job.launch = [=, &p] {
-    const graft_decode_target targets[] = {{weight.plain, p.b, stride, out->data()},
-                                           {weight.nested, p.b, stride, out2->data()}};
+    const bool has_tail = tail_columns > 0;
+    const graft_decode_target targets[] = {
+        {weight.plain, p.b, stride, out->data(), nullptr, 0},
+        {weight.nested, p.b, stride, out2->data(), has_tail ? tail->data() : nullptr,
+         has_tail ? tail_columns : 0}};
     const auto function = p.type == GRAFT_F32    ? graft_nf4_decode_rows
                           : p.type == GRAFT_BF16 ? graft_nf4_decode_rows_bf16
                                                  : graft_nf4_decode_rows_f16;
@@ -113,23 +126,24 @@ double no_flops(const Problem&) {
 std::vector<KernelCase> weight_cases() {
   const std::vector<graft_float_type> decoded = {GRAFT_F32, GRAFT_BF16, GRAFT_F16};
   return {
-      {"quantize nf4",
+      {"quantize",
        "quantize_kernel",
-       {sizes(1, 64), sizes(63, 32), sizes(64, 64), sizes(65, 64), sizes(4097, 4096),
-        sizes(16448, 64), shifted(sizes(130, 64))},
+       {sizes(1, 64), sizes(63, 32, 1), sizes(64, 64), sizes(65, 64, 1), sizes(4097, 4096),
+        sizes(16448, 64, 1), shifted(sizes(130, 64))},
        {Input::kNormal, Input::kZero, Input::kDenormal, Input::kOutlier, Input::kConstant},
-       {GRAFT_F32},
+       decoded,
        quantize,
        sizes(4096 * 14336, 64),
        [](const Problem& p) { return 4.6 * static_cast<double>(p.a); },
        no_flops,
        {{"quantize_kernel", "the largest without its sign bit cleared", "nf4.cu",
-         "__float_as_uint(weight[first + i]) & 0x7fffffffu", "__float_as_uint(weight[first + i])"},
+         "__float_as_uint(to_float(weight[first + i])) & 0x7fffffffu",
+         "__float_as_uint(to_float(weight[first + i]))"},
         {"quantize_kernel", "nibbles swapped", "nf4.cu", "static_cast<uint8_t>(high << 4 | low)",
          "static_cast<uint8_t>(low << 4 | high)"},
         {"quantize_kernel", "an odd end takes the next block's weight", "nf4.cu",
-         "i + 1 < length ? weight[first + i + 1] : 0.0f",
-         "i + 1 < block_size ? weight[first + i + 1] : 0.0f"}}},
+         "i + 1 < length ? to_float(weight[first + i + 1]) : 0.0f",
+         "i + 1 < block_size ? to_float(weight[first + i + 1]) : 0.0f"}}},
       {"compress absmax",
        "mean_kernel compress_kernel",
        {sizes(1), sizes(255), sizes(256), sizes(257), sizes(1030)},
@@ -147,10 +161,10 @@ std::vector<KernelCase> weight_cases() {
         {"compress_kernel", "dropped barrier before the largest is read", "nf4.cu",
          "  __syncthreads();\n  const float largest = __uint_as_float(shared.largest[0]);",
          "  const float largest = __uint_as_float(shared.largest[0]);"}}},
-      {"decode nf4",
+      {"decode",
        "decode_kernel",
-       {sizes(1, 64), sizes(7, 32), sizes(64, 64), sizes(65, 64), sizes(8193, 4096),
-        sizes(33000, 64), shifted(sizes(130, 64))},
+       {sizes(1, 64), sizes(7, 32, 1), sizes(64, 64), sizes(65, 64, 1), sizes(8193, 4096),
+        sizes(33000, 64, 1), shifted(sizes(130, 64))},
        {Input::kNormal, Input::kDenormal},
        decoded,
        decode,
@@ -182,6 +196,8 @@ std::vector<KernelCase> weight_cases() {
        no_flops,
        {{"decode_rows_kernel", "every block decodes the first weight", "nf4.cu",
          "if (targets.target[i].first_block <= blockIdx.x) index = i;", ""},
+        {"decode_rows_kernel", "the tail in the place of the weight", "nf4.cu",
+         "row * target.row_stride + target.columns + column", "row * target.row_stride + column"},
         {"decode_rows_kernel", "rows of words without their gap", "nf4.cu",
          "Out::store_word(out + row * target.row_stride",
          "Out::store_word(out + row * target.columns"}}},

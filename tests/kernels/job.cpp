@@ -153,6 +153,11 @@ Array* Job::bytes(const std::vector<uint8_t>& values) {
 Array* Job::bits16(int64_t count) {
   return add(Array::Kind::kBits16, std::vector<uint16_t>(static_cast<size_t>(count)), true);
 }
+Array* Job::halves(const std::vector<float>& values) {
+  std::vector<uint16_t> bits(values.size());
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = to_f16(values[i]);
+  return add(Array::Kind::kBits16, bits, true);
+}
 Array* Job::result(Array* array) {
   results_.push_back(array);
   return array;

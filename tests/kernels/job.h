@@ -71,6 +71,7 @@ class Job {
   Array* long_indices(const std::vector<int64_t>& values);
   Array* bytes(const std::vector<uint8_t>& values);
   Array* bits16(int64_t count);
+  Array* halves(const std::vector<float>& values);  // IEEE halves, as their bits
   // The same array, whose values are a part of the result.
   Array* result(Array* array);
 
