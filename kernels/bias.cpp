@@ -15,6 +15,10 @@ constexpr int64_t kColumnPiece = 64;
 // Rows of one partial sum (bias.h).
 constexpr int64_t kRowTile = 64;
 
+void add(const Table& isa, float* x, const float* y, int64_t count) {
+  isa.addition({x, y, GRAFT_F32, GRAFT_F32}, 0, count);
+}
+
 }  // namespace
 }  // namespace graft::kernels
 
@@ -39,7 +43,7 @@ extern "C" graft_status graft_bias_add(float* y,
   }
   const Table& isa = table();
   for_pieces(rows, kRowPiece, rows * dim, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) isa.add(y + row * dim, bias, dim);
+    for (int64_t row = begin; row < end; ++row) add(isa, y + row * dim, bias, dim);
   });
   return GRAFT_OK;
 }
@@ -69,9 +73,9 @@ extern "C" graft_status graft_bias_backward(const float* dy,
     for (int64_t tile = 0; tile < rows; tile += kRowTile) {
       std::fill_n(sum, kColumnPiece, 0.0f);
       for (int64_t row = tile; row < std::min(tile + kRowTile, rows); ++row) {
-        isa.add(sum, dy + row * dim + begin, end - begin);
+        add(isa, sum, dy + row * dim + begin, end - begin);
       }
-      isa.add(dbias + begin, sum, end - begin);
+      add(isa, dbias + begin, sum, end - begin);
     }
   });
   return GRAFT_OK;

@@ -277,7 +277,8 @@ extern "C" graft_status graft_moe_combine(const graft_moe_shape* shape,
                  const int32_t* const place = pair_row + token * top;
                  float* const to = y + token * dim;
                  std::copy_n(rows + place[0] * dim, dim, to);
-                 for (int64_t j = 1; j < top; ++j) isa.add(to, rows + place[j] * dim, dim);
+                 for (int64_t j = 1; j < top; ++j)
+                   isa.addition({to, rows + place[j] * dim, GRAFT_F32, GRAFT_F32}, 0, dim);
                }
              });
   return GRAFT_OK;

@@ -164,6 +164,12 @@ def tokenizer_ids_equal_tokenizers():
 
 
 @case
+def random_unicode_tokenizes_as_in_tokenizers_and_sentencepiece():
+    import tokenizers_match
+    tokenizers_match.run(GRAFT)
+
+
+@case
 def chat_template_equals_transformers():
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
     count = 0

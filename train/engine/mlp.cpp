@@ -10,16 +10,9 @@
 namespace graft::train {
 namespace {
 
-struct GateKernels {
-  decltype(&graft_swiglu_forward) forward;
-  decltype(&graft_swiglu_backward) backward;
-};
-// In the order of Activation.
-constexpr GateKernels kGates[] = {{graft_swiglu_forward, graft_swiglu_backward},
-                                  {graft_geglu_forward, graft_geglu_backward}};
-
-const GateKernels& gate_of(const Pass& pass) {
-  return kGates[static_cast<size_t>(pass.config.activation)];
+// Of Activation.
+graft_gate gate_of(const Pass& pass) {
+  return pass.config.activation == Activation::kSilu ? GRAFT_SILU : GRAFT_GELU_TANH;
 }
 
 graft_moe_shape moe_shape(const Pass& pass, const LayerConfig& layer) {
@@ -29,6 +22,17 @@ graft_moe_shape moe_shape(const Pass& pass, const LayerConfig& layer) {
 
 int64_t row_count(const Pass& pass, const LayerConfig& layer) {
   return pass.batch.tokens() * (layer.experts > 0 ? pass.config.experts_per_token : 1);
+}
+
+// product = activation(gate) * up.
+void activate(const Pass& pass,
+              const LayerConfig& layer,
+              const float* gate,
+              const float* up,
+              float* product) {
+  const int64_t inner = layer.intermediate_size;
+  check(graft_gate_forward(gate_of(pass), row_count(pass, layer), inner, gate, up, inner, product,
+                           inner, GRAFT_F32, GRAFT_CPU, nullptr));
 }
 
 // Rows [begin, begin + count) of the sorted rows, which are one MLP's.
@@ -130,8 +134,7 @@ void mlp_half_forward(const Pass& pass,
       plane += parts;
     }
   });
-  check(gate_of(pass).forward(gate, up, row_count(pass, config) * inner, product, GRAFT_CPU,
-                              nullptr));
+  activate(pass, config, gate, up, product);
   float* target = half_target(layer.mlp_out_norm, state.half, output);
   float* out_rows = target;
   if (routed) {
@@ -155,7 +158,6 @@ void mlp_half_backward(
   const LayerConfig& config = pass.config.layers[index];
   const graft_moe_shape shape = moe_shape(pass, config);
   const int64_t hidden = pass.config.hidden_size, inner = config.intermediate_size;
-  const int64_t values = row_count(pass, config) * inner;
   const bool routed = config.experts > 0;
   Scratch& scratch = pass.scratch;
   float *gate = f32(state.gate), *up = f32(state.up), *product = f32(scratch.product);
@@ -163,7 +165,7 @@ void mlp_half_backward(
   float* d_product = f32(scratch.d_product);
 
   const float* d_rows = half_split(pass, layer.mlp_out_norm, state.half, d);
-  check(gate_of(pass).forward(gate, up, values, product, GRAFT_CPU, nullptr));
+  activate(pass, config, gate, up, product);
   const float* down_input = product;
   if (routed) {
     // d_gate is free until the activation's backward pass.
@@ -184,7 +186,8 @@ void mlp_half_backward(
     check(graft_moe_weigh_backward(&shape, d_product, product, state.row_pair.data(),
                                    f32(state.weight), inner, d_product, f32(scratch.d_weight)));
   }
-  check(gate_of(pass).backward(d_product, gate, up, values, d_gate, d_up, GRAFT_CPU, nullptr));
+  check(graft_gate_backward(gate_of(pass), row_count(pass, config), inner, d_product, inner, gate,
+                            up, inner, d_gate, d_up, GRAFT_F32, GRAFT_CPU, nullptr));
 
   const float* input = half_input(pass, layer.mlp_norm, state.half, x);
   const float* rows = mlp_rows(pass, config, state, input);
