@@ -23,7 +23,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from peft import PeftModel  # noqa: E402
+from peft import PeftModel, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
@@ -56,7 +56,7 @@ def hf_logits(directory, ids, adapter=None):
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
         names = set(load_file(adapter / "adapter_model.safetensors"))
-        own = {name.replace(".default.", ".") for name in model.state_dict() if "lora_" in name}
+        own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
         assert names == own, f"missing or unexpected keys: {names ^ own}"
     model.eval()
     with torch.no_grad():
@@ -142,8 +142,31 @@ def every_family_equals_transformers_and_peft():
 
 
 @case
+def every_kind_of_adapter_takes_the_same_steps_as_in_peft():
+    import adapters
+    adapters.compare(GRAFT.parent / "graft-steps", WORK)
+
+
+@case
 def quickstart_adapter_loads_in_peft_and_merges():
     check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(700))
+
+
+@case
+def every_kind_of_adapter_loads_in_peft_and_merges():
+    ids, data = some_ids(700), ROOT / "examples/quickstart/eval.jsonl"
+    for name, overrides in {
+        "DoRA and the head": ["use_dora=true", "lora_modules_to_save=[lm_head]"],
+        "PiSSA": ["init_lora_weights=pissa", "use_rslora=true", "lora_rank_pattern={o_proj: 3}"],
+        "patterns": ["lora_target_modules=[q_proj, mlp.up_proj]", "lora_layers_to_transform=[1]",
+                     "lora_alpha_pattern={q_proj: 5.5}", "lora_modules_to_save=[norm, embed_tokens]"],
+    }.items():
+        adapter = train_adapter(f"kind {name}", BASE, data, "lora", *overrides)
+        theirs = hf_logits(BASE, ids, adapter)
+        check_close(f"{name} in PEFT", graft_logits(ids, "--model", BASE, "--adapter", adapter), theirs, 1e-4)
+        merged = WORK / f"merged {name}"
+        graft("adapter", "merge", "--model", BASE, "--adapter", adapter, "--out", merged)
+        check_close("the merge", hf_logits(merged, ids), theirs, 1e-4)
 
 
 @case

@@ -14,6 +14,7 @@ struct LinearExtent {
   int64_t rank = 0;
   int64_t in = 0;
   int64_t quantized = 0;  // values of the largest weight in 4 bits
+  int64_t weighed = 0;    // outputs of the widest linear with DoRA
   bool dropout = false;
 };
 
@@ -22,6 +23,7 @@ LinearExtent linear_extent(const Model& model) {
   for (const Linear* linear : model.linears()) {
     extent.rank = std::max(extent.rank, linear->lora.rank);
     extent.in = std::max(extent.in, linear->in);
+    if (linear->lora.magnitude.defined()) extent.weighed = std::max(extent.weighed, linear->out);
     extent.dropout = extent.dropout || linear->lora.dropout > 0;
     if (linear->base.quantized()) {
       extent.quantized = std::max(extent.quantized, linear->in * linear->out);
@@ -30,10 +32,10 @@ LinearExtent linear_extent(const Model& model) {
   return extent;
 }
 
-std::vector<int64_t> ranks_of(const std::vector<Linear>& linears) {
-  std::vector<int64_t> ranks;
-  for (const Linear& linear : linears) ranks.push_back(linear.lora.rank);
-  return ranks;
+std::vector<int64_t> widths_of(const std::vector<Linear>& linears) {
+  std::vector<int64_t> widths;
+  for (const Linear& linear : linears) widths.push_back(linear.kept_width());
+  return widths;
 }
 
 void enlarge(int64_t& size, int64_t other) {
@@ -45,9 +47,9 @@ void enlarge(std::vector<int64_t>& sizes, const std::vector<int64_t>& others) {
   for (size_t i = 0; i < others.size(); ++i) enlarge(sizes[i], others[i]);
 }
 
-// u of a linear, undefined where it has no adapter.
-at::Tensor make_u(int64_t rows, int64_t rank, Buffers& buffers) {
-  return rank > 0 ? buffers.make({rows, rank}) : at::Tensor();
+// What a linear's adapter keeps, undefined where there is none.
+at::Tensor make_kept(int64_t rows, int64_t width, Buffers& buffers) {
+  return width > 0 ? buffers.make({rows, width}) : at::Tensor();
 }
 
 HalfState make_half(const ModelConfig& config, int64_t tokens, Buffers& buffers) {
@@ -76,8 +78,10 @@ AttentionState make_attention_state(const ModelConfig& config,
   }
   state.attended = buffers.make({tokens, config.q_width()});
   state.lse = buffers.make({tokens, config.heads});
-  for (const int64_t rank : shape.qkv_ranks) state.u_qkv.push_back(make_u(tokens, rank, buffers));
-  state.u_o = make_u(tokens, shape.o_rank, buffers);
+  for (const int64_t width : shape.qkv_kept) {
+    state.kept_qkv.push_back(make_kept(tokens, width, buffers));
+  }
+  state.kept_o = make_kept(tokens, shape.o_kept, buffers);
   return state;
 }
 
@@ -90,10 +94,12 @@ MlpState make_mlp_state(const ModelConfig& config,
   state.half = make_half(config, tokens, buffers);
   state.gate = buffers.make({tokens * shape.inner});
   state.up = buffers.make({tokens * shape.inner});
-  for (const int64_t rank : shape.in_ranks) state.u_in.push_back(make_u(rows, rank, buffers));
-  state.u_down = make_u(rows, shape.down_rank, buffers);
+  for (const int64_t width : shape.in_kept) {
+    state.kept_in.push_back(make_kept(rows, width, buffers));
+  }
+  state.kept_down = make_kept(rows, shape.down_kept, buffers);
   if (shape.experts == 0) return state;
-  state.u_router = make_u(tokens, shape.router_rank, buffers);
+  state.kept_router = make_kept(tokens, shape.router_kept, buffers);
   state.probabilities = buffers.make({tokens, shape.experts});
   state.weight = buffers.make({tokens, config.experts_per_token});
   const auto pairs = static_cast<size_t>(tokens * config.experts_per_token);
@@ -120,12 +126,12 @@ StateShape StateShape::of(const Model& model, size_t index) {
   shape.rows = config.experts > 0 ? model.config.experts_per_token : 1;
   shape.inner = shape.rows * config.intermediate_size;
   shape.experts = config.experts;
-  shape.qkv_ranks = ranks_of(layer.qkv);
-  shape.o_rank = layer.o.lora.rank;
-  if (layer.router) shape.router_rank = layer.router->lora.rank;
+  shape.qkv_kept = widths_of(layer.qkv);
+  shape.o_kept = layer.o.kept_width();
+  if (layer.router) shape.router_kept = layer.router->kept_width();
   for (const Mlp& mlp : layer.mlps) {
-    enlarge(shape.in_ranks, ranks_of(mlp.in));
-    enlarge(shape.down_rank, mlp.down.lora.rank);
+    enlarge(shape.in_kept, widths_of(mlp.in));
+    enlarge(shape.down_kept, mlp.down.kept_width());
   }
   return shape;
 }
@@ -137,11 +143,11 @@ StateShape StateShape::of_all(const Model& model) {
     enlarge(all.rows, shape.rows);
     enlarge(all.inner, shape.inner);
     enlarge(all.experts, shape.experts);
-    enlarge(all.qkv_ranks, shape.qkv_ranks);
-    enlarge(all.o_rank, shape.o_rank);
-    enlarge(all.router_rank, shape.router_rank);
-    enlarge(all.in_ranks, shape.in_ranks);
-    enlarge(all.down_rank, shape.down_rank);
+    enlarge(all.qkv_kept, shape.qkv_kept);
+    enlarge(all.o_kept, shape.o_kept);
+    enlarge(all.router_kept, shape.router_kept);
+    enlarge(all.in_kept, shape.in_kept);
+    enlarge(all.down_kept, shape.down_kept);
   }
   return all;
 }
@@ -180,7 +186,8 @@ Scratch::Scratch(const Model& model, int64_t tokens, Keep keep, Buffers& buffers
   if (extent.quantized > 0) weight_ = buffers.make({extent.quantized});
   if (extent.dropout) dropped_ = buffers.make({row_count, extent.in});
   if (keep == Keep::kForBackward) {
-    low_rank_ = make_u(row_count, extent.rank, buffers);
+    low_rank_ = make_kept(row_count, extent.rank, buffers);
+    weighed_ = make_kept(row_count, extent.weighed, buffers);
     d_normed = buffers.make({tokens, hidden});
     if (config.residual_scale != 1) d_branch = buffers.make({tokens, hidden});
     if (config.placement != Placement::kPre) d_unnormed = buffers.make({tokens, hidden});
@@ -200,6 +207,7 @@ Scratch::Scratch(const Model& model, int64_t tokens, Keep keep, Buffers& buffers
   linear.weight = f32_or_null(weight_);
   linear.low_rank = f32_or_null(low_rank_);
   linear.dropped = f32_or_null(dropped_);
+  linear.weighed = f32_or_null(weighed_);
 }
 
 const float* half_input(const Pass& pass, const Norm& norm, HalfState& state, const float* x) {

@@ -48,20 +48,21 @@ struct AttentionState {
   at::Tensor v;  // [T, G E]
   at::Tensor q_inv_rms;
   at::Tensor k_inv_rms;
-  at::Tensor attended;            // [T, H E]
-  at::Tensor lse;                 // [T, H]
-  std::vector<at::Tensor> u_qkv;  // [T, rank] for each linear; undefined without an adapter
-  at::Tensor u_o;
+  at::Tensor attended;               // [T, H E]
+  at::Tensor lse;                    // [T, H]
+  std::vector<at::Tensor> kept_qkv;  // [T, kept_width] of each linear; undefined without an adapter
+  at::Tensor kept_o;
 };
 
 struct MlpState {
   HalfState half;
-  at::Tensor gate;               // [R F]
-  at::Tensor up;                 // [R F]
-  std::vector<at::Tensor> u_in;  // [R, rank] for each linear, the experts' one after another
-  at::Tensor u_down;
+  at::Tensor gate;  // [R F]
+  at::Tensor up;    // [R F]
+  std::vector<at::Tensor>
+      kept_in;  // [R, kept_width] of each linear, the experts' one after another
+  at::Tensor kept_down;
   // With experts (kernels/moe.h):
-  at::Tensor u_router;       // [T, rank]
+  at::Tensor kept_router;    // [T, kept_width]
   at::Tensor probabilities;  // [T, N]
   at::Tensor weight;         // [T, M]
   std::vector<int32_t> expert;
@@ -85,11 +86,11 @@ struct StateShape {
   int64_t rows = 0;     // R / T
   int64_t inner = 0;    // values of gate: R F / T
   int64_t experts = 0;  // 0 without
-  std::vector<int64_t> qkv_ranks;
-  int64_t o_rank = 0;
-  int64_t router_rank = 0;
-  std::vector<int64_t> in_ranks;
-  int64_t down_rank = 0;
+  std::vector<int64_t> qkv_kept;
+  int64_t o_kept = 0;
+  int64_t router_kept = 0;
+  std::vector<int64_t> in_kept;
+  int64_t down_kept = 0;
 
   static StateShape of(const Model& model, size_t index);
   static StateShape of_all(const Model& model);
@@ -124,7 +125,7 @@ struct Scratch {
   at::Tensor attention_workspace;
 
  private:
-  at::Tensor weight_, low_rank_, dropped_;
+  at::Tensor weight_, low_rank_, dropped_, weighed_;
 };
 
 // One micro-batch on its way through the blocks.

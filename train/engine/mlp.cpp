@@ -57,9 +57,9 @@ void for_mlps(const Pass& pass, const Layer& layer, const MlpState& state, const
   }
 }
 
-// Row `begin` of a linear's u, whose rows are of its own rank.
-float* u_at(const at::Tensor& u, const Linear& linear, int64_t begin) {
-  return u.defined() ? f32(u) + begin * linear.lora.rank : nullptr;
+// Where what a linear keeps of rows from `begin` on is.
+float* kept_at(const at::Tensor& kept, const Linear& linear, int64_t begin) {
+  return kept.defined() ? f32(kept) + begin * linear.kept_width() : nullptr;
 }
 
 void route(const Pass& pass,
@@ -70,7 +70,7 @@ void route(const Pass& pass,
   const graft_moe_shape shape = moe_shape(pass, config);
   float* const logits[] = {f32(pass.scratch.logits)};
   linear_forward(*layer.router, pass.linear, input, shape.tokens, logits,
-                 f32_or_null(state.u_router));
+                 f32_or_null(state.kept_router));
   check(graft_moe_route(&shape, logits[0], f32(state.probabilities), state.expert.data(),
                         f32(state.weight)));
   check(graft_moe_sort(&shape, state.expert.data(), state.offsets.data(), state.row_pair.data(),
@@ -92,7 +92,7 @@ void route_backward(const Pass& pass,
   check(graft_moe_route_backward(&shape, f32(state.probabilities), state.expert.data(),
                                  f32(state.weight), f32(pass.scratch.d_weight), d_logits));
   const float* const planes[] = {d_logits};
-  linear_backward(*layer.router, pass.linear, input, f32_or_null(state.u_router), shape.tokens,
+  linear_backward(*layer.router, pass.linear, input, f32_or_null(state.kept_router), shape.tokens,
                   planes, d_input, InputGrad::kAdd);
 }
 
@@ -130,7 +130,7 @@ void mlp_half_forward(const Pass& pass,
     for (size_t i = 0; i < mlp.in.size(); ++i) {
       const size_t parts = mlp.in[i].parts.size();
       linear_forward(mlp.in[i], linear, rows + range.begin * hidden, range.count,
-                     {planes + plane, parts}, u_at(state.u_in[i], mlp.in[i], range.begin));
+                     {planes + plane, parts}, kept_at(state.kept_in[i], mlp.in[i], range.begin));
       plane += parts;
     }
   });
@@ -145,7 +145,7 @@ void mlp_half_forward(const Pass& pass,
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
     float* const plane[] = {out_rows + range.begin * hidden};
     linear_forward(mlp.down, linear, product + range.begin * inner, range.count, plane,
-                   u_at(state.u_down, mlp.down, range.begin));
+                   kept_at(state.kept_down, mlp.down, range.begin));
   });
   if (routed) {
     check(graft_moe_combine(&shape, out_rows, state.pair_row.data(), hidden, target));
@@ -179,7 +179,7 @@ void mlp_half_backward(
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
     const float* const plane[] = {d_rows + range.begin * hidden};
     linear_backward(mlp.down, linear, down_input + range.begin * inner,
-                    u_at(state.u_down, mlp.down, range.begin), range.count, plane,
+                    kept_at(state.kept_down, mlp.down, range.begin), range.count, plane,
                     d_product + range.begin * inner, InputGrad::kOverwrite);
   });
   if (routed) {
@@ -199,7 +199,7 @@ void mlp_half_backward(
     for (size_t i = 0; i < mlp.in.size(); ++i) {
       const size_t parts = mlp.in[i].parts.size();
       linear_backward(mlp.in[i], linear, rows + range.begin * hidden,
-                      u_at(state.u_in[i], mlp.in[i], range.begin), range.count,
+                      kept_at(state.kept_in[i], mlp.in[i], range.begin), range.count,
                       {planes + plane, parts}, d_in_rows + range.begin * hidden,
                       i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd);
       plane += parts;
