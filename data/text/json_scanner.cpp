@@ -67,10 +67,10 @@ uint32_t JsonScanner::hex4() {
 std::string_view JsonScanner::number_text() {
   skip_space();
   const size_t begin = at_;
-  while (at_ < text_.size() &&
-         std::string_view("0123456789+-.eE").find(text_[at_]) != std::string_view::npos) {
-    ++at_;
-  }
+  const auto is_part = [](char c) {
+    return (c >= '0' && c <= '9') || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E';
+  };
+  while (at_ < text_.size() && is_part(text_[at_])) ++at_;
   return text_.substr(begin, at_ - begin);
 }
 

@@ -17,19 +17,31 @@ inline uint64_t hash_bytes(std::string_view bytes) {
   constexpr uint64_t kFirst = 0x9E3779B97F4A7C15ULL;
   constexpr uint64_t kSecond = 0xBF58476D1CE4E5B9ULL;
   uint64_t hash = kFirst ^ bytes.size();
+  const size_t size = bytes.size();
+  const char* data = bytes.data();
   size_t at = 0;
-  for (; at + 8 <= bytes.size(); at += 8) {
+  for (; at + 8 < size; at += 8) {
     uint64_t block;
-    std::memcpy(&block, bytes.data() + at, 8);
+    std::memcpy(&block, data + at, 8);
     hash = (hash ^ block) * kSecond;
     hash ^= hash >> 32;
   }
-  if (at < bytes.size()) {
-    uint64_t tail = 0;
-    std::memcpy(&tail, bytes.data() + at, bytes.size() - at);
-    hash = (hash ^ tail) * kFirst;
-    hash ^= hash >> 29;
+  // The last bytes, with some before them: a copy of just them would be a call.
+  uint64_t tail = 0;
+  if (size >= 8) {
+    std::memcpy(&tail, data + size - 8, 8);
+  } else if (size >= 4) {
+    uint32_t first;
+    uint32_t last;
+    std::memcpy(&first, data, 4);
+    std::memcpy(&last, data + size - 4, 4);
+    tail = uint64_t{first} << 32 | last;
+  } else if (size > 0) {
+    const auto byte = [&](size_t i) { return uint64_t{static_cast<unsigned char>(data[i])}; };
+    tail = byte(0) << 16 | byte(size / 2) << 8 | byte(size - 1);
   }
+  hash = (hash ^ tail) * kFirst;
+  hash ^= hash >> 29;
   hash *= kSecond;
   return hash ^ hash >> 32;
 }
