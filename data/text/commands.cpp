@@ -54,13 +54,34 @@ Json parse_line(std::string_view line, int64_t number) {
   }
 }
 
-int answer_lines(const std::function<Json(const Json&, const std::string& where)>& answer) {
+// A member that is nearly one of those that are known. Others may stand in the line.
+void refuse_typos(const Json& row,
+                  std::span<const std::string_view> known,
+                  const std::string& where) {
+  if (!row.is_object()) return;
+  for (const auto& [key, value] : row.as_object()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    if (nearest_name(key, known).empty()) continue;
+    fail(ExitCode::kData, unknown_name("member", key, known), where, "correct the member's name");
+  }
+}
+
+int answer_lines(std::span<const std::string_view> known,
+                 const std::function<Json(const Json&, const std::string& where)>& answer) {
   std::ios::sync_with_stdio(false);
   std::string line;
   for (int64_t number = 1; std::getline(std::cin, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = "stdin:" + std::to_string(number);
-    print_json(answer(parse_line(line, number), where));
+    const Json row = parse_line(line, number);
+    refuse_typos(row, known, where);
+    try {
+      print_json(answer(row, where));
+    } catch (const Error& error) {
+      const ErrorText& text = error.text();
+      const bool is_placed = text.where.starts_with(where);
+      fail(error.code(), text.what, is_placed ? text.where : where + ": " + text.where, text.fix);
+    }
   }
   if (std::cin.bad()) fail_io("cannot read", "stdin");
   flush_stdout();
@@ -94,8 +115,9 @@ int run_encode(const Args& args) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     if (!encoder.answer(line, out)) {
       const std::string where = "stdin:" + std::to_string(number);
-      need_member(parse_line(line, number), "text", where).as_string();
-      fail(ExitCode::kData, "each line must be one JSON object with \"text\"", where);
+      const Json& text = need_member(parse_line(line, number), "text", where);
+      fail(ExitCode::kData, "\"text\" must be a string, got " + std::string(text.type_name()),
+           where, "write lines like {\"text\": \"…\"}");
     }
     // Someone who writes a line and waits gets the answer.
     if (out.size() < kFlushBytes && std::cin.rdbuf()->in_avail() > 0) continue;
@@ -113,7 +135,8 @@ int run_decode(const Args& args) {
   const auto tokenizer = load_tokenizer(args.need("--tokenizer"));
   const auto skip =
       args.flag("--skip-special") ? Tokenizer::SkipSpecial::kYes : Tokenizer::SkipSpecial::kNo;
-  return answer_lines([&](const Json& row, const std::string& where) {
+  constexpr std::array<std::string_view, 1> kMembers = {"ids"};
+  return answer_lines(kMembers, [&](const Json& row, const std::string& where) {
     std::vector<int32_t> ids;
     for (const Json& id : need_member(row, "ids", where).as_array()) {
       ids.push_back(static_cast<int32_t>(std::clamp<int64_t>(id.as_int(), -1, INT32_MAX)));
@@ -155,13 +178,15 @@ std::vector<ByteRange> in_characters(std::string_view text, const std::vector<By
 
 int run_render(const Args& args) {
   const ChatTemplate chat = template_of(args);
-  return answer_lines([&](const Json& row, const std::string& where) {
+  constexpr std::array<std::string_view, 4> kMembers = {"messages", "tools",
+                                                        "add_generation_prompt", "vars"};
+  return answer_lines(kMembers, [&](const Json& row, const std::string& where) {
     RenderInput input;
     input.messages = need_member(row, "messages", where);
     if (const Json* tools = row.find("tools")) input.tools = *tools;
     if (const Json* vars = row.find("vars")) input.vars = *vars;
     const Json* prompt = row.find("add_generation_prompt");
-    input.add_generation_prompt = prompt && prompt->is_bool() && prompt->as_bool();
+    input.add_generation_prompt = prompt && !prompt->is_null() && prompt->as_bool();
     input.now = args.text("--now");
     Json answer = Json::object();
     try {

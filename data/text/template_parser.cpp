@@ -186,8 +186,11 @@ class Parser {
       expect_block_end();
       return make(word == "break" ? NodeKind::kBreak : NodeKind::kContinue, position);
     }
-    fail_at(name_, position, "the statement \"" + word + "\" is not supported",
-            "graft knows if, for, set, macro, call, filter, generation, with, break, continue");
+    constexpr std::array<std::string_view, 20> kKnown = {
+        "if",         "elif",          "else",     "endif",   "for",     "endfor",  "set",
+        "endset",     "macro",         "endmacro", "call",    "endcall", "filter",  "endfilter",
+        "generation", "endgeneration", "with",     "endwith", "break",   "continue"};
+    fail_at(name_, position, unknown_name("statement", word, kKnown));
   }
 
   NodePtr parse_if(Position position) {

@@ -290,6 +290,7 @@ TokenizeSummary tokenize_files(const TokenizeInput& input,
     done_bytes += static_cast<int64_t>(bytes);
     if (progress) progress(std::min(done_bytes, total_bytes), total_bytes);
   }
+  if (progress) progress(total_bytes, total_bytes);
   TokenizeSummary summary = collector.finish(options.mask);
   summary.store = options.out;
   return summary;
