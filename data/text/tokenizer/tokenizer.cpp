@@ -272,7 +272,7 @@ bool Tokenizer::is_special(int32_t id) const {
 }
 
 std::string_view Tokenizer::kind() const {
-  return parts_->bpe ? "bpe" : parts_->unigram ? "unigram" : "sentencepiece";
+  return parts_->bpe ? "bpe" : "unigram";
 }
 const std::string& Tokenizer::digest() const {
   return parts_->digest;
