@@ -692,6 +692,26 @@ class Parser {
 
 }  // namespace
 
+Node::~Node() {
+  std::vector<NodePtr> pending;
+  const auto take = [&](Node& node) {
+    for (std::vector<NodePtr>* part : {&node.children, &node.body, &node.other}) {
+      for (NodePtr& child : *part) {
+        if (child) pending.push_back(std::move(child));
+      }
+    }
+    for (auto& keyword : node.keywords) {
+      if (keyword.second) pending.push_back(std::move(keyword.second));
+    }
+  };
+  take(*this);
+  while (!pending.empty()) {
+    const NodePtr node = std::move(pending.back());
+    pending.pop_back();
+    take(*node);
+  }
+}
+
 int32_t Tree::number_of(std::string_view name) const {
   const auto found = std::find(names.begin(), names.end(), name);
   return found == names.end() ? kNoName : static_cast<int32_t>(found - names.begin());

@@ -2,7 +2,8 @@
 """Speed of text to tokens beside its peers. Usage: bench_tokenizers.py path/to/graft-tokenizer-arm path/to/graft [text of a row]
 
 One thread each, rows in memory, deduplicated, a fresh cache every round. The arms of a row take turns;
-before and after each a fixed piece of work is timed, and a round beside a slow one is thrown away.
+before and after each a fixed piece of work is timed, and a round beside a slow one, or in which an arm
+got less than 95 % of a processor, is thrown away.
 Figures are medians of five rounds; where the machine was never quiet they are marked "busy" and taken
 from processor time over all rounds, which other work slows down less. Prints each row's target; exit
 code 1 when a quiet row misses it. Needs ../shared (or $GRAFT_SHARED).
@@ -78,9 +79,10 @@ def measure(arms):
             taken[name] = arm()
             slowest = max(slowest, before, probe())
             answers[name] = taken[name][2]
+        had_processor = all(cpu >= 0.95 * wall for wall, cpu, _ in taken.values())
         for name, (wall, cpu, _) in taken.items():
             busy[name].append(cpu)
-            if slowest <= FASTEST * SLOW:
+            if slowest <= FASTEST * SLOW and had_processor:
                 quiet[name].append(wall)
         if len(next(iter(quiet.values()))) == ROUNDS:
             return {n: (statistics.median(t), answers[n]) for n, t in quiet.items()}, True

@@ -44,7 +44,7 @@ class Reader {
       if (member == "model") {
         read_model(scanner);
       } else {
-        file_.root.set(member, parse_json(scanner.raw_value(), name_ + ": " + member));
+        file_.root.set(member, parse_small(scanner, member));
       }
     }
     scanner.end();
@@ -59,6 +59,17 @@ class Reader {
                         const std::string& key,
                         const JsonScanner& scanner) {
     if (!seen.insert(key).second) scanner.refuse("duplicate key \"" + key + "\"");
+  }
+
+  // A member that becomes a tree: real ones stay below 2 MB, and a byte may cost 30 of memory.
+  Json parse_small(JsonScanner& scanner, const std::string& member) const {
+    constexpr size_t kMaxBytes = size_t{8} << 20;
+    const std::string_view text = scanner.raw_value();
+    if (text.size() > kMaxBytes) {
+      scanner.refuse("\"" + member + "\" must have at most " + std::to_string(kMaxBytes) +
+                     " bytes, got " + std::to_string(text.size()));
+    }
+    return parse_json(text, name_ + ": " + member);
   }
 
   void read_model(JsonScanner& scanner) {
@@ -79,7 +90,7 @@ class Reader {
           merges_text_ = scanner.raw_value();
         }
       } else {
-        file_.model.set(member, parse_json(scanner.raw_value(), name_ + ": model." + member));
+        file_.model.set(member, parse_small(scanner, "model." + member));
       }
     }
   }

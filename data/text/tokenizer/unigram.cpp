@@ -134,11 +134,11 @@ void UnigramModel::encode(std::string_view text,
   const size_t size = end - begin;
   best.assign(size + 1, Node{});
   const auto offer = [&](size_t from, size_t to, int32_t id, double score) {
-    const double total = best[from].score + score;
+    double total = best[from].score + score;
+    if (rules_.is_sentencepiece) total = static_cast<float>(total);
     Node& node = best[to];
     if (node.length == 0 || total > node.score) {
-      const double kept = rules_.is_sentencepiece ? static_cast<float>(total) : total;
-      node = {kept, id, static_cast<uint32_t>(to - from)};
+      node = {total, id, static_cast<uint32_t>(to - from)};
     }
   };
   for (size_t at = 0; at < size;) {

@@ -83,6 +83,34 @@ TEST_CASE("tokenizer: tokenizer.model alone gives the ids of tokenizer.json", "[
   }
 }
 
+TEST_CASE("tokenizer: tokenizer.model of every kind gives sentencepiece's ids",
+          "[data][tokenizer]") {
+  const std::string directory = test::source_path("tests/golden/tokenizer_spm/");
+  const std::string name =
+      GENERATE("bpe_map", "bpe_spaces", "unigram", "unigram_map", "unigram_plain");
+  CAPTURE(name);
+  const auto tokenizer = load_tokenizer(directory + name + ".model");
+  int rows = 0;
+  for (const Json& row : test::read_golden(directory + "golden.jsonl")) {
+    if (row.at("model").as_string() != name) continue;
+    const std::string text = row.at("text").as_string();
+    CAPTURE(text);
+    const Encoding encoding = tokenizer->encode(text);
+    CHECK(encoding.ids == test::ids_of(row, "ids"));
+    CHECK(tokenizer->encode_ids(text) == encoding.ids);
+    int64_t at = 0;
+    for (const ByteRange& span : encoding.spans) {
+      CHECK(span.begin == at);
+      CHECK(span.end >= span.begin);
+      at = span.end;
+    }
+    // White space that vanishes with the whole text belongs to no token.
+    if (!encoding.ids.empty()) CHECK(at == static_cast<int64_t>(text.size()));
+    ++rows;
+  }
+  CHECK(rows == 51);
+}
+
 TEST_CASE("tokenizer: every kind of step gives what tokenizers gives", "[data][tokenizer]") {
   const std::string steps = test::source_path("tests/golden/tokenizer_steps/");
   const std::string name =
