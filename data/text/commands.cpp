@@ -13,6 +13,7 @@
 #include "core/json.h"
 #include "core/progress.h"
 #include "data/text/encode_lines.h"
+#include "data/text/extend_tokenizer.h"
 #include "data/text/packing.h"
 #include "data/text/show.h"
 #include "data/text/template.h"
@@ -532,6 +533,43 @@ int run_show(const Args& args) {
   return 0;
 }
 
+// ---- extend
+
+int run_extend(const Args& args) {
+  const std::string model = args.need("--model");
+  const std::string out = args.need("--out");
+  if (!directory_exists(model)) {
+    fail(ExitCode::kUsage, "expected a model directory", model, "name it with --model DIR");
+  }
+  std::vector<AddedTokenSpec> tokens;
+  for (const std::string& content : args.positionals()) {
+    tokens.push_back({.content = content, .special = !args.flag("--normal")});
+  }
+  const std::vector<NewToken> added = extend_tokenizer_files(model, tokens, out);
+  Json list = Json::array();
+  std::vector<std::vector<std::string>> rows = {{"id", "token", "row begins as the mean of"}};
+  for (const NewToken& token : added) {
+    Json pieces = Json::array();
+    std::string names;
+    for (const int32_t piece : token.pieces) {
+      pieces.push_back(piece);
+      names += (names.empty() ? "" : " ") + std::to_string(piece);
+    }
+    rows.push_back({std::to_string(token.id), token.content, token.is_new ? names : "(known)"});
+    list.push_back(Json::object({{"id", token.id},
+                                 {"token", token.content},
+                                 {"is_new", token.is_new},
+                                 {"mean_of", std::move(pieces)}}));
+  }
+  if (args.json()) {
+    print_json(Json::object({{"out", out}, {"tokens", std::move(list)}}));
+  } else {
+    print(format_table("><<", rows));
+  }
+  flush_stdout();
+  return 0;
+}
+
 constexpr Option kTokenizer{"--tokenizer", "DIR|FILE", "",
                             "a model directory, tokenizer.json or tokenizer.model"};
 
@@ -582,6 +620,16 @@ std::vector<Command> text_commands() {
         {"--model", "DIR", "", "the model directory, when it has moved since tokenize"}},
        {"graft data show train.h5 -n 5"},
        run_show},
+      {"extend",
+       "TOKEN…",
+       1,
+       -1,
+       "a tokenizer with more tokens, and the rows that theirs begin as",
+       {{"--model", "DIR", "", "directory with the tokenizer"},
+        {"--out", "DIR", "", "where the extended tokenizer's files go"},
+        {"--normal", "", "", "plain tokens; else special ones, which decoding can leave out"}},
+       {"graft data extend '<|tool|>' '<|observation|>' --model base/ --out extended/"},
+       run_extend},
       {"encode",
        "",
        0,
