@@ -29,11 +29,14 @@ function(graft_cuda_library name)
   set(log ${CMAKE_BINARY_DIR}/kernels/ptxas.log)
   set(library ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/libgraft_cuda.so)
   # -fmad=false: a product and a sum are rounded apart unless a kernel asks for fma, as on the CPU.
-  set(flags -std=c++20 -O3 -fmad=false -lineinfo -Xptxas -v -I${PROJECT_SOURCE_DIR}
+  set(flags -std=c++20 -O3 -fmad=false -lineinfo --compress-mode=size -Xptxas -v -I${PROJECT_SOURCE_DIR}
     -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off
     -gencode arch=compute_80,code=sm_80
+    -gencode arch=compute_86,code=sm_86
+    -gencode arch=compute_89,code=sm_89
     -gencode arch=compute_90a,code=sm_90a
-    -gencode arch=compute_90,code=compute_90)
+    -gencode arch=compute_100,code=sm_100
+    -gencode arch=compute_100,code=compute_100)
   set(objects)
   set(logs)
   foreach(source ${ARG_SOURCES})
@@ -41,7 +44,7 @@ function(graft_cuda_library name)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/${stem}.cuda.o)
     add_custom_command(OUTPUT ${object} ${object}.log
       COMMAND sh ${PROJECT_SOURCE_DIR}/cmake/keep_stderr.sh ${object}.log
-        ${GRAFT_NVCC} ${flags} -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
+        ${CMAKE_CXX_COMPILER_LAUNCHER} ${GRAFT_NVCC} ${flags} -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
       DEPENDS ${source} ${ARG_DEPENDS}
       COMMENT "Building CUDA object ${stem}" VERBATIM)
     list(APPEND objects ${object})

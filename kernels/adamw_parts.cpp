@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/device.h"
+#include "kernels/elementwise.h"
 
 namespace graft::kernels {
 namespace {
@@ -15,6 +16,19 @@ int64_t tile_count(const graft_adamw_part* parts, int64_t part_count) {
   int64_t tiles = 0;
   for (int64_t i = 0; i < part_count; ++i) tiles += (parts[i].count + kTile - 1) / kTile;
   return tiles;
+}
+
+graft_status check_copy(const char* function, const graft_adamw_part& part) {
+  if (part.copy == nullptr) return GRAFT_OK;
+  if (const graft_status status = check_element(function, part.copy_type)) return status;
+  if (const graft_status status =
+          check_counts(function, {{"copy_columns", part.copy_columns, 1},
+                                  {"copy_stride", part.copy_stride, part.copy_columns}})) {
+    return status;
+  }
+  if (part.count % part.copy_columns == 0) return GRAFT_OK;
+  return fail(GRAFT_BAD_SHAPE, function, "count is %lld, expected whole rows of %lld",
+              static_cast<long long>(part.count), static_cast<long long>(part.copy_columns));
 }
 
 graft_status check_parts(const char* function, const graft_adamw_part* parts, int64_t part_count) {
@@ -34,6 +48,7 @@ graft_status check_parts(const char* function, const graft_adamw_part* parts, in
                                                               {"v", parts[i].v}})) {
       return status;
     }
+    if (const graft_status status = check_copy(function, parts[i])) return status;
   }
   return GRAFT_OK;
 }
@@ -139,6 +154,13 @@ extern "C" graft_status graft_adamw_parts_step(const graft_adamw_part* parts,
     own.weight_decay = parts[i].weight_decay;
     if (const graft_status status = graft_adamw_step(parts[i].param, parts[i].grad, parts[i].m,
                                                      parts[i].v, parts[i].count, &own)) {
+      return status;
+    }
+    if (parts[i].copy == nullptr || parts[i].count == 0) continue;
+    if (const graft_status status = graft_convert(
+            parts[i].param, GRAFT_F32, parts[i].copy_columns, parts[i].copy, parts[i].copy_type,
+            parts[i].copy_stride, parts[i].count / parts[i].copy_columns, parts[i].copy_columns,
+            parts[i].copy_scale)) {
       return status;
     }
   }

@@ -15,6 +15,13 @@ typedef struct graft_adamw_part {
   float *m, *v;
   int64_t count;
   float weight_decay;  // instead of the options' own
+  // A copy of the updated parameter for the products, or NULL: param, [count / copy_columns,
+  // copy_columns], times copy_scale, rounded to copy_type, copy_stride from row to row.
+  void* copy;
+  graft_float_type copy_type;
+  int64_t copy_columns;  // a divisor of count
+  int64_t copy_stride;   // >= copy_columns
+  float copy_scale;
 } graft_adamw_part;
 
 // Bytes of workspace; 0 for parts that the step would refuse.
@@ -24,7 +31,7 @@ size_t graft_adamw_parts_workspace_bytes(const graft_adamw_part* parts, int64_t 
 // with the gradient's factor
 //   grad_scale * max_norm / norm   when 0 < max_norm < norm
 //   grad_scale                     otherwise
-// When the norm is not finite no part is changed.
+// When the norm is not finite no part and no copy is changed.
 //   parts      on the host; read before the call returns
 //   result [2] out, in the device's memory: the norm, and the factor (0 when nothing was changed)
 //   workspace  at least graft_adamw_parts_workspace_bytes, 16-byte aligned, in the device's memory

@@ -44,6 +44,7 @@ graft_status check_shape(const char* function,
                          const graft_attention_shape* shape,
                          graft_device device) {
   if (const graft_status status = check_pointers(function, {{"shape", shape}})) return status;
+  if (const graft_status status = check_element(function, shape->type)) return status;
   if (const graft_status status = check_counts(function, {{"documents", shape->documents},
                                                           {"heads", shape->heads, 1},
                                                           {"kv_heads", shape->kv_heads, 1},
@@ -97,22 +98,30 @@ int64_t longest_document(const graft_attention_shape& shape) {
 }
 
 struct Inputs {
-  const float *q, *k, *v;
+  const void *q, *k, *v;
 };
+
+const void* moved(const void* p, int64_t elements, graft_float_type type) {
+  return static_cast<const char*>(p) + elements * size_of(type);
+}
+void* moved(void* p, int64_t elements, graft_float_type type) {
+  return static_cast<char*>(p) + elements * size_of(type);
+}
 
 AttentionHead head_of(const graft_attention_shape& shape,
                       const Inputs& inputs,
-                      float* out,
+                      void* out,
                       float* lse,
                       int64_t document,
                       int64_t head) {
-  const int64_t token = shape.cu_seqlens[document];
+  const int64_t token = shape.cu_seqlens[document], d = shape.head_dim;
   const int64_t kv_head = head / (shape.heads / shape.kv_heads);
   AttentionHead result;
-  result.q = inputs.q + token * shape.q_stride + head * shape.head_dim;
-  result.k = inputs.k + token * shape.k_stride + kv_head * shape.head_dim;
-  result.v = inputs.v + token * shape.v_stride + kv_head * shape.head_dim;
-  result.out = out + token * shape.out_stride + head * shape.head_dim;
+  result.type = shape.type;
+  result.q = moved(inputs.q, token * shape.q_stride + head * d, shape.type);
+  result.k = moved(inputs.k, token * shape.k_stride + kv_head * d, shape.type);
+  result.v = moved(inputs.v, token * shape.v_stride + kv_head * d, shape.type);
+  result.out = moved(out, token * shape.out_stride + head * d, shape.type);
   result.lse = lse + token * shape.heads + head;
   result.q_stride = shape.q_stride;
   result.k_stride = shape.k_stride;
@@ -120,34 +129,44 @@ AttentionHead head_of(const graft_attention_shape& shape,
   result.out_stride = shape.out_stride;
   result.lse_stride = shape.heads;
   result.length = shape.cu_seqlens[document + 1] - token;
-  result.head_dim = shape.head_dim;
+  result.head_dim = d;
   result.window = shape.window > 0 ? shape.window : kNoWindow;
   result.scale = shape.scale;
   result.softcap = shape.softcap;
   return result;
 }
 
-// Several query heads of one key/value head write their dk and dv apart, to be added in order.
-bool needs_partials(const graft_attention_shape& shape) {
-  return shape.heads > shape.kv_heads;
-}
-
+// A gradient whose float32 sums are kept in the workspace, [tokens, heads, head_dim].
 int64_t partial_floats(const graft_attention_shape& shape) {
   return token_count(shape) * shape.heads * shape.head_dim;
 }
+// Several query heads of one key/value head write their dk and dv apart, to be added in order; sums
+// that continue from chunk to chunk cannot lie in bfloat16.
+int64_t partial_arrays(const graft_attention_shape& shape) {
+  if (shape.type == GRAFT_BF16) return 3;  // dk, dv, dq
+  return shape.heads > shape.kv_heads ? 2 : 0;
+}
 
-// to [tokens, kv_heads, head_dim] = sum over the group of from [tokens, heads, head_dim].
-void add_groups(const graft_attention_shape& shape, const float* from, float* to, int64_t stride) {
-  const int64_t group = shape.heads / shape.kv_heads, d = shape.head_dim;
+// to [tokens, to_heads, head_dim] = the sums of each group of from [tokens, heads, head_dim].
+void add_groups(const graft_attention_shape& shape,
+                const float* from,
+                int64_t to_heads,
+                void* to,
+                int64_t stride) {
+  const int64_t group = shape.heads / to_heads, d = shape.head_dim;
   const int64_t tokens = token_count(shape);
   const Table& isa = table();
   for_pieces(tokens, 64, tokens * shape.heads * d, [&](int64_t begin, int64_t end) {
+    float sum[256];  // the largest head_dim
     for (int64_t token = begin; token < end; ++token) {
-      for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-        const float* source = from + (token * shape.heads + kv_head * group) * d;
-        float* target = to + token * stride + kv_head * d;
-        std::copy(source, source + d, target);
-        for (int64_t i = 1; i < group; ++i) isa.add(target, source + i * d, d);
+      for (int64_t head = 0; head < to_heads; ++head) {
+        const float* const source = from + (token * shape.heads + head * group) * d;
+        std::copy(source, source + d, sum);
+        for (int64_t i = 1; i < group; ++i) {
+          isa.addition({sum, source + i * d, GRAFT_F32, GRAFT_F32}, 0, d);
+        }
+        void* const target = moved(to, token * stride + head * d, shape.type);
+        isa.conversion({sum, target, GRAFT_F32, shape.type, d, d, d, 1.0f}, 0, 1);
       }
     }
   });
@@ -159,10 +178,10 @@ void add_groups(const graft_attention_shape& shape, const float* from, float* to
 using namespace graft::kernels;
 
 extern "C" graft_status graft_attention_forward(const graft_attention_shape* shape,
-                                                const float* q,
-                                                const float* k,
-                                                const float* v,
-                                                float* out,
+                                                const void* q,
+                                                const void* k,
+                                                const void* v,
+                                                void* out,
                                                 float* lse,
                                                 graft_device device,
                                                 graft_stream stream) {
@@ -191,8 +210,9 @@ extern "C" graft_status graft_attention_forward(const graft_attention_shape* sha
     const AttentionHead head = head_of(*shape, inputs, out, lse, document, task % shape->heads);
     const int64_t begin = piece * kTaskRows, end = std::min(begin + kTaskRows, head.length);
     if (begin >= end) continue;
-    isa.attention_forward(head, begin, end,
-                          thread_scratch(isa.attention_forward_scratch(shape->head_dim)));
+    isa.attention_forward(
+        head, begin, end,
+        thread_scratch(isa.attention_forward_scratch(shape->head_dim, shape->type)));
   }
   return GRAFT_OK;
 }
@@ -203,20 +223,19 @@ extern "C" size_t graft_attention_workspace_bytes(const graft_attention_shape* s
   if (device != GRAFT_CPU) {
     return static_cast<size_t>(shape->tokens * shape->heads) * sizeof(float);
   }
-  if (!needs_partials(*shape)) return 0;
-  return 2 * static_cast<size_t>(partial_floats(*shape)) * sizeof(float);
+  return static_cast<size_t>(partial_arrays(*shape) * partial_floats(*shape)) * sizeof(float);
 }
 
 extern "C" graft_status graft_attention_backward(const graft_attention_shape* shape,
-                                                 const float* q,
-                                                 const float* k,
-                                                 const float* v,
-                                                 const float* out,
+                                                 const void* q,
+                                                 const void* k,
+                                                 const void* v,
+                                                 const void* out,
                                                  const float* lse,
-                                                 const float* dout,
-                                                 float* dq,
-                                                 float* dk,
-                                                 float* dv,
+                                                 const void* dout,
+                                                 void* dq,
+                                                 void* dk,
+                                                 void* dv,
                                                  void* workspace,
                                                  size_t workspace_bytes,
                                                  graft_device device,
@@ -249,13 +268,19 @@ extern "C" graft_status graft_attention_backward(const graft_attention_shape* sh
   }
   const Table& isa = table();
   const Inputs inputs{q, k, v};
-  const bool partials = needs_partials(*shape);
-  const int64_t d = shape->head_dim;
+  const int64_t arrays = partial_arrays(*shape), d = shape->head_dim;
   const int64_t partial_stride = shape->heads * d;
-  float* const dk_heads = partials ? static_cast<float*>(workspace) : dk;
-  float* const dv_heads = partials ? dk_heads + partial_floats(*shape) : dv;
-  const int64_t dk_stride = partials ? partial_stride : shape->k_stride;
-  const int64_t dv_stride = partials ? partial_stride : shape->v_stride;
+  // dk, dv and dq as the heads write them: where they go, or apart in the workspace.
+  struct Sums {
+    float* values;
+    int64_t stride;
+  };
+  const auto sums_of = [&](int64_t index, void* array, int64_t stride) {
+    if (index >= arrays) return Sums{static_cast<float*>(array), stride};
+    return Sums{static_cast<float*>(workspace) + index * partial_floats(*shape), partial_stride};
+  };
+  const Sums dk_sums = sums_of(0, dk, shape->k_stride), dv_sums = sums_of(1, dv, shape->v_stride);
+  const Sums dq_sums = sums_of(2, dq, shape->q_stride);
   const int64_t tasks = shape->documents * shape->heads;
   const int64_t work = token_count(*shape) * partial_stride;
 #pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && work > kParallelWork / 16)
@@ -265,33 +290,34 @@ extern "C" graft_status graft_attention_backward(const graft_attention_shape* sh
     AttentionHeadGradient head;
     // The inner function reads out and lse only.
     head.forward =
-        head_of(*shape, inputs, const_cast<float*>(out), const_cast<float*>(lse), document, index);
-    head.dout = dout + token * shape->out_stride + index * d;
-    head.dq = dq + token * shape->q_stride + index * d;
-    head.dk = dk_heads + token * dk_stride + index * d;
-    head.dv = dv_heads + token * dv_stride + index * d;
-    head.dk_stride = dk_stride;
-    head.dv_stride = dv_stride;
-    isa.attention_backward(head, thread_scratch(isa.attention_backward_scratch(d)));
+        head_of(*shape, inputs, const_cast<void*>(out), const_cast<float*>(lse), document, index);
+    head.dout = moved(dout, token * shape->out_stride + index * d, shape->type);
+    head.dq = dq_sums.values + token * dq_sums.stride + index * d;
+    head.dk = dk_sums.values + token * dk_sums.stride + index * d;
+    head.dv = dv_sums.values + token * dv_sums.stride + index * d;
+    head.dq_stride = dq_sums.stride;
+    head.dk_stride = dk_sums.stride;
+    head.dv_stride = dv_sums.stride;
+    isa.attention_backward(head, thread_scratch(isa.attention_backward_scratch(d, shape->type)));
   }
-  if (partials) {
-    add_groups(*shape, dk_heads, dk, shape->k_stride);
-    add_groups(*shape, dv_heads, dv, shape->v_stride);
-  }
+  if (arrays > 0) add_groups(*shape, dk_sums.values, shape->kv_heads, dk, shape->k_stride);
+  if (arrays > 1) add_groups(*shape, dv_sums.values, shape->kv_heads, dv, shape->v_stride);
+  if (arrays > 2) add_groups(*shape, dq_sums.values, shape->heads, dq, shape->q_stride);
   return GRAFT_OK;
 }
 
-extern "C" graft_status graft_attention_decode(const float* q,
-                                               const float* k_cache,
-                                               const float* v_cache,
+extern "C" graft_status graft_attention_decode(const void* q,
+                                               const void* k_cache,
+                                               const void* v_cache,
                                                int64_t positions,
                                                int64_t heads,
                                                int64_t kv_heads,
                                                int64_t head_dim,
                                                float scale,
-                                               float* out,
+                                               void* out,
                                                int64_t window,
                                                float softcap,
+                                               graft_float_type type,
                                                graft_device device,
                                                graft_stream stream) {
   constexpr const char* kName = "graft_attention_decode";
@@ -308,13 +334,14 @@ extern "C" graft_status graft_attention_decode(const float* q,
                 static_cast<long long>(kv_heads));
   }
   if (const graft_status status = check_score(kName, window, softcap)) return status;
+  if (const graft_status status = check_element(kName, type)) return status;
   if (const graft_status status = check_pointers(
           kName, {{"q", q}, {"k_cache", k_cache}, {"v_cache", v_cache}, {"out", out}})) {
     return status;
   }
   const int64_t first = window > 0 ? std::max<int64_t>(0, positions - window) : 0;
-  const AttentionDecode call{q,        k_cache,  v_cache, first,   positions, heads,
-                             kv_heads, head_dim, scale,   softcap, out};
+  const AttentionDecode call{q,     k_cache,  v_cache,  type,  first,   positions,
+                             heads, kv_heads, head_dim, scale, softcap, out};
   if (device != GRAFT_CPU) {
     return on_device(kName, device, [&](const DeviceTable& functions) {
       return functions.attention_decode(call, stream);
@@ -322,7 +349,7 @@ extern "C" graft_status graft_attention_decode(const float* q,
   }
   const Table& isa = table();
   for_pieces(heads, 1, 2 * positions * heads * head_dim, [&](int64_t begin, int64_t end) {
-    isa.attention_decode(call, begin, end, thread_scratch(positions + 32));
+    isa.attention_decode(call, begin, end, thread_scratch(isa.attention_decode_scratch(call)));
   });
   return GRAFT_OK;
 }

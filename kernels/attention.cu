@@ -69,24 +69,49 @@ __device__ Place place_of(const graft_attention_shape& shape, int64_t tile) {
   return place;
 }
 
-// to [kRows][head_dim] = rows of a tensor; rows past the end are zero.
-__device__ void load_rows(const float* from, int64_t stride, int64_t rows, int64_t d, float* to) {
+// Floats from row to row of a tensor's tile in shared memory: whole fours.
+__device__ __forceinline__ int64_t padded(int64_t d) {
+  return (d + 3) / 4 * 4;
+}
+
+// to [kRows][padded(d)] = rows of a tensor; rows past the end are zero.
+template <class Element>
+__device__ void load_rows(const Element* from, int64_t stride, int64_t rows, int64_t d, float* to) {
   for (int64_t i = threadIdx.x; i < kRows * d; i += kThreads) {
-    to[i] = i / d < rows ? from[i / d * stride + i % d] : 0.0f;
+    to[i / d * padded(d) + i % d] = i / d < rows ? to_float(from[i / d * stride + i % d]) : 0.0f;
   }
 }
 
-// dot[r] = rows[r] . column for the eight rows in shared memory.
-__device__ __forceinline__ void dots(const float* rows,
-                                     const float* column,
-                                     int64_t d,
-                                     float (&dot)[kRows]) {
+__device__ __forceinline__ float part_of(float4 v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// dot[r] = rows[r] . column for the eight rows in shared memory. fours: the column begins at four
+// elements' bytes.
+template <class Element>
+__device__ __forceinline__ void dots(
+    const float* rows, const Element* column, int64_t d, bool fours, float (&dot)[kRows]) {
 #pragma unroll
   for (int64_t r = 0; r < kRows; ++r) dot[r] = 0.0f;
-  for (int64_t i = 0; i < d; ++i) {
-    const float value = column[i];
+  const int64_t row_floats = padded(d);
+  int64_t i = 0;
+  // Unrolled further, the loop's addresses and values no longer fit the registers.
+#pragma unroll 1
+  for (; i + 4 <= d; i += 4) {
+    const float4 value = fours ? load_four<true>(column + i, 4) : load_four<false>(column + i, 4);
 #pragma unroll
-    for (int64_t r = 0; r < kRows; ++r) dot[r] = __fmaf_rn(rows[r * d + i], value, dot[r]);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const float4 row = *reinterpret_cast<const float4*>(rows + r * row_floats + i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) dot[r] = __fmaf_rn(part_of(row, j), part_of(value, j), dot[r]);
+    }
+  }
+  for (; i < d; ++i) {
+    const float value = to_float(column[i]);
+#pragma unroll
+    for (int64_t r = 0; r < kRows; ++r) {
+      dot[r] = __fmaf_rn(rows[r * row_floats + i], value, dot[r]);
+    }
   }
 }
 
@@ -103,37 +128,52 @@ __device__ __forceinline__ Owned owned_by_thread(int64_t d) {
 }
 
 // sum[column part][row] continued over `count` factors: factor[row * stride + i] * values[i].
-template <int kColumns>
+// Factors lie in shared memory, rows a multiple of four apart, and are read in fours.
+template <int kColumns, class Element>
 __device__ __forceinline__ void accumulate(const Owned& owned,
                                            const float* factor,
                                            int64_t stride,
                                            int64_t count,
-                                           const float* values,
+                                           const Element* values,
                                            int64_t values_stride,
                                            int64_t d,
                                            float (&sum)[kColumns][kRows]) {
-  for (int64_t i = 0; i < count; ++i) {
+#pragma unroll 1
+  for (int64_t i = 0; i < count; i += 4) {
 #pragma unroll
     for (int part = 0; part < kColumns; ++part) {
       const int64_t column = owned.column + part * kThreads;
-      const float value = column < d ? values[i * values_stride + column] : 0.0f;
+      float value[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const bool inside = column < d && i + j < count;
+        value[j] = inside ? to_float(values[(i + j) * values_stride + column]) : 0.0f;
+      }
 #pragma unroll
       for (int64_t r = 0; r < kRows; ++r) {
         if (r >= owned.rows) break;
-        sum[part][r] = __fmaf_rn(factor[(owned.first_row + r) * stride + i], value, sum[part][r]);
+        const float4 factors =
+            *reinterpret_cast<const float4*>(factor + (owned.first_row + r) * stride + i);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (i + j < count) {
+            sum[part][r] = __fmaf_rn(part_of(factors, j), value[j], sum[part][r]);
+          }
+        }
       }
     }
   }
 }
 
 struct ForwardShared {
-  float q[kRows * kMostHeadDim];
-  float score[kRows][kForwardKeys];
+  alignas(16) float q[kRows * kMostHeadDim];
+  alignas(16) float score[kRows][kForwardKeys];
   float correction[kRows], top[kRows], total[kRows];
 };
 
-template <int kColumns>
-__global__ void __launch_bounds__(kThreads) attention_forward_kernel(AttentionForward call) {
+template <class Element, int kColumns>
+__global__ void __launch_bounds__(kThreads, 4)
+    attention_forward_kernel(AttentionForward call, bool fours) {
   GRAFT_SHARED(ForwardShared, shared);
   const graft_attention_shape& shape = call.shape;
   const Place place = place_of(shape, blockIdx.x);
@@ -141,9 +181,12 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(AttentionFo
   const int64_t d = shape.head_dim, head = blockIdx.y;
   const int64_t kv_head = head / (shape.heads / shape.kv_heads);
   const int64_t token = place.document_begin + place.row;
-  const float* const k = call.k + place.document_begin * shape.k_stride + kv_head * d;
-  const float* const v = call.v + place.document_begin * shape.v_stride + kv_head * d;
-  load_rows(call.q + token * shape.q_stride + head * d, shape.q_stride, place.rows, d, shared.q);
+  const Element* const k =
+      static_cast<const Element*>(call.k) + place.document_begin * shape.k_stride + kv_head * d;
+  const Element* const v =
+      static_cast<const Element*>(call.v) + place.document_begin * shape.v_stride + kv_head * d;
+  load_rows(static_cast<const Element*>(call.q) + token * shape.q_stride + head * d, shape.q_stride,
+            place.rows, d, shared.q);
   const Owned owned = owned_by_thread(d);
   float out[kColumns][kRows] = {};
   // The row whose softmax this half warp does.
@@ -159,7 +202,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(AttentionFo
     __syncthreads();
     for (int64_t j = threadIdx.x; j < keys; j += kThreads) {
       float dot[kRows];
-      dots(shared.q, k + (begin + j) * shape.k_stride, d, dot);
+      dots(shared.q, k + (begin + j) * shape.k_stride, d, fours, dot);
 #pragma unroll
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t i = place.row + r, seen = begin + j;
@@ -228,13 +271,14 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(AttentionFo
       const int64_t row = owned.first_row + r;
       if (row >= place.rows || column >= d) continue;
       const float inverse = __fdiv_rn(1.0f, shared.total[row]);
-      call.out[(token + row) * shape.out_stride + head * d + column] =
-          __fmul_rn(out[part][r], inverse);
+      static_cast<Element*>(call.out)[(token + row) * shape.out_stride + head * d + column] =
+          to_element<Element>(__fmul_rn(out[part][r], inverse));
     }
   }
 }
 
 // delta [tokens, heads] = dout . out: half a warp each, in the order of the CPU's dot().
+template <class Element>
 __global__ void __launch_bounds__(kThreads) attention_delta_kernel(AttentionBackward call) {
   const graft_attention_shape& shape = call.shape;
   const int64_t item =
@@ -242,9 +286,11 @@ __global__ void __launch_bounds__(kThreads) attention_delta_kernel(AttentionBack
   const int64_t lane = threadIdx.x % kLanes;
   const bool inside = item < shape.tokens * shape.heads;
   const int64_t at = item / shape.heads * shape.out_stride + item % shape.heads * shape.head_dim;
+  const Element* const out = static_cast<const Element*>(call.out) + at;
+  const Element* const dout = static_cast<const Element*>(call.dout) + at;
   float sum = 0.0f;
   for (int64_t i = lane; inside && i < shape.head_dim; i += kLanes) {
-    sum = __fmaf_rn(call.dout[at + i], call.out[at + i], sum);
+    sum = __fmaf_rn(to_float(dout[i]), to_float(out[i]), sum);
   }
   sum = sum_lanes(sum);
   if (inside && lane == 0) call.delta[item] = sum;
@@ -266,13 +312,14 @@ pair_gradient(float dot, float dp, float lse, float delta, const graft_attention
 }
 
 struct QueryGradientShared {
-  float q[kRows * kMostHeadDim], dout[kRows * kMostHeadDim];
-  float ds[kRows][kThreads];
+  alignas(16) float q[kRows * kMostHeadDim];
+  alignas(16) float dout[kRows * kMostHeadDim];
+  alignas(16) float ds[kRows][kThreads];
 };
 
-template <int kColumns>
-__global__ void __launch_bounds__(kThreads)
-    attention_query_gradient_kernel(AttentionBackward call) {
+template <class Element, int kColumns>
+__global__ void __launch_bounds__(kThreads, 3)
+    attention_query_gradient_kernel(AttentionBackward call, bool fours) {
   GRAFT_SHARED(QueryGradientShared, shared);
   const graft_attention_shape& shape = call.shape;
   const Place place = place_of(shape, blockIdx.x);
@@ -280,11 +327,14 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t d = shape.head_dim, head = blockIdx.y;
   const int64_t kv_head = head / (shape.heads / shape.kv_heads);
   const int64_t token = place.document_begin + place.row;
-  const float* const k = call.k + place.document_begin * shape.k_stride + kv_head * d;
-  const float* const v = call.v + place.document_begin * shape.v_stride + kv_head * d;
-  load_rows(call.q + token * shape.q_stride + head * d, shape.q_stride, place.rows, d, shared.q);
-  load_rows(call.dout + token * shape.out_stride + head * d, shape.out_stride, place.rows, d,
-            shared.dout);
+  const Element* const k =
+      static_cast<const Element*>(call.k) + place.document_begin * shape.k_stride + kv_head * d;
+  const Element* const v =
+      static_cast<const Element*>(call.v) + place.document_begin * shape.v_stride + kv_head * d;
+  load_rows(static_cast<const Element*>(call.q) + token * shape.q_stride + head * d, shape.q_stride,
+            place.rows, d, shared.q);
+  load_rows(static_cast<const Element*>(call.dout) + token * shape.out_stride + head * d,
+            shape.out_stride, place.rows, d, shared.dout);
   const Owned owned = owned_by_thread(d);
   float dq[kColumns][kRows] = {};
   const int64_t end = place.row + place.rows;
@@ -293,8 +343,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t j = key + threadIdx.x;
     float dot[kRows] = {}, dp[kRows] = {};
     if (j < end) {
-      dots(shared.q, k + j * shape.k_stride, d, dot);
-      dots(shared.dout, v + j * shape.v_stride, d, dp);
+      dots(shared.q, k + j * shape.k_stride, d, fours, dot);
+      dots(shared.dout, v + j * shape.v_stride, d, fours, dp);
     }
 #pragma unroll
     for (int64_t r = 0; r < kRows; ++r) {
@@ -318,19 +368,22 @@ __global__ void __launch_bounds__(kThreads)
       if (r >= owned.rows) break;
       const int64_t row = owned.first_row + r;
       if (row >= place.rows || column >= d) continue;
-      call.dq[(token + row) * shape.q_stride + head * d + column] = dq[part][r];
+      static_cast<Element*>(call.dq)[(token + row) * shape.q_stride + head * d + column] =
+          to_element<Element>(dq[part][r]);
     }
   }
 }
 
 struct KeyGradientShared {
-  float k[kRows * kMostHeadDim], v[kRows * kMostHeadDim];
-  float p[kRows][kThreads], ds[kRows][kThreads];
+  alignas(16) float k[kRows * kMostHeadDim];
+  alignas(16) float v[kRows * kMostHeadDim];
+  alignas(16) float p[kRows][kThreads];
+  alignas(16) float ds[kRows][kThreads];
 };
 
-template <int kColumns>
+template <class Element, int kColumns>
 __global__ void __launch_bounds__(kThreads, 2)
-    attention_key_gradient_kernel(AttentionBackward call) {
+    attention_key_gradient_kernel(AttentionBackward call, bool fours) {
   GRAFT_SHARED(KeyGradientShared, shared);
   const graft_attention_shape& shape = call.shape;
   const Place place = place_of(shape, blockIdx.x);
@@ -338,23 +391,28 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t d = shape.head_dim, kv_head = blockIdx.y;
   const int64_t group = shape.heads / shape.kv_heads;
   const int64_t token = place.document_begin + place.row;
-  load_rows(call.k + token * shape.k_stride + kv_head * d, shape.k_stride, place.rows, d, shared.k);
-  load_rows(call.v + token * shape.v_stride + kv_head * d, shape.v_stride, place.rows, d, shared.v);
+  load_rows(static_cast<const Element*>(call.k) + token * shape.k_stride + kv_head * d,
+            shape.k_stride, place.rows, d, shared.k);
+  load_rows(static_cast<const Element*>(call.v) + token * shape.v_stride + kv_head * d,
+            shape.v_stride, place.rows, d, shared.v);
   const Owned owned = owned_by_thread(d);
   // The last key of the tile is seen by the queries before its window's end.
   const int64_t end = least(place.length, place.row + place.rows - 1 + shape.window);
+  float dk_total[kColumns][kRows] = {}, dv_total[kColumns][kRows] = {};
   for (int64_t member = 0; member < group; ++member) {
     const int64_t head = kv_head * group + member;
-    const float* const q = call.q + place.document_begin * shape.q_stride + head * d;
-    const float* const dout = call.dout + place.document_begin * shape.out_stride + head * d;
+    const Element* const q =
+        static_cast<const Element*>(call.q) + place.document_begin * shape.q_stride + head * d;
+    const Element* const dout =
+        static_cast<const Element*>(call.dout) + place.document_begin * shape.out_stride + head * d;
     float dk[kColumns][kRows] = {}, dv[kColumns][kRows] = {};
     for (int64_t query = place.row; query < end; query += kThreads) {
       __syncthreads();
       const int64_t i = query + threadIdx.x;
       float dot[kRows] = {}, dp[kRows] = {}, lse = 0.0f, delta = 0.0f;
       if (i < end) {
-        dots(shared.k, q + i * shape.q_stride, d, dot);
-        dots(shared.v, dout + i * shape.out_stride, d, dp);
+        dots(shared.k, q + i * shape.q_stride, d, fours, dot);
+        dots(shared.v, dout + i * shape.out_stride, d, fours, dp);
         const int64_t row = (place.document_begin + i) * shape.heads + head;
         lse = call.lse[row];
         delta = call.delta[row];
@@ -378,17 +436,25 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int part = 0; part < kColumns; ++part) {
-      const int64_t column = owned.column + part * kThreads;
 #pragma unroll
       for (int64_t r = 0; r < kRows; ++r) {
-        if (r >= owned.rows) break;
-        const int64_t row = owned.first_row + r;
-        if (row >= place.rows || column >= d) continue;
-        float* const to_k = call.dk + (token + row) * shape.k_stride + kv_head * d + column;
-        float* const to_v = call.dv + (token + row) * shape.v_stride + kv_head * d + column;
-        *to_k = member == 0 ? dk[part][r] : __fadd_rn(*to_k, dk[part][r]);
-        *to_v = member == 0 ? dv[part][r] : __fadd_rn(*to_v, dv[part][r]);
+        dk_total[part][r] = member == 0 ? dk[part][r] : __fadd_rn(dk_total[part][r], dk[part][r]);
+        dv_total[part][r] = member == 0 ? dv[part][r] : __fadd_rn(dv_total[part][r], dv[part][r]);
       }
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < kColumns; ++part) {
+    const int64_t column = owned.column + part * kThreads;
+#pragma unroll
+    for (int64_t r = 0; r < kRows; ++r) {
+      if (r >= owned.rows) break;
+      const int64_t row = owned.first_row + r;
+      if (row >= place.rows || column >= d) continue;
+      static_cast<Element*>(call.dk)[(token + row) * shape.k_stride + kv_head * d + column] =
+          to_element<Element>(dk_total[part][r]);
+      static_cast<Element*>(call.dv)[(token + row) * shape.v_stride + kv_head * d + column] =
+          to_element<Element>(dv_total[part][r]);
     }
   }
 }
@@ -409,29 +475,41 @@ __device__ __forceinline__ void add_lanes(float (&lane)[kLanes]) {
 }
 
 // q . k in the order of the CPU's dot(): 16 lanes, then pairwise.
-__device__ float dot_in_lanes(const float* q, const float* k, int64_t d) {
+template <class Element>
+__device__ float dot_in_lanes(const float* q, const Element* k, int64_t d, bool fours) {
   float lane[kLanes] = {};
   for (int64_t i = 0; i < d; i += kLanes) {
 #pragma unroll
-    for (unsigned j = 0; j < kLanes; ++j) {
-      if (i + j < d) lane[j] = __fmaf_rn(q[i + j], k[i + j], lane[j]);
+    for (unsigned j = 0; j < kLanes; j += 4) {
+      if (i + j >= d) break;
+      const Element* const from = k + i + j;
+      const float4 value = fours ? load_four<true>(from, 4) : load_four<false>(from, d - i - j);
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        if (i + j + part >= d) break;
+        lane[j + part] = __fmaf_rn(q[i + j + part], part_of(value, part), lane[j + part]);
+      }
     }
   }
   add_lanes<kLanes / 2>(lane);
   return lane[0];
 }
 
-template <int kColumns>
-__global__ void __launch_bounds__(kThreads) attention_decode_kernel(AttentionDecode call) {
+template <class Element, int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    attention_decode_kernel(AttentionDecode call, bool fours) {
   GRAFT_SHARED(DecodeShared, shared);
   const int64_t d = call.head_dim, head = blockIdx.x, stride = call.kv_heads * d;
   const int64_t offset = call.first * stride + head / (call.heads / call.kv_heads) * d;
-  const float *const k = call.k + offset, *const v = call.v + offset;
+  const Element* const q = static_cast<const Element*>(call.q) + head * d;
+  const Element* const k = static_cast<const Element*>(call.k) + offset;
+  const Element* const v = static_cast<const Element*>(call.v) + offset;
   const int64_t count = call.positions - call.first;
-  for (int64_t i = threadIdx.x; i < d; i += kThreads) shared.q[i] = call.q[head * d + i];
+  for (int64_t i = threadIdx.x; i < d; i += kThreads) shared.q[i] = to_float(q[i]);
   __syncthreads();
   const auto score_at = [&](int64_t j) {
-    return score_of(dot_in_lanes(shared.q, k + j * stride, d), call.scale, call.softcap).value;
+    const float dot = dot_in_lanes(shared.q, k + j * stride, d, fours);
+    return score_of(dot, call.scale, call.softcap).value;
   };
   float largest = -INFINITY;
   for (int64_t j = threadIdx.x; j < count; j += kThreads) {
@@ -461,7 +539,8 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(AttentionDec
       for (int part = 0; part < kColumns; ++part) {
         const int64_t column = threadIdx.x + part * kThreads;
         if (column < d) {
-          out[part] = __fmaf_rn(shared.score[j], v[(key + j) * stride + column], out[part]);
+          const float value = to_float(v[(key + j) * stride + column]);
+          out[part] = __fmaf_rn(shared.score[j], value, out[part]);
         }
       }
     }
@@ -476,7 +555,10 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(AttentionDec
 #pragma unroll
   for (int part = 0; part < kColumns; ++part) {
     const int64_t column = threadIdx.x + part * kThreads;
-    if (column < d) call.out[head * d + column] = __fmul_rn(out[part], inverse);
+    if (column < d) {
+      static_cast<Element*>(call.out)[head * d + column] =
+          to_element<Element>(__fmul_rn(out[part], inverse));
+    }
   }
 }
 
@@ -486,50 +568,72 @@ int64_t most_tiles(const graft_attention_shape& shape) {
   return (shape.tokens + kRows - 1) / kRows + shape.documents;
 }
 
+// Whether rows of heads can be read in fours.
+bool has_fours(const graft_attention_shape& shape) {
+  return shape.head_dim % 4 == 0 && shape.q_stride % 4 == 0 && shape.k_stride % 4 == 0 &&
+         shape.v_stride % 4 == 0 && shape.out_stride % 4 == 0;
+}
+
+// launch(an element, std::integral_constant of the columns that a thread owns).
+template <class Launch>
+void for_head(graft_float_type type, int64_t head_dim, const Launch& launch) {
+  for_element(type, [&](auto element) {
+    if (head_dim <= kThreads) {
+      launch(element, std::integral_constant<int, 1>{});
+    } else {
+      launch(element, std::integral_constant<int, 2>{});
+    }
+  });
+}
+
 }  // namespace
 
 graft_status attention_forward(const AttentionForward& call, graft_stream stream) {
   constexpr const char* kName = "graft_attention_forward";
-  const int64_t tiles = most_tiles(call.shape);
+  const graft_attention_shape& shape = call.shape;
+  const int64_t tiles = most_tiles(shape);
   if (const graft_status status = check_grid(kName, tiles)) return status;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(call.shape.heads));
-  if (call.shape.head_dim <= kThreads) {
-    GRAFT_LAUNCH((attention_forward_kernel<1>), grid, kThreads, stream, call);
-  } else {
-    GRAFT_LAUNCH((attention_forward_kernel<2>), grid, kThreads, stream, call);
-  }
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(shape.heads));
+  const bool fours = has_fours(shape) && aligned_for_four(shape.type, call.k);
+  for_head(shape.type, shape.head_dim, [&](auto element, auto columns) {
+    GRAFT_LAUNCH((attention_forward_kernel<decltype(element), columns.value>), grid, kThreads,
+                 stream, call, fours);
+  });
   return launch_status(kName);
 }
 
 graft_status attention_backward(const AttentionBackward& call, graft_stream stream) {
   constexpr const char* kName = "graft_attention_backward";
-  const int64_t tiles = most_tiles(call.shape);
-  const int64_t rows = call.shape.tokens * call.shape.heads;
+  const graft_attention_shape& shape = call.shape;
+  const int64_t tiles = most_tiles(shape);
+  const int64_t rows = shape.tokens * shape.heads;
   const int64_t delta_blocks = (rows + kThreads / kLanes - 1) / (kThreads / kLanes);
   if (const graft_status status = check_grid(kName, tiles)) return status;
   if (const graft_status status = check_grid(kName, delta_blocks)) return status;
-  const dim3 queries(static_cast<unsigned>(tiles), static_cast<unsigned>(call.shape.heads));
-  const dim3 keys(static_cast<unsigned>(tiles), static_cast<unsigned>(call.shape.kv_heads));
-  GRAFT_LAUNCH(attention_delta_kernel, static_cast<unsigned>(delta_blocks), kThreads, stream, call);
-  if (call.shape.head_dim <= kThreads) {
-    GRAFT_LAUNCH((attention_query_gradient_kernel<1>), queries, kThreads, stream, call);
-    GRAFT_LAUNCH((attention_key_gradient_kernel<1>), keys, kThreads, stream, call);
-  } else {
-    GRAFT_LAUNCH((attention_query_gradient_kernel<2>), queries, kThreads, stream, call);
-    GRAFT_LAUNCH((attention_key_gradient_kernel<2>), keys, kThreads, stream, call);
-  }
+  const dim3 queries(static_cast<unsigned>(tiles), static_cast<unsigned>(shape.heads));
+  const dim3 keys(static_cast<unsigned>(tiles), static_cast<unsigned>(shape.kv_heads));
+  const bool fours =
+      has_fours(shape) && aligned_for_four(shape.type, call.q, call.k, call.v, call.dout);
+  for_head(shape.type, shape.head_dim, [&](auto element, auto columns) {
+    using Element = decltype(element);
+    GRAFT_LAUNCH((attention_delta_kernel<Element>), static_cast<unsigned>(delta_blocks), kThreads,
+                 stream, call);
+    GRAFT_LAUNCH((attention_query_gradient_kernel<Element, columns.value>), queries, kThreads,
+                 stream, call, fours);
+    GRAFT_LAUNCH((attention_key_gradient_kernel<Element, columns.value>), keys, kThreads, stream,
+                 call, fours);
+  });
   return launch_status(kName);
 }
 
 graft_status attention_decode(const AttentionDecode& call, graft_stream stream) {
   constexpr const char* kName = "graft_attention_decode";
   if (const graft_status status = check_grid(kName, call.heads)) return status;
-  const unsigned grid = static_cast<unsigned>(call.heads);
-  if (call.head_dim <= kThreads) {
-    GRAFT_LAUNCH((attention_decode_kernel<1>), grid, kThreads, stream, call);
-  } else {
-    GRAFT_LAUNCH((attention_decode_kernel<2>), grid, kThreads, stream, call);
-  }
+  const bool fours = call.head_dim % 4 == 0 && aligned_for_four(call.type, call.k);
+  for_head(call.type, call.head_dim, [&](auto element, auto columns) {
+    GRAFT_LAUNCH((attention_decode_kernel<decltype(element), columns.value>),
+                 static_cast<unsigned>(call.heads), kThreads, stream, call, fours);
+  });
   return launch_status(kName);
 }
 

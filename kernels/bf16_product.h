@@ -21,8 +21,11 @@ struct Bf16Operands {
   graft_float_type a_type;
   int64_t lda;
   float beta;
-  float* c;
+  void* c;
   int64_t ldc;
+  graft_float_type c_type = GRAFT_F32;
+  graft_transpose ta = GRAFT_N;  // GRAFT_T: a is stored [k, m]
+  float alpha = 1.0f;
 };
 
 graft_status check_bf16_operands(const char* function, const Bf16Operands& o);
@@ -35,20 +38,21 @@ struct Bf16Rows {
 };
 Bf16Rows bf16_rows(const Bf16Operands& o);
 
+// The product with a plain B, packed piece by piece; operands are checked.
+void bf16_product_of(const Bf16Operands& operands,
+                     graft_transpose tb,
+                     const uint16_t* b,
+                     int64_t ldb);
+
+// C = beta C.
+void bf16_scale_only(const Bf16Operands& o);
+
 // panels_of(j, width, p, depth, scratch) gives op(B)'s rows p.. and columns j.. as bf16_pack does,
-// in `scratch` (panel_values floats of it) or elsewhere. op(B) of width 0 never comes.
+// in `scratch` (scratch_floats of it) or elsewhere. op(B) of width 0 never comes.
 template <class PanelsOf>
 void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf& panels_of) {
-  const WeightTable& isa = *table().weights;
-  if (o.k == 0) {
-    for (int64_t i = 0; i < o.m; ++i) {
-      for (int64_t j = 0; j < o.n; ++j) {
-        float& c = o.c[i * o.ldc + j];
-        c = o.beta == 0.0f ? 0.0f : o.beta * c;
-      }
-    }
-    return;
-  }
+  const Table& isa = table();
+  if (o.k == 0 || o.alpha == 0.0f) return bf16_scale_only(o);
   const Bf16Rows a = bf16_rows(o);
   const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
   // Narrower tasks where there are more threads than tasks; a column's value does not change.
@@ -58,23 +62,34 @@ void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf&
     columns = (share + kBf16PanelColumns - 1) / kBf16PanelColumns * kBf16PanelColumns;
   }
   const int64_t tasks = (o.n + columns - 1) / columns;
+  // A bfloat16 C is summed in float32 and rounded once at the end.
+  const bool rounds = o.c_type == GRAFT_BF16;
 #pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && threads > 1)
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t j = task * columns, width = std::min(columns, o.n - j);
-    float* const scratch = scratch_floats > 0 ? thread_scratch(scratch_floats) : nullptr;
+    const int64_t sum_floats = rounds ? o.m * width : 0;
+    float* const scratch = thread_scratch(scratch_floats + sum_floats);
+    void* const c = static_cast<char*>(o.c) + j * size_of(o.c_type);
+    Bf16Block block;
+    block.c = rounds ? scratch + scratch_floats : static_cast<float*>(c);
+    block.ldc = rounds ? width : o.ldc;
+    if (rounds && o.beta != 0.0f) {
+      isa.conversion({c, block.c, GRAFT_BF16, GRAFT_F32, width, o.ldc, width, 1.0f}, 0, o.m);
+    }
     for (int64_t p = 0; p < o.k; p += kBf16Depth) {
       const int64_t depth = std::min(kBf16Depth, o.k - p);
-      Bf16Block block;
       block.a = a.values + p;
       block.a_row = a.row;
       block.panels = panels_of(j, width, p, depth, reinterpret_cast<uint16_t*>(scratch));
       block.m = o.m;
       block.n = width;
       block.depth = depth;
-      block.c = o.c + j;
-      block.ldc = o.ldc;
+      block.alpha = o.alpha;
       block.beta = p == 0 ? o.beta : 1.0f;
-      isa.bf16_block(block);
+      isa.weights->bf16_block(block);
+    }
+    if (rounds) {
+      isa.conversion({block.c, c, GRAFT_F32, GRAFT_BF16, width, width, o.ldc, 1.0f}, 0, o.m);
     }
   }
 }

@@ -45,4 +45,16 @@ inline graft_status check_pointers(const char* function, std::initializer_list<P
   return GRAFT_OK;
 }
 
+// GRAFT_BAD_ARGUMENT for a type that activations cannot have.
+inline graft_status check_element(const char* function, graft_float_type type) {
+  if (type == GRAFT_F32 || type == GRAFT_BF16) return GRAFT_OK;
+  return fail(GRAFT_BAD_ARGUMENT, function, "type is %d, expected 0 (float32) or 1 (bfloat16)",
+              static_cast<int>(type));
+}
+
+// The bytes of one element.
+inline int64_t size_of(graft_float_type type) {
+  return type == GRAFT_F32 ? 4 : 2;
+}
+
 }  // namespace graft::kernels

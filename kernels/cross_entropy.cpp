@@ -1,6 +1,7 @@
 #include "kernels/cross_entropy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "kernels/check.h"
@@ -88,7 +89,7 @@ graft_status chunk_loss(const graft_head& head, const HeadChunk& chunk, int64_t 
 
 using namespace graft::kernels;
 
-extern "C" graft_status graft_cross_entropy(float* logits,
+extern "C" graft_status graft_cross_entropy(void* logits,
                                             const int32_t* labels,
                                             const float* weight,
                                             int64_t rows,
@@ -97,6 +98,8 @@ extern "C" graft_status graft_cross_entropy(float* logits,
                                             float* row_loss,
                                             uint8_t* row_correct,
                                             graft_ce_mode mode,
+                                            graft_float_type type,
+                                            float softcap,
                                             graft_device device,
                                             graft_stream stream) {
   constexpr const char* kName = "graft_cross_entropy";
@@ -106,15 +109,20 @@ extern "C" graft_status graft_cross_entropy(float* logits,
   if (mode != GRAFT_CE_LOSS_ONLY && mode != GRAFT_CE_WITH_GRADIENT) {
     return fail(GRAFT_BAD_ARGUMENT, kName, "mode is %d, expected 0 or 1", static_cast<int>(mode));
   }
+  if (const graft_status status = check_element(kName, type)) return status;
+  if (!(softcap >= 0.0f && std::isfinite(softcap))) {
+    return fail(GRAFT_BAD_ARGUMENT, kName, "softcap is %g, expected a finite number from 0",
+                static_cast<double>(softcap));
+  }
   if (rows == 0) return GRAFT_OK;
   if (const graft_status status =
           check_pointers(kName, {{"logits", logits}, {"labels", labels}, {"row_loss", row_loss}})) {
     return status;
   }
+  const CrossEntropyRows call{logits,  logits,   type,        type,
+                              labels,  weight,   vocab,       scale,
+                              softcap, row_loss, row_correct, mode == GRAFT_CE_WITH_GRADIENT};
   if (device != GRAFT_CPU) {
-    const bool with_gradient = mode == GRAFT_CE_WITH_GRADIENT;
-    const CrossEntropyRows call{logits, labels,   weight,      vocab,
-                                scale,  row_loss, row_correct, with_gradient};
     return on_device(kName, device, [&](const DeviceTable& functions) {
       return functions.cross_entropy(call, rows, stream);
     });
@@ -127,14 +135,8 @@ extern "C" graft_status graft_cross_entropy(float* logits,
   }
   const Table& isa = table();
   // An exponential costs about as much as four additions.
-  for_pieces(rows, 4, 4 * rows * vocab, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float gradient_scale = (weight != nullptr ? weight[row] : 1.0f) * scale;
-      isa.cross_entropy_row(logits + row * vocab, labels[row], vocab,
-                            mode == GRAFT_CE_WITH_GRADIENT ? &gradient_scale : nullptr,
-                            row_loss + row, row_correct != nullptr ? row_correct + row : nullptr);
-    }
-  });
+  for_pieces(rows, 4, 4 * rows * vocab,
+             [&](int64_t begin, int64_t end) { isa.cross_entropy(call, begin, end); });
   return GRAFT_OK;
 }
 

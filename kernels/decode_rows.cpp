@@ -31,8 +31,12 @@ graft_status check_targets(const char* function,
     const graft_nf4_weight& w = t.weight;
     if (const graft_status status = check_counts(function, {{"count", w.count},
                                                             {"columns", t.columns, 1},
-                                                            {"row_stride", t.row_stride, t.columns},
+                                                            {"tail_columns", t.tail_columns},
                                                             {"block_size", w.block_size, 32}})) {
+      return status;
+    }
+    const int64_t width = t.columns + (t.tail != nullptr ? t.tail_columns : 0);
+    if (const graft_status status = check_counts(function, {{"row_stride", t.row_stride, width}})) {
       return status;
     }
     if (w.count % t.columns != 0 || (w.block_size & (w.block_size - 1)) != 0 ||
@@ -106,9 +110,9 @@ graft_status decode_rows(const char* function,
   if (const graft_status status = check_targets(function, call.targets, call.count)) return status;
   for (int64_t i = 0; i < call.count; ++i) {
     const graft_quant4_type type = call.targets[i].weight.type;
-    if (type != GRAFT_NF4 && (device != GRAFT_CPU || type != GRAFT_FP4)) {
+    if (type != GRAFT_NF4 && type != GRAFT_FP4) {
       return fail(GRAFT_BAD_ARGUMENT, function,
-                  "targets[%lld].weight.type is %d, expected nf4 (0), or fp4 (1) on the CPU",
+                  "targets[%lld].weight.type is %d, expected nf4 (0) or fp4 (1)",
                   static_cast<long long>(i), static_cast<int>(type));
     }
   }
@@ -124,6 +128,13 @@ graft_status decode_rows(const char* function,
       // Arguments were checked: a piece cannot be refused.
       static_cast<void>(decode_range(target, call.type, begin, end, thread_scratch(unit)));
     });
+    if (target.tail == nullptr) continue;
+    const size_t size = size_of(call.type), bytes = static_cast<size_t>(target.tail_columns) * size;
+    for (int64_t row = 0; row < target.weight.count / target.columns; ++row) {
+      std::memcpy(static_cast<char*>(target.out) +
+                      static_cast<size_t>(row * target.row_stride + target.columns) * size,
+                  static_cast<const char*>(target.tail) + static_cast<size_t>(row) * bytes, bytes);
+    }
   }
   return GRAFT_OK;
 }

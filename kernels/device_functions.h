@@ -6,12 +6,14 @@
 
 namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
 
-graft_status nf4_quantize(const float* weight,
-                          int64_t count,
-                          int block_size,
-                          uint8_t* packed,
-                          float* absmax,
-                          graft_stream stream);
+graft_status quant4_quantize(graft_quant4_type type,
+                             graft_float_type weight_type,
+                             const void* weight,
+                             int64_t count,
+                             int block_size,
+                             uint8_t* packed,
+                             float* absmax,
+                             graft_stream stream);
 graft_status nf4_compress_absmax(const float* absmax,
                                  int64_t blocks,
                                  uint8_t* absmax8,
@@ -24,33 +26,26 @@ graft_status nf4_decode_f16(const graft_nf4_weight& weight, uint16_t* out, graft
 graft_status rmsnorm_forward(const NormForward& call, int64_t rows, graft_stream stream);
 graft_status rmsnorm_backward(const NormBackward& call, int64_t rows, graft_stream stream);
 graft_status rope_apply(const RopeTurn& call, int64_t tokens, graft_stream stream);
-graft_status gate_forward(const GateForward& call, int64_t count, graft_stream stream);
-graft_status gate_backward(const GateBackward& call, int64_t count, graft_stream stream);
-graft_status add(float* x, const float* y, int64_t count, graft_stream stream);
-graft_status scale(float* x, float s, int64_t count, graft_stream stream);
-graft_status softcap_forward(float* x, float cap, int64_t count, graft_stream stream);
+graft_status gate_forward(const GateForward& call, int64_t rows, graft_stream stream);
+graft_status gate_backward(const GateBackward& call, int64_t rows, graft_stream stream);
+graft_status addition(const Addition& call, int64_t count, graft_stream stream);
+graft_status conversion(const Conversion& call, int64_t rows, graft_stream stream);
+graft_status softcap_forward(
+    void* x, graft_float_type type, float cap, int64_t count, graft_stream stream);
 graft_status softcap_backward(
-    const float* y, float cap, int64_t count, float* dx, graft_stream stream);
+    const void* y, void* dx, graft_float_type type, float cap, int64_t count, graft_stream stream);
 graft_status dropout(const DropoutRows& call, int64_t rows, graft_stream stream);
-graft_status embedding_forward(const int32_t* ids,
-                               int64_t tokens,
-                               const float* table,
-                               int64_t vocab,
-                               int64_t dim,
-                               float* out,
-                               graft_stream stream);
-graft_status embedding_backward(const float* dout,
-                                const int32_t* ids,
-                                int64_t tokens,
-                                int64_t vocab,
-                                int64_t dim,
-                                float* dtable,
-                                graft_stream stream);
+graft_status embedding_forward(const EmbeddingRows& call, graft_stream stream);
+graft_status embedding_backward(const EmbeddingRows& call, graft_stream stream);
 graft_status attention_forward(const AttentionForward& call, graft_stream stream);
 graft_status attention_backward(const AttentionBackward& call, graft_stream stream);
 graft_status attention_decode(const AttentionDecode& call, graft_stream stream);
 graft_status cross_entropy(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
 graft_status decode_rows(const DecodeRows& call, graft_stream stream);
+graft_status multiply(const graft_product& product, graft_stream stream);
+graft_status small_product(const SmallRows& call, graft_stream stream);
+graft_status scatter_rows(const ScatteredRows& call, graft_stream stream);
+graft_status loss_sums(const LossSums& call, graft_stream stream);
 graft_status adamw_parts(const AdamTensors& call, graft_stream stream);
 graft_status allocate(size_t bytes, void** memory);
 graft_status release(void* memory);

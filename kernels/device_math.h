@@ -2,6 +2,9 @@
 // operation, so that both give the same bits (internal; included by .cu files after launch.h).
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/element.h"
 #include "kernels/launch.h"
 #include "kernels/scalar.h"
 
@@ -61,23 +64,66 @@ __device__ __forceinline__ float hyperbolic_tangent(float x) {
   return __uint_as_float(rest | (__float_as_uint(x) & 0x80000000u));
 }
 
-// Four neighbouring values; at the end of a row the missing ones are zero and are not stored.
-// kAligned: the row begins at 16 bytes and its length is a multiple of four.
-template <bool kAligned>
-__device__ __forceinline__ float4 load_four(const float* p, int64_t left) {
-  if (kAligned) return *reinterpret_cast<const float4*>(p);
-  return float4{p[0], left > 1 ? p[1] : 0.0f, left > 2 ? p[2] : 0.0f, left > 3 ? p[3] : 0.0f};
+__device__ __forceinline__ float to_float(float x) {
+  return x;
 }
-template <bool kAligned>
-__device__ __forceinline__ void store_four(float* p, float4 v, int64_t left) {
-  if (kAligned) {
-    *reinterpret_cast<float4*>(p) = v;
-    return;
+__device__ __forceinline__ float to_float(Bf16 x) {
+  return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
+}
+__device__ __forceinline__ float to_float(F16 x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+template <class Element>
+__device__ __forceinline__ Element to_element(float x) {
+  if constexpr (std::is_same_v<Element, float>) {
+    return x;
+  } else {
+    return Bf16{__bfloat16_as_ushort(__float2bfloat16_rn(x))};
   }
-  p[0] = v.x;
-  if (left > 1) p[1] = v.y;
-  if (left > 2) p[2] = v.z;
-  if (left > 3) p[3] = v.w;
+}
+// x as it would be read after it was written to an array of Element.
+template <class Element>
+__device__ __forceinline__ float rounded_to(float x) {
+  return to_float(to_element<Element>(x));
+}
+
+// Four neighbouring values; at the end of a row the missing ones are zero and are not stored.
+// kAligned: the row begins at four elements' bytes and its length is a multiple of four; float32
+// then moves in 128-bit accesses, bfloat16 in 64-bit ones.
+template <bool kAligned, class Element>
+__device__ __forceinline__ float4 load_four(const Element* p, int64_t left) {
+  if constexpr (!kAligned) {
+    return float4{to_float(p[0]), left > 1 ? to_float(p[1]) : 0.0f,
+                  left > 2 ? to_float(p[2]) : 0.0f, left > 3 ? to_float(p[3]) : 0.0f};
+  } else if constexpr (std::is_same_v<Element, float>) {
+    return *reinterpret_cast<const float4*>(p);
+  } else {
+    const uint2 pairs = *reinterpret_cast<const uint2*>(p);
+    return float4{__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+                  __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+  }
+}
+template <bool kAligned, class Element>
+__device__ __forceinline__ void store_four(Element* p, float4 v, int64_t left) {
+  if constexpr (!kAligned) {
+    p[0] = to_element<Element>(v.x);
+    if (left > 1) p[1] = to_element<Element>(v.y);
+    if (left > 2) p[2] = to_element<Element>(v.z);
+    if (left > 3) p[3] = to_element<Element>(v.w);
+  } else if constexpr (std::is_same_v<Element, float>) {
+    *reinterpret_cast<float4*>(p) = v;
+  } else {
+    const auto pair = [](float low, float high) {
+      return to_element<Element>(low).bits | static_cast<unsigned>(to_element<Element>(high).bits)
+                                                 << 16;
+    };
+    *reinterpret_cast<uint2*>(p) = uint2{pair(v.x, v.y), pair(v.z, v.w)};
+  }
+}
+template <class Element>
+__device__ __forceinline__ float4 rounded_four(float4 v) {
+  return float4{rounded_to<Element>(v.x), rounded_to<Element>(v.y), rounded_to<Element>(v.z),
+                rounded_to<Element>(v.w)};
 }
 
 // body(component of a, of b) for the four.
@@ -86,9 +132,50 @@ __device__ __forceinline__ float4 each_of_four(float4 a, float4 b, const Body& b
   return float4{body(a.x, b.x), body(a.y, b.y), body(a.z, b.z), body(a.w, b.w)};
 }
 
+// item / by for values from 0; most fit 32 bits, whose division costs a fifth.
+__device__ __forceinline__ int64_t quotient(int64_t item, int64_t by) {
+  if ((item | by) >> 32 == 0) {
+    return static_cast<unsigned>(item) / static_cast<unsigned>(by);
+  }
+  return item / by;
+}
+
+// Where a thread of a launch with one thread per four neighbouring elements of each row stands.
+struct Four {
+  int64_t row, column, left;  // left: elements from column to the row's end
+};
+__device__ __forceinline__ Four four_of_thread(int64_t columns) {
+  const int64_t fours = ceil_div(columns, 4);
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = quotient(item, fours), column = 4 * (item - row * fours);
+  return {row, column, columns - column};
+}
+// Its blocks.
+inline int64_t blocks_of_fours(int64_t rows, int64_t columns, int64_t threads) {
+  return ceil_div(rows * ceil_div(columns, 4), threads);
+}
+
 template <class... Pointers>
 bool aligned_to_16(const Pointers*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+// Whether rows of these arrays can be moved in whole fours.
+template <class... Pointers>
+bool aligned_for_four(graft_float_type type, const Pointers*... pointers) {
+  const uintptr_t bytes = type == GRAFT_F32 ? 16 : 8;
+  return ((reinterpret_cast<uintptr_t>(pointers) % bytes == 0) && ...);
+}
+
+// launch(an element of the type, std::bool_constant of `aligned`).
+template <class Launch>
+void for_variant(graft_float_type type, bool aligned, const Launch& launch) {
+  for_element(type, [&](auto element) {
+    if (aligned) {
+      launch(element, std::true_type{});
+    } else {
+      launch(element, std::false_type{});
+    }
+  });
 }
 
 constexpr int64_t kMostBlocks = 0x7fffffff;

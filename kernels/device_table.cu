@@ -5,7 +5,7 @@ namespace graft::kernels::GRAFT_DEVICE_NAMESPACE {
 
 const DeviceTable& device_table() {
   static constexpr DeviceTable kTable = {
-      .nf4_quantize = nf4_quantize,
+      .quant4_quantize = quant4_quantize,
       .nf4_compress_absmax = nf4_compress_absmax,
       .nf4_decode_f32 = nf4_decode_f32,
       .nf4_decode_bf16 = nf4_decode_bf16,
@@ -15,8 +15,8 @@ const DeviceTable& device_table() {
       .rope_apply = rope_apply,
       .gate_forward = gate_forward,
       .gate_backward = gate_backward,
-      .add = add,
-      .scale = scale,
+      .addition = addition,
+      .conversion = conversion,
       .softcap_forward = softcap_forward,
       .softcap_backward = softcap_backward,
       .dropout = dropout,
@@ -27,6 +27,10 @@ const DeviceTable& device_table() {
       .attention_decode = attention_decode,
       .cross_entropy = cross_entropy,
       .decode_rows = decode_rows,
+      .multiply = multiply,
+      .small_product = small_product,
+      .scatter_rows = scatter_rows,
+      .loss_sums = loss_sums,
       .adamw_parts = adamw_parts,
       .allocate = allocate,
       .release = release,

@@ -1,5 +1,6 @@
-// Additions, scalings, soft caps and dropout on a GPU, and on the emulated device: a thread per
-// four values, 8 or 12 B a value, bound by memory. Dropout: one Philox counter gives the four.
+// Additions, conversions, soft caps and dropout on a GPU, and on the emulated device: a thread per
+// four values of a row, 8 or 12 B a value in float32, bound by memory. Dropout: one Philox counter
+// gives the four.
 #include "kernels/device_functions.h"
 #include "kernels/device_math.h"
 
@@ -12,8 +13,9 @@ __device__ __forceinline__ int64_t first_of_thread() {
   return 4 * (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
-template <bool kAligned>
-__global__ void __launch_bounds__(kThreads) add_kernel(float* x, const float* y, int64_t count) {
+template <class Element, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    addition_kernel(Element* x, const Element* y, int64_t count) {
   const int64_t i = first_of_thread();
   if (i >= count) return;
   const float4 sum =
@@ -22,18 +24,21 @@ __global__ void __launch_bounds__(kThreads) add_kernel(float* x, const float* y,
   store_four<kAligned>(x + i, sum, count - i);
 }
 
-template <bool kAligned>
-__global__ void __launch_bounds__(kThreads) scale_kernel(float* x, float s, int64_t count) {
-  const int64_t i = first_of_thread();
-  if (i >= count) return;
-  const float4 v = load_four<kAligned>(x + i, count - i);
-  store_four<kAligned>(x + i, each_of_four(v, v, [&](float a, float) { return __fmul_rn(a, s); }),
-                       count - i);
+template <class From, class To, bool kAligned>
+__global__ void __launch_bounds__(kThreads) conversion_kernel(Conversion call, int64_t rows) {
+  const Four at = four_of_thread(call.columns);
+  if (at.row >= rows) return;
+  const From* const from = static_cast<const From*>(call.from) + at.row * call.from_stride;
+  To* const to = static_cast<To*>(call.to) + at.row * call.to_stride;
+  const float4 v = load_four<kAligned>(from + at.column, at.left);
+  store_four<kAligned>(to + at.column,
+                       each_of_four(v, v, [&](float a, float) { return __fmul_rn(a, call.scale); }),
+                       at.left);
 }
 
-template <bool kAligned>
+template <class Element, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
-    softcap_forward_kernel(float* x, float cap, int64_t count) {
+    softcap_forward_kernel(Element* x, float cap, int64_t count) {
   const int64_t i = first_of_thread();
   if (i >= count) return;
   const float4 v = load_four<kAligned>(x + i, count - i);
@@ -46,9 +51,9 @@ __global__ void __launch_bounds__(kThreads)
                        count - i);
 }
 
-template <bool kAligned>
+template <class Element, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
-    softcap_backward_kernel(const float* y, float cap, int64_t count, float* dx) {
+    softcap_backward_kernel(const Element* y, Element* dx, float cap, int64_t count) {
   const int64_t i = first_of_thread();
   if (i >= count) return;
   const float4 d =
@@ -73,96 +78,94 @@ __device__ __forceinline__ uint4 philox(uint4 counter, uint64_t seed) {
   return counter;
 }
 
-template <bool kAligned>
+template <class Element, bool kAligned>
 __global__ void __launch_bounds__(kThreads) dropout_kernel(DropoutRows call, int64_t rows) {
-  const int64_t quads = ceil_div(call.dim, 4);
-  const int64_t item = first_of_thread() / 4, index = item / quads, quad = item % quads;
-  if (index >= rows) return;
-  const uint64_t row = static_cast<uint64_t>(call.row_index[index]);
+  const Four at = four_of_thread(call.dim);
+  if (at.row >= rows) return;
+  const uint64_t row = static_cast<uint64_t>(call.row_index[at.row]);
   const uint4 word =
-      philox(uint4{static_cast<unsigned>(quad),
+      philox(uint4{static_cast<unsigned>(at.column / 4),
                    static_cast<unsigned>(call.stream) ^ static_cast<unsigned>(row >> 32),
                    static_cast<unsigned>(row), static_cast<unsigned>(call.stream >> 32)},
              call.seed);
-  float* const x = call.x + index * call.dim + 4 * quad;
-  const int64_t left = call.dim - 4 * quad;
-  float4 v = load_four<kAligned>(x, left);
+  Element* const x = static_cast<Element*>(call.x) + at.row * call.dim + at.column;
+  float4 v = load_four<kAligned>(x, at.left);
   v.x = word.x >= call.threshold ? __fmul_rn(v.x, call.keep_scale) : 0.0f;
   v.y = word.y >= call.threshold ? __fmul_rn(v.y, call.keep_scale) : 0.0f;
   v.z = word.z >= call.threshold ? __fmul_rn(v.z, call.keep_scale) : 0.0f;
   v.w = word.w >= call.threshold ? __fmul_rn(v.w, call.keep_scale) : 0.0f;
-  store_four<kAligned>(x, v, left);
-}
-
-int64_t blocks_of(int64_t threads) {
-  return (threads + kThreads - 1) / kThreads;
+  store_four<kAligned>(x, v, at.left);
 }
 
 }  // namespace
 
-graft_status add(float* x, const float* y, int64_t count, graft_stream stream) {
+graft_status addition(const Addition& call, int64_t count, graft_stream stream) {
   constexpr const char* kName = "graft_add";
-  const int64_t blocks = blocks_of((count + 3) / 4);
+  const int64_t blocks = blocks_of_fours(1, count, kThreads);
   if (const graft_status status = check_grid(kName, blocks)) return status;
-  const unsigned grid = static_cast<unsigned>(blocks);
-  if (count % 4 == 0 && aligned_to_16(x, y)) {
-    GRAFT_LAUNCH((add_kernel<true>), grid, kThreads, stream, x, y, count);
-  } else {
-    GRAFT_LAUNCH((add_kernel<false>), grid, kThreads, stream, x, y, count);
-  }
+  const bool aligned = count % 4 == 0 && aligned_for_four(call.x_type, call.x, call.y);
+  for_variant(call.x_type, aligned, [&](auto element, auto is_aligned) {
+    using Element = decltype(element);
+    GRAFT_LAUNCH((addition_kernel<Element, is_aligned.value>), static_cast<unsigned>(blocks),
+                 kThreads, stream, static_cast<Element*>(call.x),
+                 static_cast<const Element*>(call.y), count);
+  });
   return launch_status(kName);
 }
 
-graft_status scale(float* x, float s, int64_t count, graft_stream stream) {
-  constexpr const char* kName = "graft_scale";
-  const int64_t blocks = blocks_of((count + 3) / 4);
+graft_status conversion(const Conversion& call, int64_t rows, graft_stream stream) {
+  constexpr const char* kName = "graft_convert";
+  const int64_t blocks = blocks_of_fours(rows, call.columns, kThreads);
   if (const graft_status status = check_grid(kName, blocks)) return status;
-  const unsigned grid = static_cast<unsigned>(blocks);
-  if (count % 4 == 0 && aligned_to_16(x)) {
-    GRAFT_LAUNCH((scale_kernel<true>), grid, kThreads, stream, x, s, count);
-  } else {
-    GRAFT_LAUNCH((scale_kernel<false>), grid, kThreads, stream, x, s, count);
-  }
+  const bool aligned = call.columns % 4 == 0 && call.from_stride % 4 == 0 &&
+                       call.to_stride % 4 == 0 && aligned_for_four(call.from_type, call.from) &&
+                       aligned_for_four(call.to_type, call.to);
+  for_variant(call.from_type, aligned, [&](auto from, auto is_aligned) {
+    for_element(call.to_type, [&](auto to) {
+      GRAFT_LAUNCH((conversion_kernel<decltype(from), decltype(to), is_aligned.value>),
+                   static_cast<unsigned>(blocks), kThreads, stream, call, rows);
+    });
+  });
   return launch_status(kName);
 }
 
-graft_status softcap_forward(float* x, float cap, int64_t count, graft_stream stream) {
+graft_status softcap_forward(
+    void* x, graft_float_type type, float cap, int64_t count, graft_stream stream) {
   constexpr const char* kName = "graft_softcap_forward";
-  const int64_t blocks = blocks_of((count + 3) / 4);
+  const int64_t blocks = blocks_of_fours(1, count, kThreads);
   if (const graft_status status = check_grid(kName, blocks)) return status;
-  const unsigned grid = static_cast<unsigned>(blocks);
-  if (count % 4 == 0 && aligned_to_16(x)) {
-    GRAFT_LAUNCH((softcap_forward_kernel<true>), grid, kThreads, stream, x, cap, count);
-  } else {
-    GRAFT_LAUNCH((softcap_forward_kernel<false>), grid, kThreads, stream, x, cap, count);
-  }
+  for_variant(type, count % 4 == 0 && aligned_for_four(type, x), [&](auto element, auto aligned) {
+    using Element = decltype(element);
+    GRAFT_LAUNCH((softcap_forward_kernel<Element, aligned.value>), static_cast<unsigned>(blocks),
+                 kThreads, stream, static_cast<Element*>(x), cap, count);
+  });
   return launch_status(kName);
 }
 
 graft_status softcap_backward(
-    const float* y, float cap, int64_t count, float* dx, graft_stream stream) {
+    const void* y, void* dx, graft_float_type type, float cap, int64_t count, graft_stream stream) {
   constexpr const char* kName = "graft_softcap_backward";
-  const int64_t blocks = blocks_of((count + 3) / 4);
+  const int64_t blocks = blocks_of_fours(1, count, kThreads);
   if (const graft_status status = check_grid(kName, blocks)) return status;
-  const unsigned grid = static_cast<unsigned>(blocks);
-  if (count % 4 == 0 && aligned_to_16(y, dx)) {
-    GRAFT_LAUNCH((softcap_backward_kernel<true>), grid, kThreads, stream, y, cap, count, dx);
-  } else {
-    GRAFT_LAUNCH((softcap_backward_kernel<false>), grid, kThreads, stream, y, cap, count, dx);
-  }
+  const bool aligned = count % 4 == 0 && aligned_for_four(type, y, dx);
+  for_variant(type, aligned, [&](auto element, auto is_aligned) {
+    using Element = decltype(element);
+    GRAFT_LAUNCH((softcap_backward_kernel<Element, is_aligned.value>),
+                 static_cast<unsigned>(blocks), kThreads, stream, static_cast<const Element*>(y),
+                 static_cast<Element*>(dx), cap, count);
+  });
   return launch_status(kName);
 }
 
 graft_status dropout(const DropoutRows& call, int64_t rows, graft_stream stream) {
   constexpr const char* kName = "graft_dropout_mask_apply";
-  const int64_t blocks = blocks_of((call.dim + 3) / 4 * rows);
+  const int64_t blocks = blocks_of_fours(rows, call.dim, kThreads);
   if (const graft_status status = check_grid(kName, blocks)) return status;
-  const unsigned grid = static_cast<unsigned>(blocks);
-  if (call.dim % 4 == 0 && aligned_to_16(call.x)) {
-    GRAFT_LAUNCH((dropout_kernel<true>), grid, kThreads, stream, call, rows);
-  } else {
-    GRAFT_LAUNCH((dropout_kernel<false>), grid, kThreads, stream, call, rows);
-  }
+  const bool aligned = call.dim % 4 == 0 && aligned_for_four(call.type, call.x);
+  for_variant(call.type, aligned, [&](auto element, auto is_aligned) {
+    GRAFT_LAUNCH((dropout_kernel<decltype(element), is_aligned.value>),
+                 static_cast<unsigned>(blocks), kThreads, stream, call, rows);
+  });
   return launch_status(kName);
 }
 

@@ -1,6 +1,6 @@
 #include "kernels/embedding.h"
 
-#include <algorithm>
+#include <cstring>
 
 #include "kernels/check.h"
 #include "kernels/device.h"
@@ -29,10 +29,11 @@ using namespace graft::kernels;
 
 extern "C" graft_status graft_embedding_forward(const int32_t* ids,
                                                 int64_t tokens,
-                                                const float* table_values,
+                                                const void* table_values,
                                                 int64_t vocab,
                                                 int64_t dim,
-                                                float* out,
+                                                void* out,
+                                                graft_float_type type,
                                                 graft_device device,
                                                 graft_stream stream) {
   constexpr const char* kName = "graft_embedding_forward";
@@ -40,32 +41,37 @@ extern "C" graft_status graft_embedding_forward(const int32_t* ids,
           check_counts(kName, {{"tokens", tokens}, {"vocab", vocab, 1}, {"dim", dim, 1}})) {
     return status;
   }
+  if (const graft_status status = check_element(kName, type)) return status;
   if (tokens == 0) return GRAFT_OK;
   if (const graft_status status =
           check_pointers(kName, {{"ids", ids}, {"table", table_values}, {"out", out}})) {
     return status;
   }
   if (device != GRAFT_CPU) {
+    const EmbeddingRows call{ids, tokens, vocab, dim, type, table_values, nullptr, out, nullptr};
     return on_device(kName, device, [&](const DeviceTable& functions) {
-      return functions.embedding_forward(ids, tokens, table_values, vocab, dim, out, stream);
+      return functions.embedding_forward(call, stream);
     });
   }
   if (const graft_status status = check_ids(kName, ids, tokens, vocab)) return status;
   for_pieces(tokens, 32, tokens * dim, [&](int64_t begin, int64_t end) {
+    const int64_t bytes = dim * size_of(type);
     for (int64_t token = begin; token < end; ++token) {
-      const float* row = table_values + ids[token] * dim;
-      std::copy(row, row + dim, out + token * dim);
+      std::memcpy(static_cast<char*>(out) + token * bytes,
+                  static_cast<const char*>(table_values) + ids[token] * bytes,
+                  static_cast<size_t>(bytes));
     }
   });
   return GRAFT_OK;
 }
 
-extern "C" graft_status graft_embedding_backward(const float* dout,
+extern "C" graft_status graft_embedding_backward(const void* dout,
                                                  const int32_t* ids,
                                                  int64_t tokens,
                                                  int64_t vocab,
                                                  int64_t dim,
                                                  float* dtable,
+                                                 graft_float_type type,
                                                  graft_device device,
                                                  graft_stream stream) {
   constexpr const char* kName = "graft_embedding_backward";
@@ -73,14 +79,16 @@ extern "C" graft_status graft_embedding_backward(const float* dout,
           check_counts(kName, {{"tokens", tokens}, {"vocab", vocab, 1}, {"dim", dim, 1}})) {
     return status;
   }
+  if (const graft_status status = check_element(kName, type)) return status;
   if (tokens == 0) return GRAFT_OK;
   if (const graft_status status =
           check_pointers(kName, {{"dout", dout}, {"ids", ids}, {"dtable", dtable}})) {
     return status;
   }
   if (device != GRAFT_CPU) {
+    const EmbeddingRows call{ids, tokens, vocab, dim, type, nullptr, dout, nullptr, dtable};
     return on_device(kName, device, [&](const DeviceTable& functions) {
-      return functions.embedding_backward(dout, ids, tokens, vocab, dim, dtable, stream);
+      return functions.embedding_backward(call, stream);
     });
   }
   if (const graft_status status = check_ids(kName, ids, tokens, vocab)) return status;
@@ -88,7 +96,8 @@ extern "C" graft_status graft_embedding_backward(const float* dout,
   // Threads share columns, not tokens: two tokens may have one id.
   for_pieces(dim, kColumnPiece, tokens * dim, [&](int64_t begin, int64_t end) {
     for (int64_t token = 0; token < tokens; ++token) {
-      isa.add(dtable + ids[token] * dim + begin, dout + token * dim + begin, end - begin);
+      const char* const from = static_cast<const char*>(dout) + token * dim * size_of(type);
+      isa.addition({dtable + ids[token] * dim, from, GRAFT_F32, type}, begin, end);
     }
   });
   return GRAFT_OK;

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "kernels/nf4.h"
+#include "kernels/element.h"
 
 namespace graft::kernels {
 namespace {
@@ -25,12 +25,9 @@ namespace {
   const uint32_t bits = bits_of(x);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-// The same; a NaN stays one.
+// The same; any NaN becomes the one that GPUs give.
 [[maybe_unused]] inline uint16_t to_bf16_or_nan(float x) {
-  const uint32_t bits = bits_of(x);
-  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return static_cast<uint16_t>(((bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : rounded) >>
-                               16);
+  return (bits_of(x) & 0x7fffffffu) > 0x7f800000u ? uint16_t{kBf16NaN} : to_bf16(x);
 }
 [[maybe_unused]] inline float from_bf16(uint16_t x) {
   return float_of(static_cast<uint32_t>(x) << 16);

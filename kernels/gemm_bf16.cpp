@@ -1,5 +1,6 @@
 #include "kernels/gemm_bf16.h"
 
+#include <cstring>
 #include <memory>
 
 #include "kernels/bf16_product.h"
@@ -45,16 +46,15 @@ graft_status check_b(
 }  // namespace
 
 graft_status check_bf16_operands(const char* function, const Bf16Operands& o) {
-  if (o.a_type != GRAFT_F32 && o.a_type != GRAFT_BF16) {
-    return fail(GRAFT_BAD_ARGUMENT, function, "the type is %d, expected 0 (f32) or 1 (bf16)",
-                static_cast<int>(o.a_type));
+  for (const graft_float_type type : {o.a_type, o.c_type}) {
+    if (const graft_status status = check_element(function, type)) return status;
   }
   if (const graft_status status = check_counts(function, {{"m", o.m}, {"n", o.n}, {"k", o.k}})) {
     return status;
   }
   if (o.m == 0 || o.n == 0) return GRAFT_OK;
-  if (const graft_status status =
-          check_counts(function, {{"lda", o.lda, o.k}, {"ldc", o.ldc, o.n}})) {
+  if (const graft_status status = check_counts(
+          function, {{"lda", o.lda, o.ta == GRAFT_N ? o.k : o.m}, {"ldc", o.ldc, o.n}})) {
     return status;
   }
   if (const graft_status status = check_pointers(function, {{"c", o.c}})) return status;
@@ -62,23 +62,54 @@ graft_status check_bf16_operands(const char* function, const Bf16Operands& o) {
 }
 
 Bf16Rows bf16_rows(const Bf16Operands& o) {
-  if (o.a_type == GRAFT_BF16 && o.k % 2 == 0) {
+  if (o.a_type == GRAFT_BF16 && o.ta == GRAFT_N && o.k % 2 == 0) {
     return {static_cast<const uint16_t*>(o.a), o.lda};
   }
   const int64_t row = o.k + o.k % 2;
   uint16_t* const values = rows_scratch(o.m * row);
-  for_pieces(o.m, 1, o.m * o.k, [&](int64_t i, int64_t) {
-    uint16_t* const to = values + i * row;
-    to[row - 1] = 0;
-    if (o.a_type == GRAFT_BF16) {
-      const uint16_t* const from = static_cast<const uint16_t*>(o.a) + i * o.lda;
-      std::copy(from, from + o.k, to);
-      return;
+  const int64_t a_row = o.ta == GRAFT_N ? o.lda : 1, a_col = o.ta == GRAFT_N ? 1 : o.lda;
+  const auto value_at = [&](int64_t i, int64_t p) {
+    const int64_t at = i * a_row + p * a_col;
+    if (o.a_type == GRAFT_BF16) return static_cast<const uint16_t*>(o.a)[at];
+    return to_bf16_or_nan(static_cast<const float*>(o.a)[at]);
+  };
+  // Squares of 32: a transposed A is read and written in cache lines.
+  constexpr int64_t kSquare = 32;
+  for_pieces(o.m, kSquare, o.m * o.k, [&](int64_t begin, int64_t end) {
+    for (int64_t p = 0; p < o.k; p += kSquare) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t q = p; q < std::min(p + kSquare, o.k); ++q) {
+          values[i * row + q] = value_at(i, q);
+        }
+      }
     }
-    const float* const from = static_cast<const float*>(o.a) + i * o.lda;
-    for (int64_t p = 0; p < o.k; ++p) to[p] = to_bf16_or_nan(from[p]);
+    for (int64_t i = begin; i < end && row > o.k; ++i) values[i * row + o.k] = 0;
   });
   return {values, row};
+}
+
+void bf16_product_of(const Bf16Operands& operands,
+                     graft_transpose tb,
+                     const uint16_t* b,
+                     int64_t ldb) {
+  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
+  const WeightTable& isa = *table().weights;
+  bf16_product(operands, kBf16TaskColumns * kBf16Depth / 2,
+               [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch) {
+                 isa.bf16_pack(b + p * b_row + j * b_col, b_row, b_col, depth, width, scratch);
+                 return scratch;
+               });
+}
+
+void bf16_scale_only(const Bf16Operands& o) {
+  if (o.beta == 0.0f) {
+    for (int64_t i = 0; i < o.m; ++i) {
+      std::memset(static_cast<char*>(o.c) + i * o.ldc * size_of(o.c_type), 0,
+                  static_cast<size_t>(o.n * size_of(o.c_type)));
+    }
+    return;
+  }
+  table().conversion({o.c, o.c, o.c_type, o.c_type, o.n, o.ldc, o.ldc, o.beta}, 0, o.m);
 }
 
 }  // namespace graft::kernels
@@ -104,13 +135,7 @@ extern "C" graft_status graft_gemm_bf16(graft_transpose tb,
   if (k > 0) {
     if (const graft_status status = check_b(kName, tb, n, k, b, ldb)) return status;
   }
-  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
-  const WeightTable& isa = *table().weights;
-  bf16_product(operands, kBf16TaskColumns * kBf16Depth / 2,
-               [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch) {
-                 isa.bf16_pack(b + p * b_row + j * b_col, b_row, b_col, depth, width, scratch);
-                 return scratch;
-               });
+  bf16_product_of(operands, tb, b, ldb);
   return GRAFT_OK;
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/bf16_product.h"
+#include "kernels/device.h"
 #include "kernels/gemm.h"
 
 namespace graft::kernels {
@@ -128,7 +129,7 @@ void product_f32(const Linear& linear) {
       block.b = piece.values;
       block.b_row = piece.op_row;
       block.b_col = piece.op_col;
-      block.c = o.c + j;
+      block.c = static_cast<float*>(o.c) + j;
       block.ldc = o.ldc;
       block.alpha = 1.0f;
       block.beta = p == 0 ? o.beta : 1.0f;
@@ -160,7 +161,7 @@ void product_of_few_rows(const Linear& linear) {
       odd[i * half + p] = row[2 * p + 1];
     }
   }
-  const SmallProduct product{linear.weight, o.m, o.n, o.k, even, odd, o.beta, o.c, o.ldc};
+  const SmallProduct product{linear.weight, o.m, o.n, o.k, even, odd, o.beta, o.c, o.ldc, o.c_type};
   const WeightTable& isa = *table().weights;
   const int64_t blocks = blocks_of_row(linear);
   for_pieces(o.n, 64, o.n * o.k, [&](int64_t begin, int64_t end) {
@@ -168,10 +169,27 @@ void product_of_few_rows(const Linear& linear) {
   });
 }
 
-graft_status multiply(const char* function, const Linear& linear) {
+graft_status multiply(const char* function,
+                      const Linear& linear,
+                      graft_device device,
+                      graft_stream stream) {
   if (const graft_status status = check(function, linear)) return status;
   const Bf16Operands& o = linear.operands;
+  if (o.c_type != GRAFT_F32 && o.c_type != o.a_type) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "a bfloat16 result of float32 operands");
+  }
   if (o.m == 0 || o.n == 0) return GRAFT_OK;
+  if (device != GRAFT_CPU) {
+    if (o.m > kSmallRows) {
+      return fail(GRAFT_BAD_SHAPE, function, "m is %lld, expected at most %lld on a device",
+                  static_cast<long long>(o.m), static_cast<long long>(kSmallRows));
+    }
+    const SmallRows call{*linear.weight, o.m,    o.n, o.k,      o.a,  o.a_type,
+                         o.lda,          o.beta, o.c, o.c_type, o.ldc};
+    return on_device(function, device, [&](const DeviceTable& functions) {
+      return functions.small_product(call, stream);
+    });
+  }
   if (linear.direction == Direction::kForward && o.m <= kSmallRows && o.k > 0) {
     product_of_few_rows(linear);
   } else if (o.a_type == GRAFT_BF16 || o.k == 0) {
@@ -195,14 +213,18 @@ extern "C" graft_status graft_linear4_forward(const graft_nf4_weight* weight,
                                               graft_float_type x_type,
                                               int64_t ldx,
                                               float beta,
-                                              float* y,
-                                              int64_t ldy) {
+                                              void* y,
+                                              int64_t ldy,
+                                              graft_float_type y_type,
+                                              graft_device device,
+                                              graft_stream stream) {
   return multiply("graft_linear4_forward",
                   {weight,
                    out_features,
                    in_features,
                    Direction::kForward,
-                   {m, out_features, in_features, x, x_type, ldx, beta, y, ldy}});
+                   {m, out_features, in_features, x, x_type, ldx, beta, y, ldy, y_type}},
+                  device, stream);
 }
 
 extern "C" graft_status graft_linear4_backward(const graft_nf4_weight* weight,
@@ -213,12 +235,14 @@ extern "C" graft_status graft_linear4_backward(const graft_nf4_weight* weight,
                                                graft_float_type dy_type,
                                                int64_t lddy,
                                                float beta,
-                                               float* dx,
-                                               int64_t lddx) {
+                                               void* dx,
+                                               int64_t lddx,
+                                               graft_float_type dx_type) {
   return multiply("graft_linear4_backward",
                   {weight,
                    out_features,
                    in_features,
                    Direction::kBackward,
-                   {m, in_features, out_features, dy, dy_type, lddy, beta, dx, lddx}});
+                   {m, in_features, out_features, dy, dy_type, lddy, beta, dx, lddx, dx_type}},
+                  GRAFT_CPU, nullptr);
 }

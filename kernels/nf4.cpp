@@ -28,24 +28,15 @@ graft_status check_block_size(const char* function, int block_size) {
   return GRAFT_OK;
 }
 
-graft_status check_type(const char* function, graft_quant4_type type, graft_device device) {
-  if (type != GRAFT_NF4 && type != GRAFT_FP4) {
-    return fail(GRAFT_BAD_ARGUMENT, function, "type is %d, expected 0 (nf4) or 1 (fp4)",
-                static_cast<int>(type));
-  }
-  if (type != GRAFT_NF4 && device != GRAFT_CPU) {
-    return fail(GRAFT_BAD_ARGUMENT, function, "fp4 on device %d, expected the CPU (0)",
-                static_cast<int>(device));
-  }
-  return GRAFT_OK;
+graft_status check_type(const char* function, graft_quant4_type type) {
+  if (type == GRAFT_NF4 || type == GRAFT_FP4) return GRAFT_OK;
+  return fail(GRAFT_BAD_ARGUMENT, function, "type is %d, expected 0 (nf4) or 1 (fp4)",
+              static_cast<int>(type));
 }
 
-graft_status check_weight(const char* function,
-                          const graft_nf4_weight* weight,
-                          const void* out,
-                          graft_device device) {
+graft_status check_weight(const char* function, const graft_nf4_weight* weight, const void* out) {
   if (const graft_status status = check_pointers(function, {{"weight", weight}})) return status;
-  if (const graft_status status = check_type(function, weight->type, device)) return status;
+  if (const graft_status status = check_type(function, weight->type)) return status;
   if (const graft_status status = check_counts(function, {{"count", weight->count}})) return status;
   if (const graft_status status = check_block_size(function, weight->block_size)) return status;
   if (weight->count == 0) return GRAFT_OK;
@@ -133,7 +124,7 @@ extern "C" graft_status graft_quant4_quantize(graft_quant4_type type,
                                               graft_device device,
                                               graft_stream stream) {
   constexpr const char* kName = "graft_quant4_quantize";
-  if (const graft_status status = check_type(kName, type, device)) return status;
+  if (const graft_status status = check_type(kName, type)) return status;
   if (weight_type != GRAFT_F32 && weight_type != GRAFT_BF16 && weight_type != GRAFT_F16) {
     return fail(GRAFT_BAD_ARGUMENT, kName, "weight_type is %d, expected 0..2",
                 static_cast<int>(weight_type));
@@ -147,15 +138,11 @@ extern "C" graft_status graft_quant4_quantize(graft_quant4_type type,
     }
   }
   if (device != GRAFT_CPU) {
-    if (weight_type != GRAFT_F32) {
-      return fail(GRAFT_BAD_ARGUMENT, kName, "16-bit weights on device %d, expected float32",
-                  static_cast<int>(device));
-    }
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
     if (count == 0) return GRAFT_OK;
-    return functions->nf4_quantize(static_cast<const float*>(weight), count, block_size, packed,
-                                   absmax, stream);
+    return functions->quant4_quantize(type, weight_type, weight, count, block_size, packed, absmax,
+                                      stream);
   }
   const int64_t element = weight_type == GRAFT_F32 ? 4 : 2;
   const uint8_t* const bytes = static_cast<const uint8_t*>(weight);
@@ -230,7 +217,7 @@ extern "C" graft_status graft_nf4_decode(const graft_nf4_weight* weight,
                                          graft_device device,
                                          graft_stream stream) {
   constexpr const char* kName = "graft_nf4_decode";
-  if (const graft_status status = check_weight(kName, weight, out, device)) return status;
+  if (const graft_status status = check_weight(kName, weight, out)) return status;
   if (device != GRAFT_CPU) {
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
@@ -246,7 +233,7 @@ extern "C" graft_status graft_nf4_decode_bf16(const graft_nf4_weight* weight,
                                               graft_device device,
                                               graft_stream stream) {
   constexpr const char* kName = "graft_nf4_decode_bf16";
-  if (const graft_status status = check_weight(kName, weight, out, device)) return status;
+  if (const graft_status status = check_weight(kName, weight, out)) return status;
   if (device != GRAFT_CPU) {
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;
@@ -262,7 +249,7 @@ extern "C" graft_status graft_nf4_decode_f16(const graft_nf4_weight* weight,
                                              graft_device device,
                                              graft_stream stream) {
   constexpr const char* kName = "graft_nf4_decode_f16";
-  if (const graft_status status = check_weight(kName, weight, out, device)) return status;
+  if (const graft_status status = check_weight(kName, weight, out)) return status;
   if (device != GRAFT_CPU) {
     const DeviceTable* functions = nullptr;
     if (const graft_status status = device_table(kName, device, &functions)) return status;

@@ -36,8 +36,20 @@ constexpr Values<kCount> values_of(const float (&table)[kCount]) {
   return result;
 }
 
-__constant__ Values<16> device_code = values_of(kNf4Code);
-__constant__ Values<15> device_midpoints = values_of(kNf4Midpoints.value);
+// By graft_quant4_type.
+__constant__ Values<16> device_code[2] = {values_of(kNf4Code), values_of(kFp4Code)};
+__constant__ Values<15> device_midpoints[2] = {values_of(kNf4Midpoints.value),
+                                               values_of(kFp4Midpoints.value)};
+// The codes of FP4 by ascending value; NF4's are ascending themselves.
+struct Order {
+  uint8_t code[16];
+};
+constexpr Order order_of(const uint8_t (&table)[16]) {
+  Order result{};
+  for (int i = 0; i < 16; ++i) result.code[i] = table[i];
+  return result;
+}
+__constant__ Order device_fp4_order = order_of(kFp4Order);
 __constant__ Values<256> device_map = values_of(kDynamicMapSigned);
 
 // Set when an input is not finite. One for all streams: the host functions that use it take turns.
@@ -58,25 +70,32 @@ __device__ float inverse_of(float absmax) {
 
 struct QuantizeShared {
   float midpoints[16];
+  unsigned order[16];
 };
 
-__device__ unsigned code_of(float weight, float inverse, const float* midpoints) {
+__device__ unsigned code_of(float weight, float inverse, const QuantizeShared& shared) {
   float scaled = __fmul_rn(weight, inverse);
   scaled = scaled > 1.0f ? 1.0f : (scaled < -1.0f ? -1.0f : scaled);
-  unsigned code = 0;
+  unsigned place = 0;
   for (unsigned step = 8; step > 0; step /= 2) {
-    if (scaled > midpoints[code + step - 1]) code += step;
+    if (scaled > shared.midpoints[place + step - 1]) place += step;
   }
-  return code;
+  return shared.order[place];
 }
 
-__global__ void __launch_bounds__(kThreads) quantize_kernel(const float* __restrict__ weight,
+template <class Element>
+__global__ void __launch_bounds__(kThreads) quantize_kernel(const Element* __restrict__ weight,
                                                             int64_t count,
                                                             int block_size,
+                                                            graft_quant4_type type,
                                                             uint8_t* __restrict__ packed,
                                                             float* __restrict__ absmax) {
   GRAFT_SHARED(QuantizeShared, shared);
-  if (threadIdx.x < 15) shared.midpoints[threadIdx.x] = device_midpoints.value[threadIdx.x];
+  if (threadIdx.x < 15) shared.midpoints[threadIdx.x] = device_midpoints[type].value[threadIdx.x];
+  if (threadIdx.x < 16) {
+    shared.order[threadIdx.x] =
+        type == GRAFT_FP4 ? device_fp4_order.code[threadIdx.x] : threadIdx.x;
+  }
   __syncthreads();
   const unsigned lane = threadIdx.x % kWarpLanes;
   const int64_t block =
@@ -88,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const float* __restr
   // Magnitudes compare as integers, and NaN and infinity above every finite number.
   unsigned largest = 0;
   for (int64_t i = lane; i < length; i += kWarpLanes) {
-    const unsigned bits = __float_as_uint(weight[first + i]) & 0x7fffffffu;
+    const unsigned bits = __float_as_uint(to_float(weight[first + i])) & 0x7fffffffu;
     largest = bits > largest ? bits : largest;
   }
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -101,9 +120,9 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const float* __restr
   }
   const float inverse = inverse_of(__uint_as_float(largest));
   for (int64_t i = 2 * lane; i < length; i += 2 * kWarpLanes) {
-    const float low_weight = i + 1 < length ? weight[first + i + 1] : 0.0f;
-    const unsigned high = code_of(weight[first + i], inverse, shared.midpoints);
-    const unsigned low = code_of(low_weight, inverse, shared.midpoints);
+    const float low_weight = i + 1 < length ? to_float(weight[first + i + 1]) : 0.0f;
+    const unsigned high = code_of(to_float(weight[first + i]), inverse, shared);
+    const unsigned low = code_of(low_weight, inverse, shared);
     packed[(first + i) / 2] = static_cast<uint8_t>(high << 4 | low);
   }
 }
@@ -217,8 +236,8 @@ struct DecodeShared {
   float map[256];
 };
 
-__device__ void load_tables(DecodeShared& shared) {
-  if (threadIdx.x < 16) shared.code[threadIdx.x] = device_code.value[threadIdx.x];
+__device__ void load_tables(DecodeShared& shared, graft_quant4_type type) {
+  if (threadIdx.x < 16) shared.code[threadIdx.x] = device_code[type].value[threadIdx.x];
   shared.map[threadIdx.x] = device_map.value[threadIdx.x];
   __syncthreads();
 }
@@ -260,7 +279,7 @@ template <class Out, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     decode_kernel(graft_nf4_weight weight, int block_shift, typename Out::Type* __restrict__ out) {
   GRAFT_SHARED(DecodeShared, shared);
-  load_tables(shared);
+  load_tables(shared, weight.type);
   const int64_t words = ceil_div(weight.count, kWordWeights);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kThreadWords + threadIdx.x;
 #pragma unroll
@@ -285,25 +304,53 @@ struct RowsTarget {
   graft_nf4_weight weight;
   int64_t columns, row_stride;
   void* out;
-  int64_t first_block;
+  const void* tail;
+  int64_t tail_columns;
+  int64_t first_block, first_tail_block;  // blocks of the weight, then those of the tail
   int block_shift;
   bool aligned;  // whole words: packed 4-byte, rows of out 16-byte aligned, columns a multiple of 8
+  bool tail_aligned;  // whole 16 bytes likewise
 };
 struct RowsTargets {
   RowsTarget target[GRAFT_DECODE_TARGETS];
   int count;
 };
 
+// Elements of one thread of a tail's blocks.
+template <class Type>
+constexpr int64_t kTailElements = 16 / static_cast<int64_t>(sizeof(Type));
+
+template <class Type>
+__device__ void copy_tail(const RowsTarget& target, const Type* tail, Type* out) {
+  const int64_t rows = target.weight.count / target.columns;
+  const int64_t words = ceil_div(target.tail_columns, kTailElements<Type>);
+  const int64_t item = (blockIdx.x - target.first_tail_block) * kThreads + threadIdx.x;
+  const int64_t row = quotient(item, words), column = (item - row * words) * kTailElements<Type>;
+  if (row >= rows) return;
+  const Type* const from = tail + row * target.tail_columns + column;
+  Type* const to = out + row * target.row_stride + target.columns + column;
+  if (target.tail_aligned) {
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    return;
+  }
+  for (int64_t i = 0; i < kTailElements<Type> && column + i < target.tail_columns; ++i) {
+    to[i] = from[i];
+  }
+}
+
 template <class Out>
 __global__ void __launch_bounds__(kThreads) decode_rows_kernel(RowsTargets targets) {
   GRAFT_SHARED(DecodeShared, shared);
-  load_tables(shared);
   int index = 0;
   for (int i = 1; i < targets.count; ++i) {
     if (targets.target[i].first_block <= blockIdx.x) index = i;
   }
   const RowsTarget& target = targets.target[index];
+  load_tables(shared, target.weight.type);
   typename Out::Type* const out = static_cast<typename Out::Type*>(target.out);
+  if (blockIdx.x >= target.first_tail_block) {
+    return copy_tail(target, static_cast<const typename Out::Type*>(target.tail), out);
+  }
   const int64_t words = ceil_div(target.weight.count, kWordWeights);
   const int64_t first = (blockIdx.x - target.first_block) * kThreads * kThreadWords + threadIdx.x;
 #pragma unroll
@@ -352,19 +399,29 @@ graft_status launch_checking_finite(const char* function,
 
 }  // namespace
 
-graft_status nf4_quantize(const float* weight,
-                          int64_t count,
-                          int block_size,
-                          uint8_t* packed,
-                          float* absmax,
-                          graft_stream stream) {
-  constexpr const char* kName = "graft_nf4_quantize";
+graft_status quant4_quantize(graft_quant4_type type,
+                             graft_float_type weight_type,
+                             const void* weight,
+                             int64_t count,
+                             int block_size,
+                             uint8_t* packed,
+                             float* absmax,
+                             graft_stream stream) {
+  constexpr const char* kName = "graft_quant4_quantize";
   const int64_t warps = ceil_div(count, block_size);
   const int64_t blocks = ceil_div(warps, kThreads / kWarpLanes);
   if (const graft_status status = check_grid(kName, blocks)) return status;
   return launch_checking_finite(kName, static_cast<cudaStream_t>(stream), [&] {
-    GRAFT_LAUNCH(quantize_kernel, static_cast<unsigned>(blocks), kThreads, stream, weight, count,
-                 block_size, packed, absmax);
+    const auto launch = [&](auto element) {
+      using Element = decltype(element);
+      GRAFT_LAUNCH((quantize_kernel<Element>), static_cast<unsigned>(blocks), kThreads, stream,
+                   static_cast<const Element*>(weight), count, block_size, type, packed, absmax);
+    };
+    if (weight_type == GRAFT_F16) {
+      launch(F16{});
+    } else {
+      for_element(weight_type, launch);
+    }
   });
 }
 
@@ -434,12 +491,22 @@ graft_status start_rows(const DecodeRows& call, graft_stream stream) {
     target.columns = from.columns;
     target.row_stride = from.row_stride;
     target.out = from.out;
+    target.tail = from.tail;
+    target.tail_columns = from.tail != nullptr ? from.tail_columns : 0;
     target.first_block = blocks;
     target.block_shift = __builtin_ctz(static_cast<unsigned>(from.weight.block_size));
     target.aligned = from.columns % kWordWeights == 0 && row_bytes % 16 == 0 &&
                      reinterpret_cast<uintptr_t>(from.weight.packed) % 4 == 0 &&
                      reinterpret_cast<uintptr_t>(from.out) % 16 == 0;
+    const int64_t element = static_cast<int64_t>(sizeof(typename Out::Type));
+    target.tail_aligned = target.tail_columns * element % 16 == 0 && row_bytes % 16 == 0 &&
+                          from.columns * element % 16 == 0 &&
+                          reinterpret_cast<uintptr_t>(from.tail) % 16 == 0 &&
+                          reinterpret_cast<uintptr_t>(from.out) % 16 == 0;
     blocks += ceil_div(ceil_div(from.weight.count, kWordWeights), kThreads * kThreadWords);
+    target.first_tail_block = blocks;
+    const int64_t tail_words = ceil_div(target.tail_columns, kTailElements<typename Out::Type>);
+    blocks += ceil_div(from.weight.count / from.columns * tail_words, kThreads);
   }
   if (blocks == 0) return GRAFT_OK;
   if (const graft_status status = check_grid(kName, blocks)) return status;

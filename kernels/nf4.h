@@ -19,9 +19,6 @@ extern "C" {
 
 typedef enum graft_quant4_type { GRAFT_NF4 = 0, GRAFT_FP4 = 1 } graft_quant4_type;
 
-// What an array of floating values holds; the 16-bit types as their bits.
-typedef enum graft_float_type { GRAFT_F32 = 0, GRAFT_BF16 = 1, GRAFT_F16 = 2 } graft_float_type;
-
 // The 16 values of a type by code; NF4's ascend from -1 to 1 with 0 at index 7. Static storage;
 // NULL for a value that is no type.
 const float* graft_quant4_codebook(graft_quant4_type type);
@@ -53,9 +50,8 @@ graft_status graft_nf4_quantize(const float* weight,
                                 graft_stream stream);
 
 // The same for either 4-bit type and weights of any floating type, which are widened exactly.
-// FP4 takes the codes in the order of bitsandbytes' CPU backend (nf4_tables.h). Other devices than
-// GRAFT_CPU take GRAFT_NF4 and GRAFT_F32 only. Errors: as graft_nf4_quantize, GRAFT_BAD_ARGUMENT
-// for an unknown type.
+// FP4 takes the codes in the order of bitsandbytes' CPU backend (nf4_tables.h). Errors: as
+// graft_nf4_quantize, GRAFT_BAD_ARGUMENT for an unknown type.
 graft_status graft_quant4_quantize(graft_quant4_type type,
                                    graft_float_type weight_type,
                                    const void* weight,
@@ -106,7 +102,7 @@ typedef struct graft_nf4_weight {
 // types (to nearest, ties to even). When nested, absmax = map[absmax8] * nested_absmax + offset,
 // the product rounded before the sum.
 //   out [count]  float32, or bfloat16 / IEEE half as their 16 bits
-// No allocation; one launch on a GPU, not waited for. FP4 on GRAFT_CPU only. Errors:
+// No allocation; one launch on a GPU, not waited for. Errors:
 // GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (both or neither of absmax and absmax8, unknown type),
 // GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
 graft_status graft_nf4_decode(const graft_nf4_weight* weight,

@@ -5,51 +5,66 @@
 #include "kernels/adamw_parts.h"
 #include "kernels/attention.h"
 #include "kernels/decode_rows.h"
+#include "kernels/linear4.h"
+#include "kernels/product.h"
 #include "kernels/rmsnorm.h"
+#include "kernels/swiglu.h"
 
 namespace graft::kernels {
 
+// `type` is that of every void pointer of a struct.
+
 struct NormForward {
-  const float* added;  // NULL, or what is (on the CPU: has been) added to x first
-  const float* x;      // written when `added` is there
+  const void* added;  // NULL, or what is added to x first
+  const void* x;      // written when `added` is there
   const float* weight;
   float eps;
   graft_rmsnorm_kind kind;
-  int64_t dim;
-  float *out, *inv_rms;
+  graft_float_type type;
+  int64_t dim, out_stride;
+  void* out;
+  float* inv_rms;
 };
 
 struct NormBackward {
-  const float *dout, *x, *weight, *inv_rms;
+  const void *dout, *x;
+  const float *weight, *inv_rms;
   graft_rmsnorm_kind kind;
-  int64_t dim;
-  float *dx, *dweight;
+  graft_float_type type;
+  int64_t dim, dout_stride;
+  void* dx;
+  float* dweight;
 };
 
 struct RopeTurn {
-  float* x;
+  void* x;
+  graft_float_type type;
   int64_t heads, head_dim, rotary_dim, row_stride;
   const float *cos, *sin;
   float sign;  // -1 for the inverse
 };
 
-enum class Gate { kSilu, kGeluTanh };
-
+// Rows of gate, up, dgate and dup are gate_stride apart, those of out and dout out_stride.
 struct GateForward {
-  Gate gate_kind;
-  const float *gate, *up;
-  float* out;
+  graft_gate gate_kind;
+  graft_float_type type;
+  int64_t dim, gate_stride, out_stride;
+  const void *gate, *up;
+  void* out;
 };
 
 struct GateBackward {
-  Gate gate_kind;
-  const float *dout, *gate, *up;
-  float *dgate, *dup;
+  graft_gate gate_kind;
+  graft_float_type type;
+  int64_t dim, gate_stride, dout_stride;
+  const void *dout, *gate, *up;
+  void *dgate, *dup;
 };
 
 // The rows of a dropout mask: threshold and factor are computed once, on the host.
 struct DropoutRows {
-  float* x;
+  void* x;
+  graft_float_type type;
   int64_t dim;
   const int64_t* row_index;
   uint64_t seed, stream;
@@ -57,37 +72,98 @@ struct DropoutRows {
   float keep_scale;
 };
 
+// x += y, element by element; a device takes one type for both.
+struct Addition {
+  void* x;
+  const void* y;
+  graft_float_type x_type, y_type;
+};
+
+// to [rows, columns] = from * scale; strides between rows.
+struct Conversion {
+  const void* from;
+  void* to;
+  graft_float_type from_type, to_type;
+  int64_t columns, from_stride, to_stride;
+  float scale;
+};
+
+struct EmbeddingRows {
+  const int32_t* ids;
+  int64_t tokens, vocab, dim;
+  graft_float_type type;
+  const void *table, *dout;
+  void* out;
+  float* dtable;
+};
+
 struct AttentionForward {
   graft_attention_shape shape;
-  const float *q, *k, *v;
-  float *out, *lse;
+  const void *q, *k, *v;
+  void* out;
+  float* lse;
 };
 
 struct AttentionBackward {
   graft_attention_shape shape;
-  const float *q, *k, *v, *out, *lse, *dout;
-  float *dq, *dk, *dv;
+  const void *q, *k, *v, *out;
+  const float* lse;
+  const void* dout;
+  void *dq, *dk, *dv;
   float* delta;  // [tokens, heads] on a device
 };
 
 // One new token per head over a cache.
 struct AttentionDecode {
-  const float *q, *k, *v;
+  const void *q, *k, *v;
+  graft_float_type type;
   int64_t first, positions;  // keys [first, positions) are seen
   int64_t heads, kv_heads, head_dim;
   float scale, softcap;
-  float* out;
+  void* out;
 };
 
 struct CrossEntropyRows {
-  float* logits;
+  const void* logits;
+  void* gradient;  // may be the logits
+  graft_float_type type, gradient_type;
   const int32_t* labels;
   const float* weight;  // or NULL for 1
   int64_t vocab;
-  float scale;
+  float scale, softcap;  // softcap 0 for none
   float* row_loss;
   uint8_t* row_correct;  // or NULL
   bool with_gradient;
+};
+
+// A product of up to GRAFT_LINEAR4_ROWS rows with a packed weight [n, k] on a device.
+struct SmallRows {
+  graft_nf4_weight weight;
+  int64_t m, n, k;
+  const void* x;
+  graft_float_type x_type;
+  int64_t ldx;
+  float beta;
+  void* y;
+  graft_float_type y_type;
+  int64_t ldy;
+};
+
+// to[rows[i]] = from[i], both of `dim` elements a row; to has `tokens` rows.
+struct ScatteredRows {
+  const void* from;
+  const int32_t* rows;
+  int64_t count, tokens, dim;
+  graft_float_type type;
+  void* to;
+};
+
+// Sums over the rows of a loss (cross_entropy.h defines their order).
+struct LossSums {
+  const float *row_loss, *weight;  // weight NULL for 1
+  const uint8_t* correct;
+  int64_t count;
+  double* sums;  // added to: weight * loss, weight, correct
 };
 
 enum class DecodedType { kF32, kBf16, kF16 };

@@ -14,7 +14,7 @@ constexpr unsigned kThreads = 256;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kTile = 16384;
 constexpr int64_t kTilesOfBlock = kThreads / 4;
-// 24 tensors' arguments take 1.5 KB of the 4 KB that every launch may have.
+// 24 tensors' arguments take 2.5 KB of the 4 KB that every launch may have.
 constexpr int64_t kParts = 24;
 
 struct Part {
@@ -24,6 +24,11 @@ struct Part {
   int64_t first_unit;  // of this part among the launch's blocks (step) or the step's tiles (sums)
   float decay;
   bool aligned;
+  bool copy_in_fours;  // four neighbours of the copy lie in one row and move at once
+  graft_float_type copy_type;
+  float copy_scale;
+  void* copy;
+  int64_t copy_columns, copy_stride;
 };
 struct Parts {
   Part part[kParts];
@@ -103,6 +108,27 @@ __global__ void __launch_bounds__(kThreads) adamw_norm_kernel(
   result[1] = finite ? __double2float_rn(factor) : 0.0f;
 }
 
+// Elements i.. of the parameter to their places in the copy.
+template <class Element>
+__device__ __forceinline__ void store_copy(const Part& part, int64_t i, float4 p, int64_t left) {
+  const float4 scaled =
+      each_of_four(p, p, [&](float a, float) { return __fmul_rn(a, part.copy_scale); });
+  Element* const copy = static_cast<Element*>(part.copy);
+  if (part.copy_in_fours) {
+    const int64_t row = quotient(i, part.copy_columns), column = i - row * part.copy_columns;
+    store_four<true>(copy + row * part.copy_stride + column, scaled, 4);
+    return;
+  }
+  const float value[4] = {scaled.x, scaled.y, scaled.z, scaled.w};
+#pragma unroll
+  for (int64_t j = 0; j < 4; ++j) {
+    if (j >= left) return;
+    const int64_t row = quotient(i + j, part.copy_columns);
+    const int64_t column = i + j - row * part.copy_columns;
+    copy[row * part.copy_stride + column] = to_element<Element>(value[j]);
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
     adamw_step_kernel(Parts parts, Factors f, const float* result) {
   const float norm = result[0], grad_scale = result[1];
@@ -139,6 +165,12 @@ __global__ void __launch_bounds__(kThreads)
   store(part.m, m);
   store(part.v, v);
   store(part.param, p);
+  if (part.copy == nullptr) return;
+  if (part.copy_type == GRAFT_F32) {
+    store_copy<float>(part, i, p, left);
+  } else {
+    store_copy<Bf16>(part, i, p, left);
+  }
 }
 
 int64_t ceil_of(int64_t a, int64_t b) {
@@ -161,9 +193,21 @@ graft_status adamw_parts(const AdamTensors& call, graft_stream stream) {
         const graft_adamw_part& from = call.parts[i];
         if (from.count == 0) continue;
         Part& part = parts.part[parts.count++];
-        part = {from.param, from.m, from.v, from.grad, from.count, units, 0.0f, false};
+        part.param = from.param;
+        part.m = from.m;
+        part.v = from.v;
+        part.grad = from.grad;
+        part.count = from.count;
+        part.first_unit = units;
         part.decay = static_cast<float>(1.0 - call.lr * static_cast<double>(from.weight_decay));
         part.aligned = from.count % 4 == 0 && aligned_to_16(from.param, from.m, from.v, from.grad);
+        part.copy = from.copy;
+        part.copy_type = from.copy_type;
+        part.copy_scale = from.copy_scale;
+        part.copy_columns = from.copy_columns;
+        part.copy_stride = from.copy_stride;
+        part.copy_in_fours = from.copy_columns % 4 == 0 && from.copy_stride % 4 == 0 &&
+                             aligned_for_four(from.copy_type, from.copy);
         units += ceil_of(from.count, unit);
       }
       if (units > 0) body(parts, done, units);

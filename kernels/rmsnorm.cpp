@@ -11,14 +11,52 @@ namespace {
 constexpr int64_t kRowPiece = 16;
 constexpr int64_t kColumnPiece = 64;
 
-graft_status check_rows(const char* function, int64_t rows, int64_t dim, graft_rmsnorm_kind kind) {
-  if (const graft_status status = check_counts(function, {{"rows", rows}, {"dim", dim, 1}})) {
+struct Rows {
+  int64_t rows, dim, stride;
+  graft_rmsnorm_kind kind;
+  graft_float_type type;
+};
+
+graft_status check_rows(const char* function, const Rows& call) {
+  if (const graft_status status = check_counts(
+          function,
+          {{"rows", call.rows}, {"dim", call.dim, 1}, {"stride", call.stride, call.dim}})) {
     return status;
   }
-  if (kind != GRAFT_RMSNORM_WEIGHT && kind != GRAFT_RMSNORM_ONE_PLUS_WEIGHT) {
-    return fail(GRAFT_BAD_ARGUMENT, function, "kind is %d, expected 0 or 1",
-                static_cast<int>(kind));
+  if (call.kind < GRAFT_RMSNORM_WEIGHT || call.kind > GRAFT_RMSNORM_WEIGHT_ONCE) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "kind is %d, expected 0, 1 or 2",
+                static_cast<int>(call.kind));
   }
+  return check_element(function, call.type);
+}
+
+// Both forward functions; `added` is NULL for the plain one.
+graft_status forward(const char* function,
+                     const NormForward& call,
+                     int64_t rows,
+                     graft_device device,
+                     graft_stream stream) {
+  if (const graft_status status =
+          check_rows(function, {rows, call.dim, call.out_stride, call.kind, call.type})) {
+    return status;
+  }
+  if (rows == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(
+          function,
+          {{"x", call.x}, {"weight", call.weight}, {"out", call.out}, {"inv_rms", call.inv_rms}})) {
+    return status;
+  }
+  if (call.out == call.x && (call.added != nullptr || call.out_stride != call.dim)) {
+    return fail(GRAFT_BAD_ARGUMENT, function, "out and x are the same array");
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(function, device, [&](const DeviceTable& functions) {
+      return functions.rmsnorm_forward(call, rows, stream);
+    });
+  }
+  const Table& isa = table();
+  for_pieces(rows, kRowPiece, rows * call.dim,
+             [&](int64_t begin, int64_t end) { isa.rmsnorm_forward(call, begin, end); });
   return GRAFT_OK;
 }
 
@@ -27,88 +65,71 @@ graft_status check_rows(const char* function, int64_t rows, int64_t dim, graft_r
 
 using namespace graft::kernels;
 
-extern "C" graft_status graft_rmsnorm_forward(const float* x,
+extern "C" graft_status graft_rmsnorm_forward(const void* x,
                                               const float* weight,
                                               float eps,
                                               int64_t rows,
                                               int64_t dim,
-                                              float* out,
+                                              void* out,
                                               float* inv_rms,
                                               graft_rmsnorm_kind kind,
+                                              graft_float_type type,
+                                              int64_t out_stride,
                                               graft_device device,
                                               graft_stream stream) {
-  constexpr const char* kName = "graft_rmsnorm_forward";
-  if (const graft_status status = check_rows(kName, rows, dim, kind)) return status;
-  if (rows == 0) return GRAFT_OK;
-  if (const graft_status status = check_pointers(
-          kName, {{"x", x}, {"weight", weight}, {"out", out}, {"inv_rms", inv_rms}})) {
-    return status;
-  }
-  const NormForward call{nullptr, x, weight, eps, kind, dim, out, inv_rms};
-  if (device != GRAFT_CPU) {
-    return on_device(kName, device, [&](const DeviceTable& functions) {
-      return functions.rmsnorm_forward(call, rows, stream);
-    });
-  }
-  const Table& isa = table();
-  for_pieces(rows, kRowPiece, rows * dim,
-             [&](int64_t begin, int64_t end) { isa.rmsnorm_forward(call, begin, end); });
-  return GRAFT_OK;
+  if (out_stride == 0) out_stride = dim;
+  return forward("graft_rmsnorm_forward",
+                 {nullptr, x, weight, eps, kind, type, dim, out_stride, out, inv_rms}, rows, device,
+                 stream);
 }
 
-extern "C" graft_status graft_add_rmsnorm_forward(float* x,
-                                                  const float* y,
+extern "C" graft_status graft_add_rmsnorm_forward(void* x,
+                                                  const void* y,
                                                   const float* weight,
                                                   float eps,
                                                   int64_t rows,
                                                   int64_t dim,
-                                                  float* out,
+                                                  void* out,
                                                   float* inv_rms,
                                                   graft_rmsnorm_kind kind,
+                                                  graft_float_type type,
+                                                  int64_t out_stride,
                                                   graft_device device,
                                                   graft_stream stream) {
   constexpr const char* kName = "graft_add_rmsnorm_forward";
-  if (const graft_status status = check_rows(kName, rows, dim, kind)) return status;
-  if (rows == 0) return GRAFT_OK;
-  if (const graft_status status = check_pointers(
-          kName, {{"x", x}, {"y", y}, {"weight", weight}, {"out", out}, {"inv_rms", inv_rms}})) {
-    return status;
+  if (out_stride == 0) out_stride = dim;
+  if (rows > 0) {
+    if (const graft_status status = check_pointers(kName, {{"y", y}})) return status;
   }
-  if (out == x) return fail(GRAFT_BAD_ARGUMENT, kName, "out and x are the same array");
-  const NormForward call{y, x, weight, eps, kind, dim, out, inv_rms};
-  if (device != GRAFT_CPU) {
-    return on_device(kName, device, [&](const DeviceTable& functions) {
-      return functions.rmsnorm_forward(call, rows, stream);
-    });
-  }
-  const Table& isa = table();
-  for_pieces(rows, kRowPiece, 2 * rows * dim, [&](int64_t begin, int64_t end) {
-    isa.add(x + begin * dim, y + begin * dim, (end - begin) * dim);
-    isa.rmsnorm_forward(call, begin, end);
-  });
-  return GRAFT_OK;
+  return forward(kName, {y, x, weight, eps, kind, type, dim, out_stride, out, inv_rms}, rows,
+                 device, stream);
 }
 
-extern "C" graft_status graft_rmsnorm_backward(const float* dout,
-                                               const float* x,
+extern "C" graft_status graft_rmsnorm_backward(const void* dout,
+                                               const void* x,
                                                const float* weight,
                                                const float* inv_rms,
                                                int64_t rows,
                                                int64_t dim,
-                                               float* dx,
+                                               void* dx,
                                                float* dweight,
                                                graft_rmsnorm_kind kind,
+                                               graft_float_type type,
+                                               int64_t dout_stride,
                                                graft_device device,
                                                graft_stream stream) {
   constexpr const char* kName = "graft_rmsnorm_backward";
-  if (const graft_status status = check_rows(kName, rows, dim, kind)) return status;
+  if (dout_stride == 0) dout_stride = dim;
+  if (const graft_status status = check_rows(kName, {rows, dim, dout_stride, kind, type})) {
+    return status;
+  }
   if (rows == 0) return GRAFT_OK;
   if (const graft_status status = check_pointers(
           kName,
           {{"dout", dout}, {"x", x}, {"weight", weight}, {"inv_rms", inv_rms}, {"dx", dx}})) {
     return status;
   }
-  const NormBackward call{dout, x, weight, inv_rms, kind, dim, dx, dweight};
+  const NormBackward call{dout, x, weight, inv_rms, kind, type, dim, dout_stride, dx, dweight};
   if (device != GRAFT_CPU) {
     return on_device(kName, device, [&](const DeviceTable& functions) {
       return functions.rmsnorm_backward(call, rows, stream);

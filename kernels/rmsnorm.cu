@@ -1,10 +1,11 @@
 // RMSNorm on a GPU, and on the emulated device.
 //
 // One warp per row: lane t holds elements 4t..4t+3 of every 128, so that a row moves in 128-bit
-// accesses and its sum has the 128 lanes that rmsnorm.h defines. Forward 8 B a value (12 B with the
-// residual's addition, which a separate kernel would make 20), backward 16 B: bound by memory; the
-// second reading of a row comes from the first-level cache. Weight gradient: one warp per tile of
-// 64 rows and 32 columns, 32 tiles at a time, added in order.
+// accesses (64-bit for bfloat16) and its sum has the 128 lanes that rmsnorm.h defines. In float32
+// forward 8 B a value (12 B with the residual's addition, which a separate kernel would make 20),
+// backward 16 B, half of it in bfloat16: bound by memory; the second reading of a row comes from
+// the first-level cache. Weight gradient: one warp per tile of 64 rows and 32 columns, 16 tiles at
+// a time, added in order.
 #include "kernels/device_functions.h"
 #include "kernels/device_math.h"
 
@@ -17,7 +18,7 @@ constexpr unsigned kRowsOfBlock = 8;
 constexpr int64_t kStep = 4 * kWarpLanes;
 // Rows of one partial sum of the weight gradient (rmsnorm.h), tiles of one block at a time.
 constexpr int64_t kRowTile = 64;
-constexpr unsigned kTilesOfBlock = 32;
+constexpr unsigned kTilesOfBlock = 16;
 
 // The sum of the row's 128 lanes, on every lane of the warp.
 __device__ float row_sum(float4 lanes) {
@@ -43,19 +44,22 @@ __device__ __forceinline__ float4 factors(const float* weight, int64_t left, boo
                 __fadd_rn(1.0f, w.w)};
 }
 
-template <bool kAligned>
+template <class Element, bool kAligned>
 __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
-    rmsnorm_forward_kernel(NormForward call, float* sums, int64_t rows) {
+    rmsnorm_forward_kernel(NormForward call, Element* sums, int64_t rows) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarpLanes;
   if (row >= rows) return;  // the whole warp
   const int64_t lane = 4 * (threadIdx.x % kWarpLanes), dim = call.dim;
-  const float* const x = call.x + row * dim;
+  const Element* const x = static_cast<const Element*>(call.x) + row * dim;
+  const Element* const added = static_cast<const Element*>(call.added);
+  Element* const out = static_cast<Element*>(call.out) + row * call.out_stride;
   float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
   for (int64_t i = lane; i < dim; i += kStep) {
     float4 value = load_four<kAligned>(x + i, dim - i);
-    if (call.added != nullptr) {
-      const float4 y = load_four<kAligned>(call.added + row * dim + i, dim - i);
+    if (added != nullptr) {
+      const float4 y = load_four<kAligned>(added + row * dim + i, dim - i);
       value = each_of_four(value, y, [](float a, float b) { return __fadd_rn(a, b); });
+      value = rounded_four<Element>(value);
       store_four<kAligned>(sums + row * dim + i, value, dim - i);
     }
     sum = fma_four(value, value, sum);
@@ -64,43 +68,49 @@ __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
   const float inverse = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, call.eps)));
   if (lane == 0) call.inv_rms[row] = inverse;
   const bool plus_one = call.kind == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
+  const bool rounds_twice = call.kind == GRAFT_RMSNORM_WEIGHT;
   for (int64_t i = lane; i < dim; i += kStep) {
     const float4 value = load_four<kAligned>(x + i, dim - i);
+    float4 normal =
+        each_of_four(value, value, [&](float a, float) { return __fmul_rn(a, inverse); });
+    if (rounds_twice) normal = rounded_four<Element>(normal);
     const float4 factor = factors<kAligned>(call.weight + i, dim - i, plus_one);
-    const float4 out = each_of_four(
-        value, factor, [&](float a, float f) { return __fmul_rn(__fmul_rn(a, inverse), f); });
-    store_four<kAligned>(call.out + row * dim + i, out, dim - i);
+    store_four<kAligned>(
+        out + i, each_of_four(normal, factor, [](float a, float f) { return __fmul_rn(a, f); }),
+        dim - i);
   }
 }
 
-template <bool kAligned>
+template <class Element, bool kAligned>
 __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
     rmsnorm_backward_kernel(NormBackward call, int64_t rows) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarpLanes;
   if (row >= rows) return;  // the whole warp
   const int64_t lane = 4 * (threadIdx.x % kWarpLanes), dim = call.dim;
+  const Element* const dout = static_cast<const Element*>(call.dout) + row * call.dout_stride;
+  const Element* const from = static_cast<const Element*>(call.x) + row * dim;
+  Element* const dx = static_cast<Element*>(call.dx) + row * dim;
   const bool plus_one = call.kind == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
   const float inverse = call.inv_rms[row];
   const auto product = [](float a, float b) { return __fmul_rn(a, b); };
   const auto weighted = [&](int64_t i) {
-    return each_of_four(load_four<kAligned>(call.dout + row * dim + i, dim - i),
+    return each_of_four(load_four<kAligned>(dout + i, dim - i),
                         factors<kAligned>(call.weight + i, dim - i, plus_one), product);
   };
   float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
   for (int64_t i = lane; i < dim; i += kStep) {
-    sum = fma_four(weighted(i), load_four<kAligned>(call.x + row * dim + i, dim - i), sum);
+    sum = fma_four(weighted(i), load_four<kAligned>(from + i, dim - i), sum);
   }
   const float mean = __fdiv_rn(__fmul_rn(row_sum(sum), inverse), static_cast<float>(dim));
   const float factor = __fmul_rn(mean, inverse);
   for (int64_t i = lane; i < dim; i += kStep) {
-    const float4 x = load_four<kAligned>(call.x + row * dim + i, dim - i);
-    float* const to = call.dx + row * dim + i;
+    const float4 x = load_four<kAligned>(from + i, dim - i);
     const float4 centred = each_of_four(weighted(i), x, [&](float g, float value) {
       return __fsub_rn(g, __fmul_rn(value, factor));
     });
-    const float4 before = load_four<kAligned>(to, dim - i);
+    const float4 before = load_four<kAligned>(dx + i, dim - i);
     store_four<kAligned>(
-        to,
+        dx + i,
         each_of_four(centred, before, [&](float c, float b) { return __fmaf_rn(c, inverse, b); }),
         dim - i);
   }
@@ -110,9 +120,12 @@ struct WeightGradientShared {
   float sum[kTilesOfBlock][kWarpLanes];
 };
 
+template <class Element>
 __global__ void __launch_bounds__(kTilesOfBlock* kWarpLanes)
     rmsnorm_weight_gradient_kernel(NormBackward call, int64_t rows) {
   GRAFT_SHARED(WeightGradientShared, shared);
+  const Element* const x = static_cast<const Element*>(call.x);
+  const Element* const dout = static_cast<const Element*>(call.dout);
   const unsigned lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarpLanes + lane;
   const bool inside = column < call.dim;
@@ -122,8 +135,8 @@ __global__ void __launch_bounds__(kTilesOfBlock* kWarpLanes)
     const int64_t end = least(begin + kRowTile, rows);
     float sum = 0.0f;
     for (int64_t row = begin; row < end && inside; ++row) {
-      const int64_t at = row * call.dim + column;
-      sum = __fmaf_rn(call.dout[at], __fmul_rn(call.x[at], call.inv_rms[row]), sum);
+      const float normal = __fmul_rn(to_float(x[row * call.dim + column]), call.inv_rms[row]);
+      sum = __fmaf_rn(to_float(dout[row * call.dout_stride + column]), normal, sum);
     }
     shared.sum[warp][lane] = sum;
     __syncthreads();
@@ -145,15 +158,17 @@ graft_status rmsnorm_forward(const NormForward& call, int64_t rows, graft_stream
   const int64_t blocks = (rows + kRowsOfBlock - 1) / kRowsOfBlock;
   if (const graft_status status = check_grid(kName, blocks)) return status;
   const unsigned grid = static_cast<unsigned>(blocks);
-  // With an addition x is the sum, which the caller gave to be written.
-  float* const sums = call.added != nullptr ? const_cast<float*>(call.x) : nullptr;
-  if (call.dim % 4 == 0 && aligned_to_16(call.x, call.added, call.weight, call.out)) {
-    GRAFT_LAUNCH((rmsnorm_forward_kernel<true>), grid, kRowsOfBlock * kWarpLanes, stream, call,
-                 sums, rows);
-  } else {
-    GRAFT_LAUNCH((rmsnorm_forward_kernel<false>), grid, kRowsOfBlock * kWarpLanes, stream, call,
-                 sums, rows);
-  }
+  const bool aligned = call.dim % 4 == 0 && call.out_stride % 4 == 0 &&
+                       aligned_for_four(call.type, call.x, call.added, call.out) &&
+                       aligned_to_16(call.weight);
+  for_variant(call.type, aligned, [&](auto element, auto is_aligned) {
+    using Element = decltype(element);
+    // With an addition x is the sum, which the caller gave to be written.
+    Element* const sums =
+        call.added != nullptr ? const_cast<Element*>(static_cast<const Element*>(call.x)) : nullptr;
+    GRAFT_LAUNCH((rmsnorm_forward_kernel<Element, is_aligned.value>), grid,
+                 kRowsOfBlock * kWarpLanes, stream, call, sums, rows);
+  });
   return launch_status(kName);
 }
 
@@ -164,16 +179,19 @@ graft_status rmsnorm_backward(const NormBackward& call, int64_t rows, graft_stre
   if (const graft_status status = check_grid(kName, blocks)) return status;
   if (const graft_status status = check_grid(kName, columns)) return status;
   const unsigned grid = static_cast<unsigned>(blocks);
-  if (call.dim % 4 == 0 && aligned_to_16(call.dout, call.x, call.weight, call.dx)) {
-    GRAFT_LAUNCH((rmsnorm_backward_kernel<true>), grid, kRowsOfBlock * kWarpLanes, stream, call,
-                 rows);
-  } else {
-    GRAFT_LAUNCH((rmsnorm_backward_kernel<false>), grid, kRowsOfBlock * kWarpLanes, stream, call,
-                 rows);
-  }
+  const bool aligned = call.dim % 4 == 0 && call.dout_stride % 4 == 0 &&
+                       aligned_for_four(call.type, call.dout, call.x, call.dx) &&
+                       aligned_to_16(call.weight);
+  for_variant(call.type, aligned, [&](auto element, auto is_aligned) {
+    using Element = decltype(element);
+    GRAFT_LAUNCH((rmsnorm_backward_kernel<Element, is_aligned.value>), grid,
+                 kRowsOfBlock * kWarpLanes, stream, call, rows);
+  });
   if (call.dweight != nullptr) {
-    GRAFT_LAUNCH(rmsnorm_weight_gradient_kernel, static_cast<unsigned>(columns),
-                 kTilesOfBlock * kWarpLanes, stream, call, rows);
+    for_element(call.type, [&](auto element) {
+      GRAFT_LAUNCH((rmsnorm_weight_gradient_kernel<decltype(element)>),
+                   static_cast<unsigned>(columns), kTilesOfBlock * kWarpLanes, stream, call, rows);
+    });
   }
   return launch_status(kName);
 }

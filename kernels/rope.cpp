@@ -40,7 +40,7 @@ extern "C" graft_status graft_rope_tables(const int32_t* positions,
   return GRAFT_OK;
 }
 
-extern "C" graft_status graft_rope_apply(float* x,
+extern "C" graft_status graft_rope_apply(void* x,
                                          int64_t tokens,
                                          int64_t heads,
                                          int64_t head_dim,
@@ -49,6 +49,7 @@ extern "C" graft_status graft_rope_apply(float* x,
                                          const float* sin,
                                          graft_rope_direction dir,
                                          int64_t rotary_dim,
+                                         graft_float_type type,
                                          graft_device device,
                                          graft_stream stream) {
   constexpr const char* kName = "graft_rope_apply";
@@ -69,12 +70,13 @@ extern "C" graft_status graft_rope_apply(float* x,
     return fail(GRAFT_BAD_ARGUMENT, kName, "direction is %d, expected 0 or 1",
                 static_cast<int>(dir));
   }
+  if (const graft_status status = check_element(kName, type)) return status;
   if (tokens == 0 || heads == 0) return GRAFT_OK;
   if (const graft_status status = check_pointers(kName, {{"x", x}, {"cos", cos}, {"sin", sin}})) {
     return status;
   }
-  const RopeTurn call{x,          heads, head_dim, rotary_dim,
-                      row_stride, cos,   sin,      dir == GRAFT_ROPE_FORWARD ? 1.0f : -1.0f};
+  const float sign = dir == GRAFT_ROPE_FORWARD ? 1.0f : -1.0f;
+  const RopeTurn call{x, type, heads, head_dim, rotary_dim, row_stride, cos, sin, sign};
   if (device != GRAFT_CPU) {
     return on_device(kName, device, [&](const DeviceTable& functions) {
       return functions.rope_apply(call, tokens, stream);

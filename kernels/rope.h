@@ -32,14 +32,14 @@ graft_status graft_rope_tables(const int32_t* positions,
 // Turns every head of every token in place, with half = rotary_dim / 2:
 //   x[i]        <- x[i] * cos - x[i + half] * sin
 //   x[i + half] <- x[i + half] * cos + x[i] * sin        (sin negated for GRAFT_ROPE_INVERSE)
-//   x           [tokens, heads, head_dim], `row_stride` floats from token to token
+//   x           [tokens, heads, head_dim] of `type`, `row_stride` elements from token to token
 //   cos, sin    [tokens, rotary_dim / 2]
 //   row_stride  >= heads * head_dim
 //   rotary_dim  even, at most head_dim: the first elements of a head turn, the others stay (partial
 //               rotary of Phi, GLM and StableLM); 0 for head_dim, which is then even
 // Products are rounded before they are added, on every device.
 // Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
-graft_status graft_rope_apply(float* x,
+graft_status graft_rope_apply(void* x,
                               int64_t tokens,
                               int64_t heads,
                               int64_t head_dim,
@@ -48,6 +48,7 @@ graft_status graft_rope_apply(float* x,
                               const float* sin,
                               graft_rope_direction dir,
                               int64_t rotary_dim GRAFT_DEFAULT(0),
+                              graft_float_type type GRAFT_DEFAULT(GRAFT_F32),
                               graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                               graft_stream stream GRAFT_DEFAULT(nullptr));
 

@@ -30,6 +30,14 @@ typedef enum graft_device { GRAFT_CPU = 0, GRAFT_CUDA, GRAFT_EMU } graft_device;
 // A cudaStream_t for GRAFT_CUDA; ignored (pass NULL) elsewhere.
 typedef void* graft_stream;
 
+// What an array of floating values holds; the 16-bit types as their bits.
+//
+// Where a function takes the `type` of its activations, they are float32 or bfloat16 (GRAFT_F16 is
+// a GRAFT_BAD_ARGUMENT): bfloat16 values are widened when they are read, everything is computed in
+// float32, and a result is rounded once when it is written, to nearest with ties to even; NaN
+// becomes 0x7fff. Strides count elements.
+typedef enum graft_float_type { GRAFT_F32 = 0, GRAFT_BF16 = 1, GRAFT_F16 = 2 } graft_float_type;
+
 // A value that a C++ caller may leave out; C has no such thing.
 #ifdef __cplusplus
 #define GRAFT_DEFAULT(value) = value

@@ -88,7 +88,8 @@ class Device {
   void run_block();
   void choose_order();
   bool run_next();
-  void release_warp(size_t first);
+  void release_warp(size_t arrived);
+  void make_ready(size_t thread);
   bool release_barrier();
   void check_guard();
   void fail(const std::string& what);
@@ -96,6 +97,8 @@ class Device {
   StackPool stacks_;  // before the threads, whose fibers give their stacks back to it
   std::vector<Thread> threads_;
   std::vector<unsigned> order_;  // threads, the one to run first at the front
+  std::vector<unsigned> place_;  // of each thread in order_
+  size_t next_ = 0;              // no thread before this place is ready
   unsigned running_ = 0;
   context::fiber scheduler_;
   std::vector<unsigned char> shared_ = std::vector<unsigned char>(kSharedBytes + kSharedGuardBytes);
@@ -138,27 +141,37 @@ void Device::choose_order() {
   order_.resize(threads_.size());
   std::iota(order_.begin(), order_.end(), 0u);
   if (schedule.order == Order::kReverse) std::reverse(order_.begin(), order_.end());
-  if (schedule.order != Order::kShuffled) return;
-  std::vector<uint64_t> warp_rank((threads_.size() + kWarp - 1) / kWarp);
-  std::vector<uint64_t> lane_rank(threads_.size());
-  for (uint64_t& rank : warp_rank) rank = random_();
-  for (uint64_t& rank : lane_rank) rank = random_();
-  std::sort(order_.begin(), order_.end(), [&](unsigned a, unsigned b) {
-    const auto key = [&](unsigned i) { return std::make_pair(warp_rank[i / kWarp], lane_rank[i]); };
-    return key(a) < key(b);
-  });
+  if (schedule.order == Order::kShuffled) {
+    std::vector<uint64_t> warp_rank((threads_.size() + kWarp - 1) / kWarp);
+    std::vector<uint64_t> lane_rank(threads_.size());
+    for (uint64_t& rank : warp_rank) rank = random_();
+    for (uint64_t& rank : lane_rank) rank = random_();
+    std::sort(order_.begin(), order_.end(), [&](unsigned a, unsigned b) {
+      const auto key = [&](unsigned i) {
+        return std::make_pair(warp_rank[i / kWarp], lane_rank[i]);
+      };
+      return key(a) < key(b);
+    });
+  }
+  place_.resize(order_.size());
+  for (unsigned i = 0; i < order_.size(); ++i) place_[order_[i]] = i;
+  next_ = 0;
+}
+
+void Device::make_ready(size_t thread) {
+  threads_[thread].state = State::kReady;
+  next_ = std::min<size_t>(next_, place_[thread]);
 }
 
 // Runs the first ready thread of the order until it waits or ends; false when none is ready.
 bool Device::run_next() {
-  const auto next = std::find_if(order_.begin(), order_.end(),
-                                 [this](unsigned i) { return threads_[i].state == State::kReady; });
-  if (next == order_.end()) return false;
-  running_ = *next;
+  while (next_ < order_.size() && threads_[order_[next_]].state != State::kReady) ++next_;
+  if (next_ == order_.size()) return false;
+  running_ = order_[next_];
   Thread& thread = threads_[running_];
   threadIdx = thread.index;
   thread.fiber = std::move(thread.fiber).resume();
-  if (thread.state == State::kExchange) release_warp(running_ / kWarp * kWarp);
+  if (thread.state == State::kExchange) release_warp(running_);
   return true;
 }
 
@@ -170,28 +183,27 @@ void Device::wait(State state) {
   threadIdx = index;
 }
 
-// Lets a warp's lanes go on once every lane of their mask waits in the same operation.
-void Device::release_warp(size_t first) {
-  const size_t end = std::min(first + kWarp, threads_.size());
-  for (size_t i = first; i < end; ++i) {
-    if (threads_[i].state != State::kExchange) continue;
-    const unsigned mask = threads_[i].mask;
-    bool complete = true;
-    for (size_t j = first; j < end; ++j) {
-      if ((mask >> (j - first) & 1u) == 0) continue;
-      complete = complete && threads_[j].state == State::kExchange && threads_[j].mask == mask &&
-                 threads_[j].operation == threads_[i].operation;
+// Lets a warp's lanes go on when the one that arrived is the last of its mask in this operation.
+void Device::release_warp(size_t arrived) {
+  const size_t first = arrived / kWarp * kWarp, end = std::min(first + kWarp, threads_.size());
+  const Thread& last = threads_[arrived];
+  const unsigned mask = last.mask;
+  for (size_t j = first; j < end; ++j) {
+    const Thread& other = threads_[j];
+    if ((mask >> (j - first) & 1u) == 0) continue;
+    if (other.state != State::kExchange || other.mask != mask ||
+        other.operation != last.operation) {
+      return;
     }
-    if (!complete) continue;
-    uint64_t values[kWarp] = {};
-    for (size_t j = first; j < end; ++j) values[j - first] = threads_[j].value;
-    for (size_t j = first; j < end; ++j) {
-      if ((mask >> (j - first) & 1u) == 0) continue;
-      const unsigned source = static_cast<unsigned>(threads_[j].source) % kWarp;
-      if ((mask >> source & 1u) == 0) fail("a lane reads one outside the mask");
-      threads_[j].value = values[source];
-      threads_[j].state = State::kReady;
-    }
+  }
+  uint64_t values[kWarp] = {};
+  for (size_t j = first; j < end; ++j) values[j - first] = threads_[j].value;
+  for (size_t j = first; j < end; ++j) {
+    if ((mask >> (j - first) & 1u) == 0) continue;
+    const unsigned source = static_cast<unsigned>(threads_[j].source) % kWarp;
+    if ((mask >> source & 1u) == 0) fail("a lane reads one outside the mask");
+    threads_[j].value = values[source];
+    make_ready(j);
   }
 }
 
@@ -338,4 +350,10 @@ __half __float2half_rn(float x) {
   __half result;
   memcpy(&result.bits, &rounded, sizeof result.bits);
   return result;
+}
+
+float __half2float(__half x) {
+  _Float16 value;
+  memcpy(&value, &x.bits, sizeof value);
+  return static_cast<float>(value);
 }

@@ -42,11 +42,7 @@ struct alignas(16) float4 {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaStream_t = void*;
-enum cudaError_t {
-  cudaSuccess = 0,
-  cudaErrorMemoryAllocation = 2,
-  cudaErrorLaunchFailure = 719
-};
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
 
 namespace graft::kernels::emu {
 
@@ -194,6 +190,10 @@ struct __half {
 };
 __nv_bfloat16 __float2bfloat16_rn(float x);
 __half __float2half_rn(float x);
+float __half2float(__half x);
+inline __half __ushort_as_half(uint16_t bits) {
+  return {bits};
+}
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) {
   return x.bits;
 }
@@ -207,6 +207,16 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaSuccess;
 }
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemset2DAsync(
+    void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
+  for (size_t row = 0; row < height; ++row)
+    memset(static_cast<char*>(to) + row * pitch, value, width);
+  return cudaSuccess;
+}
 cudaError_t cudaMalloc(void** memory, size_t bytes);
 cudaError_t cudaFree(void* memory);
 inline cudaError_t cudaMemcpyAsync(

@@ -4,6 +4,8 @@
 //
 // Every output element is one chain of fused multiply-adds in the order of its sum, so results do
 // not depend on the tile's shape (hence not on the instruction set) or on where a piece begins.
+//
+// bfloat16 heads are widened piece by piece into scratch and run through the same float32 code.
 #include <math.h>
 
 #include "kernels/scalar.h"
@@ -30,13 +32,31 @@ int64_t smaller_of(int64_t a, int64_t b) {
 int64_t larger_of(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
+
+// Rows of an array as float32: where they lie, or widened into `room`.
+struct Rows {
+  const float* values;
+  int64_t stride;
+};
+Rows as_floats(const float* from, int64_t stride, int64_t, int64_t, float*) {
+  return {from, stride};
+}
+Rows as_floats(const Bf16* from, int64_t stride, int64_t rows, int64_t width, float* room) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for_lanes(width, [&](int64_t i, int64_t n) {
+      store_upto(room + row * width + i, load_upto(from + row * stride + i, n), n);
+    });
+  }
+  return {room, width};
+}
+
 // rows [keys, head_dim] with a stride -> panels of kTileColumns keys, each [head_dim,
 // kTileColumns].
-void pack_transposed(
-    const float* rows, int64_t stride, int64_t keys, int64_t head_dim, float* panels) {
+void pack_transposed(const Rows& rows, int64_t keys, int64_t head_dim, float* panels) {
   for (int64_t j = 0; j < keys; j += kTileColumns) {
     const int64_t width = smaller_of(kTileColumns, keys - j);
-    transpose(rows + j * stride, stride, width, head_dim, panels + j * head_dim, kTileColumns);
+    transpose(rows.values + j * rows.stride, rows.stride, width, head_dim, panels + j * head_dim,
+              kTileColumns);
   }
 }
 
@@ -150,7 +170,8 @@ float exponential_of(float x) {
   return lane[0];
 }
 
-float dot(const float* a, const float* b, int64_t count) {
+template <class Element>
+float dot(const Element* a, const Element* b, int64_t count) {
   Lanes sum = all(0.0f);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t lanes = smaller_of(kLanes, count - i);
@@ -212,28 +233,69 @@ int64_t first_key(const AttentionHead& head, int64_t token) {
 constexpr int64_t kForwardStride = kForwardKeys + kPadding;
 constexpr int64_t kBackwardStride = kBackwardKeys + 2 * kPadding;
 
-}  // namespace
+// Scratch in floats; the widened rows are there for bfloat16 only.
+struct ForwardScratch {
+  int64_t panels, scores, rows, keys, queries, out, total;
+  ForwardScratch(int64_t head_dim, graft_float_type type) {
+    const bool widens = type == GRAFT_BF16;
+    panels = 0;
+    scores = panels + kForwardKeys * head_dim;
+    rows = scores + kTileRows * kForwardStride;
+    keys = rows + 2 * kForwardRows;
+    queries = keys + (widens ? kForwardKeys * head_dim : 0);
+    out = queries + (widens ? kForwardRows * head_dim : 0);
+    total = out + (widens ? kForwardRows * head_dim : 0);
+  }
+};
 
-int64_t attention_forward_scratch(int64_t head_dim) {
-  return kForwardKeys * head_dim + kTileRows * kForwardStride + 2 * kForwardRows;
-}
+struct BackwardScratch {
+  int64_t k_panels, v_panels, p, ds, keys, queries, dout, total;
+  BackwardScratch(int64_t head_dim, graft_float_type type) {
+    const bool widens = type == GRAFT_BF16;
+    k_panels = 0;
+    v_panels = k_panels + kBackwardKeys * head_dim;
+    p = v_panels + kBackwardKeys * head_dim;
+    ds = p + kBackwardRows * kBackwardStride;
+    keys = ds + kBackwardRows * kBackwardStride;
+    queries = keys + (widens ? kBackwardKeys * head_dim : 0);
+    dout = queries + (widens ? kBackwardRows * head_dim : 0);
+    total = dout + (widens ? kBackwardRows * head_dim : 0);
+  }
+};
 
-int64_t attention_backward_scratch(int64_t head_dim) {
-  return 2 * kBackwardKeys * head_dim + 2 * kBackwardRows * kBackwardStride;
-}
-
-void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end, float* scratch) {
-  float* const panels = scratch;
-  float* const scores = panels + kForwardKeys * head.head_dim;
-  float* const maximum = scores + kTileRows * kForwardStride;
+template <class Element>
+void attention_forward_of(const AttentionHead& head,
+                          int64_t q_begin,
+                          int64_t q_end,
+                          float* scratch) {
+  const int64_t d = head.head_dim;
+  const ForwardScratch place(d, head.type);
+  float* const panels = scratch + place.panels;
+  float* const scores = scratch + place.scores;
+  float* const maximum = scratch + place.rows;
   float* const total = maximum + kForwardRows;
   const ScoreShape shape{head.scale, head.softcap};
+  const Element* const k = static_cast<const Element*>(head.k);
+  const Element* const v = static_cast<const Element*>(head.v);
+  // Row i of the piece is token q_begin + i.
+  const Rows q = as_floats(static_cast<const Element*>(head.q) + q_begin * head.q_stride,
+                           head.q_stride, q_end - q_begin, d, scratch + place.queries);
+  Element* const result = static_cast<Element*>(head.out) + q_begin * head.out_stride;
+  float* out = scratch + place.out;
+  int64_t out_stride = d;
+  if constexpr (sizeof(Element) == sizeof(float)) {
+    out = result;
+    out_stride = head.out_stride;
+  }
   // Chunks begin at multiples of kForwardKeys in every document, whatever the window.
   const int64_t first_chunk = first_key(head, q_begin) / kForwardKeys * kForwardKeys;
   for (int64_t key = first_chunk; key < q_end; key += kForwardKeys) {
     const int64_t chunk_end = smaller_of(key + kForwardKeys, q_end);
-    pack_transposed(head.k + key * head.k_stride, head.k_stride, chunk_end - key, head.head_dim,
-                    panels);
+    const auto widened_chunk = [&](const Element* from, int64_t stride) {
+      return as_floats(from + key * stride, stride, chunk_end - key, d, scratch + place.keys);
+    };
+    pack_transposed(widened_chunk(k, head.k_stride), chunk_end - key, d, panels);
+    const Rows values = widened_chunk(v, head.v_stride);
     for (int64_t row = q_begin; row < q_end; row += kTileRows) {
       const int64_t rows = smaller_of(kTileRows, q_end - row);
       const int64_t tile_first = first_key(head, row);  // of the row that looks back farthest
@@ -241,8 +303,8 @@ void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end
       // Keys [skipped, skipped + keys) of the chunk, from a panel's beginning.
       const int64_t skipped = larger_of(0, tile_first - key) / kTileColumns * kTileColumns;
       const int64_t keys = smaller_of(row + rows, chunk_end) - key - skipped;
-      score_tile(head.q + row * head.q_stride, head.q_stride, rows,
-                 panels + skipped * head.head_dim, keys, head.head_dim, scores, kForwardStride);
+      score_tile(q.values + (row - q_begin) * q.stride, q.stride, rows, panels + skipped * d, keys,
+                 d, scores, kForwardStride);
       for (int64_t i = 0; i < rows; ++i) {
         float* const score = scores + i * kForwardStride;
         const int64_t first = larger_of(first_key(head, row + i), key) - key - skipped;
@@ -264,40 +326,56 @@ void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end
         } else {
           const float correction = exponential_of(top - new_top);
           sum = sum * correction + chunk_sum;
-          scale_row(head.out + (row + i) * head.out_stride, head.head_dim, correction);
+          scale_row(out + (row + i - q_begin) * out_stride, d, correction);
         }
         top = new_top;
       }
-      const int64_t key_row = key + skipped;
-      value_tile(scores, kForwardStride, 1, rows, keys, head.v + key_row * head.v_stride,
-                 head.v_stride, head.head_dim, head.out + row * head.out_stride, head.out_stride,
+      value_tile(scores, kForwardStride, 1, rows, keys, values.values + skipped * values.stride,
+                 values.stride, d, out + (row - q_begin) * out_stride, out_stride,
                  tile_first >= key ? TileStart::kZero : TileStart::kContinue);
     }
   }
-  for (int64_t row = q_begin; row < q_end; ++row) {
-    const float sum = total[row - q_begin];
-    scale_row(head.out + row * head.out_stride, head.head_dim, 1.0f / sum);
-    head.lse[row * head.lse_stride] = maximum[row - q_begin] + logarithm(sum);
+  for (int64_t row = 0; row < q_end - q_begin; ++row) {
+    const Lanes inverse = all(1.0f / total[row]);
+    for_lanes(d, [&](int64_t i, int64_t n) {
+      store_upto(result + row * head.out_stride + i,
+                 mul(load_upto(out + row * out_stride + i, n), inverse), n);
+    });
+    head.lse[(q_begin + row) * head.lse_stride] = maximum[row] + logarithm(total[row]);
   }
 }
 
-void attention_backward(const AttentionHeadGradient& gradient, float* scratch) {
+template <class Element>
+void attention_backward_of(const AttentionHeadGradient& gradient, float* scratch) {
   const AttentionHead& head = gradient.forward;
   const int64_t d = head.head_dim;
-  float* const k_panels = scratch;
-  float* const v_panels = k_panels + kBackwardKeys * d;
-  float* const p = v_panels + kBackwardKeys * d;
-  float* const ds = p + kBackwardRows * kBackwardStride;
+  const BackwardScratch place(d, head.type);
+  float* const k_panels = scratch + place.k_panels;
+  float* const v_panels = scratch + place.v_panels;
+  float* const p = scratch + place.p;
+  float* const ds = scratch + place.ds;
   const ScoreShape shape{head.scale, head.softcap};
-  for (int64_t row = 0; row < head.length; ++row) zero(gradient.dq + row * head.q_stride, d);
+  const Element* const k = static_cast<const Element*>(head.k);
+  const Element* const v = static_cast<const Element*>(head.v);
+  const Element* const out = static_cast<const Element*>(head.out);
+  const Element* const dout = static_cast<const Element*>(gradient.dout);
+  for (int64_t row = 0; row < head.length; ++row) zero(gradient.dq + row * gradient.dq_stride, d);
   for (int64_t key = 0; key < head.length; key += kBackwardKeys) {
     const int64_t chunk_end = smaller_of(key + kBackwardKeys, head.length);
-    pack_transposed(head.k + key * head.k_stride, head.k_stride, chunk_end - key, d, k_panels);
-    pack_transposed(head.v + key * head.v_stride, head.v_stride, chunk_end - key, d, v_panels);
+    const auto widened_chunk = [&](const Element* from, int64_t stride) {
+      return as_floats(from + key * stride, stride, chunk_end - key, d, scratch + place.keys);
+    };
+    pack_transposed(widened_chunk(v, head.v_stride), chunk_end - key, d, v_panels);
+    const Rows keys_of_chunk = widened_chunk(k, head.k_stride);
+    pack_transposed(keys_of_chunk, chunk_end - key, d, k_panels);
     // Queries that see some key of the chunk.
     const int64_t queries_end = smaller_of(head.length, chunk_end - 1 + head.window);
     for (int64_t block = key; block < queries_end; block += kBackwardRows) {
       const int64_t block_end = smaller_of(block + kBackwardRows, queries_end);
+      const Rows queries = as_floats(static_cast<const Element*>(head.q) + block * head.q_stride,
+                                     head.q_stride, block_end - block, d, scratch + place.queries);
+      const Rows gradients = as_floats(dout + block * head.out_stride, head.out_stride,
+                                       block_end - block, d, scratch + place.dout);
       for (int64_t row = block; row < block_end; row += kTileRows) {
         const int64_t rows = smaller_of(kTileRows, block_end - row);
         const int64_t tile_first = first_key(head, row);
@@ -305,9 +383,9 @@ void attention_backward(const AttentionHeadGradient& gradient, float* scratch) {
         const int64_t keys = smaller_of(row + rows, chunk_end) - key - skipped;
         float* const p_tile = p + (row - block) * kBackwardStride;
         float* const ds_tile = ds + (row - block) * kBackwardStride;
-        score_tile(head.q + row * head.q_stride, head.q_stride, rows, k_panels + skipped * d, keys,
-                   d, p_tile + skipped, kBackwardStride);
-        score_tile(gradient.dout + row * head.out_stride, head.out_stride, rows,
+        score_tile(queries.values + (row - block) * queries.stride, queries.stride, rows,
+                   k_panels + skipped * d, keys, d, p_tile + skipped, kBackwardStride);
+        score_tile(gradients.values + (row - block) * gradients.stride, gradients.stride, rows,
                    v_panels + skipped * d, keys, d, ds_tile + skipped, kBackwardStride);
         for (int64_t i = 0; i < rows; ++i) {
           const int64_t token = row + i;
@@ -319,8 +397,7 @@ void attention_backward(const AttentionHeadGradient& gradient, float* scratch) {
           const int64_t until = smaller_of(seen + kPadding, chunk_end - key + kPadding);
           zero(p_row, first);
           zero(ds_row, first);
-          const float delta =
-              dot(gradient.dout + token * head.out_stride, head.out + token * head.out_stride, d);
+          const float delta = dot(dout + token * head.out_stride, out + token * head.out_stride, d);
           const RowGradient here{p_row + first,
                                  ds_row + first,
                                  seen - first,
@@ -333,10 +410,10 @@ void attention_backward(const AttentionHeadGradient& gradient, float* scratch) {
             row_gradient<true>(here, shape);
           }
         }
-        const int64_t key_row = key + skipped;
         value_tile(ds_tile + skipped, kBackwardStride, 1, rows, keys,
-                   head.k + key_row * head.k_stride, head.k_stride, d,
-                   gradient.dq + row * head.q_stride, head.q_stride, TileStart::kContinue);
+                   keys_of_chunk.values + skipped * keys_of_chunk.stride, keys_of_chunk.stride, d,
+                   gradient.dq + row * gradient.dq_stride, gradient.dq_stride,
+                   TileStart::kContinue);
       }
       const int64_t keys_end = smaller_of(block_end, chunk_end);
       const int64_t unseen = larger_of(0, first_key(head, block) - key) / kTileRows * kTileRows;
@@ -348,33 +425,75 @@ void attention_backward(const AttentionHeadGradient& gradient, float* scratch) {
         // sum.
         const TileStart start = first == row ? TileStart::kZero : TileStart::kContinue;
         value_tile(p + offset, 1, kBackwardStride, rows, block_end - first,
-                   gradient.dout + first * head.out_stride, head.out_stride, d,
+                   gradients.values + (first - block) * gradients.stride, gradients.stride, d,
                    gradient.dv + row * gradient.dv_stride, gradient.dv_stride, start);
         value_tile(ds + offset, 1, kBackwardStride, rows, block_end - first,
-                   head.q + first * head.q_stride, head.q_stride, d,
+                   queries.values + (first - block) * queries.stride, queries.stride, d,
                    gradient.dk + row * gradient.dk_stride, gradient.dk_stride, start);
       }
     }
   }
 }
 
-void attention_decode(const AttentionDecode& call, int64_t begin, int64_t end, float* scores) {
-  const int64_t stride = call.kv_heads * call.head_dim;
+template <class Element>
+void attention_decode_of(const AttentionDecode& call, int64_t begin, int64_t end, float* scratch) {
+  const int64_t d = call.head_dim, stride = call.kv_heads * d;
   const int64_t group = call.heads / call.kv_heads;
   const int64_t count = call.positions - call.first;
+  float* const scores = scratch;
+  float* const out = scores + call.positions + 2 * kLanes;
+  float* const room = out + d;
   for (int64_t head = begin; head < end; ++head) {
-    const int64_t offset = call.first * stride + head / group * call.head_dim;
-    const float* const q = call.q + head * call.head_dim;
-    const float* const k = call.k + offset;
-    float* const out = call.out + head * call.head_dim;
-    for (int64_t t = 0; t < count; ++t) scores[t] = dot(q, k + t * stride, call.head_dim);
+    const int64_t offset = call.first * stride + head / group * d;
+    const Element* const q = static_cast<const Element*>(call.q) + head * d;
+    const Element* const k = static_cast<const Element*>(call.k) + offset;
+    const Element* const v = static_cast<const Element*>(call.v) + offset;
+    for (int64_t t = 0; t < count; ++t) scores[t] = dot(q, k + t * stride, d);
     shape_scores(scores, count, {call.scale, call.softcap});
     const float top = row_maximum(scores, count);
     const float sum = exponentials(scores, count, count, top);
-    value_tile(scores, 0, 1, 1, count, call.v + offset, stride, call.head_dim, out, 0,
-               TileStart::kZero);
-    scale_row(out, call.head_dim, 1.0f / sum);
+    for (int64_t t = 0; t < count; t += kForwardKeys) {
+      const int64_t keys = smaller_of(kForwardKeys, count - t);
+      const Rows values = as_floats(v + t * stride, stride, keys, d, room);
+      value_tile(scores + t, 0, 1, 1, keys, values.values, values.stride, d, out, 0,
+                 t == 0 ? TileStart::kZero : TileStart::kContinue);
+    }
+    const Lanes inverse = all(1.0f / sum);
+    Element* const to = static_cast<Element*>(call.out) + head * d;
+    for_lanes(d, [&](int64_t i, int64_t n) {
+      store_upto(to + i, mul(load_upto(out + i, n), inverse), n);
+    });
   }
+}
+
+}  // namespace
+
+int64_t attention_forward_scratch(int64_t head_dim, graft_float_type type) {
+  return ForwardScratch(head_dim, type).total;
+}
+
+int64_t attention_backward_scratch(int64_t head_dim, graft_float_type type) {
+  return BackwardScratch(head_dim, type).total;
+}
+
+int64_t attention_decode_scratch(const AttentionDecode& call) {
+  const int64_t room = call.type == GRAFT_BF16 ? kForwardKeys * call.head_dim : 0;
+  return call.positions + 2 * kLanes + call.head_dim + room;
+}
+
+void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end, float* scratch) {
+  for_element(head.type,
+              [&](auto e) { attention_forward_of<decltype(e)>(head, q_begin, q_end, scratch); });
+}
+
+void attention_backward(const AttentionHeadGradient& gradient, float* scratch) {
+  for_element(gradient.forward.type,
+              [&](auto e) { attention_backward_of<decltype(e)>(gradient, scratch); });
+}
+
+void attention_decode(const AttentionDecode& call, int64_t begin, int64_t end, float* scratch) {
+  for_element(call.type,
+              [&](auto e) { attention_decode_of<decltype(e)>(call, begin, end, scratch); });
 }
 
 }  // namespace graft::kernels::GRAFT_ISA

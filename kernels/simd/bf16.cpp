@@ -71,7 +71,7 @@ struct Tile {
   int64_t pairs;
   float* c;
   int64_t ldc;
-  float beta;
+  float alpha, beta;
 };
 
 template <int kHeight>
@@ -101,6 +101,7 @@ void multiply(const Tile& tile, int64_t columns) {
     float* const c = tile.c + i * tile.ldc;
     const auto put = [&](float* to, Lanes value, int64_t lanes) {
       if (lanes <= 0) return;
+      value = mul(value, all(tile.alpha));
       if (tile.beta != 0.0f) value = fma(all(tile.beta), load_upto(to, lanes), value);
       store_upto(to, value, lanes);
     };
@@ -228,6 +229,7 @@ void bf16_block(const Bf16Block& block) {
       tile.pairs = pairs;
       tile.c = block.c + i * block.ldc + j;
       tile.ldc = block.ldc;
+      tile.alpha = block.alpha;
       tile.beta = block.beta;
       kHeights.multiply[smaller_of(kRows, block.m - i) - 1](tile, width);
     }

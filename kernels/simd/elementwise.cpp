@@ -93,6 +93,33 @@ void philox(const PhiloxCounter& counter, uint64_t seed, uint32_t (&words)[4 * k
 
 #endif
 
+template <class Element>
+void dropout_of(const DropoutRows& call, int64_t begin, int64_t end) {
+  uint32_t words[4 * kLanes];
+  for (int64_t index = begin; index < end; ++index) {
+    const uint64_t row = static_cast<uint64_t>(call.row_index[index]);
+    PhiloxCounter counter;
+    counter.c1 = static_cast<uint32_t>(call.stream) ^ static_cast<uint32_t>(row >> 32);
+    counter.c2 = static_cast<uint32_t>(row);
+    counter.c3 = static_cast<uint32_t>(call.stream >> 32);
+    for (int64_t column = 0; column < call.dim; column += 4 * kLanes) {
+      counter.first = static_cast<uint32_t>(column / 4);
+      philox(counter, call.seed, words);
+      const int64_t count = call.dim - column < 4 * kLanes ? call.dim - column : 4 * kLanes;
+      Element* const to = static_cast<Element*>(call.x) + index * call.dim + column;
+      for_lanes(count, [&](int64_t i, int64_t n) {
+        float factor[kLanes];  // 0 where the element is dropped
+        for (int64_t j = 0; j < kLanes; ++j) {
+          factor[j] = words[i + j] >= call.threshold ? call.keep_scale : 0.0f;
+        }
+        const Lanes keep = load(factor), zero = all(0.0f);
+        const Lanes kept = mul(load_upto(to + i, n), keep);
+        store_upto(to + i, below(zero, keep, kept, zero), n);
+      });
+    }
+  }
+}
+
 }  // namespace
 
 void adamw(
@@ -138,35 +165,35 @@ int64_t count_not_finite(const float* x, int64_t count) {
   return found;
 }
 
-void add_to(float* x, const float* y, int64_t count) {
-  for_lanes(count, [&](int64_t i, int64_t n) {
-    store_upto(x + i, add(load_upto(x + i, n), load_upto(y + i, n)), n);
+void addition(const Addition& call, int64_t begin, int64_t end) {
+  for_element(call.x_type, [&](auto x_element) {
+    for_element(call.y_type, [&](auto y_element) {
+      auto* const x = static_cast<decltype(x_element)*>(call.x) + begin;
+      const auto* const y = static_cast<const decltype(y_element)*>(call.y) + begin;
+      for_lanes(end - begin, [&](int64_t i, int64_t n) {
+        store_upto(x + i, add(load_upto(x + i, n), load_upto(y + i, n)), n);
+      });
+    });
   });
 }
 
-void scale_by(float* x, float s, int64_t count) {
-  for_lanes(count,
-            [&](int64_t i, int64_t n) { store_upto(x + i, mul(load_upto(x + i, n), all(s)), n); });
+void conversion(const Conversion& call, int64_t begin, int64_t end) {
+  for_element(call.from_type, [&](auto from_element) {
+    for_element(call.to_type, [&](auto to_element) {
+      for (int64_t row = begin; row < end; ++row) {
+        const auto* const from =
+            static_cast<const decltype(from_element)*>(call.from) + row * call.from_stride;
+        auto* const to = static_cast<decltype(to_element)*>(call.to) + row * call.to_stride;
+        for_lanes(call.columns, [&](int64_t i, int64_t n) {
+          store_upto(to + i, mul(load_upto(from + i, n), all(call.scale)), n);
+        });
+      }
+    });
+  });
 }
 
 void dropout(const DropoutRows& call, int64_t begin, int64_t end) {
-  uint32_t words[4 * kLanes];
-  for (int64_t index = begin; index < end; ++index) {
-    const uint64_t row = static_cast<uint64_t>(call.row_index[index]);
-    PhiloxCounter counter;
-    counter.c1 = static_cast<uint32_t>(call.stream) ^ static_cast<uint32_t>(row >> 32);
-    counter.c2 = static_cast<uint32_t>(row);
-    counter.c3 = static_cast<uint32_t>(call.stream >> 32);
-    for (int64_t column = 0; column < call.dim; column += 4 * kLanes) {
-      counter.first = static_cast<uint32_t>(column / 4);
-      philox(counter, call.seed, words);
-      const int64_t count = call.dim - column < 4 * kLanes ? call.dim - column : 4 * kLanes;
-      float* const to = call.x + index * call.dim + column;
-      for (int64_t j = 0; j < count; ++j) {
-        to[j] = words[j] >= call.threshold ? to[j] * call.keep_scale : 0.0f;
-      }
-    }
-  }
+  for_element(call.type, [&](auto element) { dropout_of<decltype(element)>(call, begin, end); });
 }
 
 void exponential_array(const float* x, int64_t count, float* out) {

@@ -48,11 +48,12 @@ void transpose(
 int64_t gemm_scratch_floats(int64_t n);
 void gemm_block(const GemmBlock& block, float* scratch);
 
-int64_t attention_forward_scratch(int64_t head_dim);
-int64_t attention_backward_scratch(int64_t head_dim);
+int64_t attention_forward_scratch(int64_t head_dim, graft_float_type type);
+int64_t attention_backward_scratch(int64_t head_dim, graft_float_type type);
+int64_t attention_decode_scratch(const AttentionDecode& call);
 void attention_forward(const AttentionHead& head, int64_t q_begin, int64_t q_end, float* scratch);
 void attention_backward(const AttentionHeadGradient& head, float* scratch);
-void attention_decode(const AttentionDecode& call, int64_t begin, int64_t end, float* scores);
+void attention_decode(const AttentionDecode& call, int64_t begin, int64_t end, float* scratch);
 
 void rmsnorm_forward(const NormForward& call, int64_t begin, int64_t end);
 void rmsnorm_backward(const NormBackward& call, int64_t begin, int64_t end);
@@ -60,24 +61,20 @@ void rmsnorm_weight_gradient(const NormBackward& call, int64_t rows, int64_t beg
 void rope_apply(const RopeTurn& call, int64_t begin, int64_t end);
 void gate_forward(const GateForward& call, int64_t begin, int64_t end);
 void gate_backward(const GateBackward& call, int64_t begin, int64_t end);
-void softcap_forward(float* x, float cap, int64_t count);
-void softcap_backward(const float* y, float cap, int64_t count, float* dx);
+void softcap_forward(void* x, graft_float_type type, float cap, int64_t begin, int64_t end);
+void softcap_backward(
+    const void* y, void* dx, graft_float_type type, float cap, int64_t begin, int64_t end);
 void dropout(const DropoutRows& call, int64_t begin, int64_t end);
 void hyperbolic_tangent_array(const float* x, int64_t count, float* out);
 void reciprocal_root_array(const float* x, int64_t count, float* out);
 void logarithm_array(const float* x, int64_t count, float* out);
-void cross_entropy_row(float* logits,
-                       int32_t label,
-                       int64_t vocab,
-                       const float* gradient_scale,
-                       float* loss,
-                       uint8_t* correct);
+void cross_entropy(const CrossEntropyRows& call, int64_t begin, int64_t end);
 void adamw(
     float* param, const float* grad, float* m, float* v, int64_t count, const AdamFactors& factors);
 double sum_squares(const float* x, int64_t count);
 int64_t count_not_finite(const float* x, int64_t count);
-void add_to(float* x, const float* y, int64_t count);
-void scale_by(float* x, float s, int64_t count);
+void addition(const Addition& call, int64_t begin, int64_t end);
+void conversion(const Conversion& call, int64_t begin, int64_t end);
 void exponential_array(const float* x, int64_t count, float* out);
 
 const WeightTable& weight_table();

@@ -57,8 +57,22 @@ void restore_absmax(const graft_nf4_weight& weight, int64_t first, int64_t count
 }
 
 void put(const SmallProduct& product, int64_t row, int64_t column, float sum) {
-  float* const y = product.y + row * product.ldy + column;
-  *y = product.beta == 0.0f ? sum : __builtin_fmaf(product.beta, *y, sum);
+  const int64_t at = row * product.ldy + column;
+  for_element(product.y_type, [&](auto element) {
+    auto* const y = static_cast<decltype(element)*>(product.y) + at;
+    float before = 0.0f;
+    if constexpr (sizeof(element) == sizeof(float)) {
+      before = product.beta == 0.0f ? 0.0f : *y;
+    } else {
+      before = product.beta == 0.0f ? 0.0f : from_bf16(y->bits);
+    }
+    const float value = product.beta == 0.0f ? sum : __builtin_fmaf(product.beta, before, sum);
+    if constexpr (sizeof(element) == sizeof(float)) {
+      *y = value;
+    } else {
+      y->bits = to_bf16_or_nan(value);
+    }
+  });
 }
 
 // Rows of whole units. kHalves: units of 32 in a step, 1 or 2.

@@ -21,10 +21,11 @@ struct GemmBlock {
   float alpha, beta;
 };
 
-// One head of one document; pointers at its first token. Strides in floats from token to token.
+// One head of one document; pointers at its first token. Strides in elements from token to token.
 struct AttentionHead {
-  const float *q, *k, *v;
-  float* out;
+  graft_float_type type;  // of q, k, v, out and dout
+  const void *q, *k, *v;
+  void* out;
   float* lse;  // lse[token * lse_stride]
   int64_t q_stride, k_stride, v_stride, out_stride, lse_stride;
   int64_t length, head_dim;
@@ -35,9 +36,9 @@ struct AttentionHead {
 
 struct AttentionHeadGradient {
   AttentionHead forward;  // out is read
-  const float* dout;
+  const void* dout;
   float *dq, *dk, *dv;
-  int64_t dk_stride, dv_stride;  // dq has q_stride
+  int64_t dq_stride, dk_stride, dv_stride;
 };
 
 struct AdamFactors {
@@ -52,15 +53,16 @@ struct Table {
   int64_t (*gemm_scratch_floats)(int64_t n);
   void (*gemm_block)(const GemmBlock& block, float* scratch);
 
-  int64_t (*attention_forward_scratch)(int64_t head_dim);
-  int64_t (*attention_backward_scratch)(int64_t head_dim);
+  int64_t (*attention_forward_scratch)(int64_t head_dim, graft_float_type type);
+  int64_t (*attention_backward_scratch)(int64_t head_dim, graft_float_type type);
+  int64_t (*attention_decode_scratch)(const AttentionDecode& call);
   void (*attention_forward)(const AttentionHead& head,
                             int64_t q_begin,
                             int64_t q_end,
                             float* scratch);
   void (*attention_backward)(const AttentionHeadGradient& head, float* scratch);
-  // Heads [begin, end) of a decode step; scores [positions + 32] is scratch.
-  void (*attention_decode)(const AttentionDecode& call, int64_t begin, int64_t end, float* scores);
+  // Heads [begin, end) of a decode step.
+  void (*attention_decode)(const AttentionDecode& call, int64_t begin, int64_t end, float* scratch);
 
   // Rows, tokens or elements [begin, end) of the call.
   void (*rmsnorm_forward)(const NormForward& call, int64_t begin, int64_t end);
@@ -73,16 +75,13 @@ struct Table {
   void (*rope_apply)(const RopeTurn& call, int64_t begin, int64_t end);
   void (*gate_forward)(const GateForward& call, int64_t begin, int64_t end);
   void (*gate_backward)(const GateBackward& call, int64_t begin, int64_t end);
-  void (*softcap_forward)(float* x, float cap, int64_t count);
-  void (*softcap_backward)(const float* y, float cap, int64_t count, float* dx);
+  void (*softcap_forward)(void* x, graft_float_type type, float cap, int64_t begin, int64_t end);
+  void (*softcap_backward)(
+      const void* y, void* dx, graft_float_type type, float cap, int64_t begin, int64_t end);
   void (*dropout)(const DropoutRows& call, int64_t begin, int64_t end);
-  // gradient_scale NULL: loss only.
-  void (*cross_entropy_row)(float* logits,
-                            int32_t label,
-                            int64_t vocab,
-                            const float* gradient_scale,
-                            float* loss,
-                            uint8_t* correct);
+  void (*cross_entropy)(const CrossEntropyRows& call, int64_t begin, int64_t end);
+  void (*addition)(const Addition& call, int64_t begin, int64_t end);
+  void (*conversion)(const Conversion& call, int64_t begin, int64_t end);
   void (*adamw)(float* param,
                 const float* grad,
                 float* m,
@@ -91,8 +90,6 @@ struct Table {
                 const AdamFactors& factors);
   double (*sum_squares)(const float* x, int64_t count);
   int64_t (*count_not_finite)(const float* x, int64_t count);
-  void (*add)(float* x, const float* y, int64_t count);
-  void (*scale)(float* x, float s, int64_t count);
 
   const WeightTable* weights;
 

@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #endif
 
+#include "kernels/float16.h"
+
 // Sanitizers make each lane's checks code of its own: inlined by force, a file takes minutes.
 #if defined(__SANITIZE_ADDRESS__)
 #define GRAFT_LANES_INLINE [[maybe_unused]] static inline
@@ -42,6 +44,30 @@ GRAFT_LANES_INLINE Lanes load_first(const float* p, int64_t n) {
 }
 GRAFT_LANES_INLINE void store_first(float* p, Lanes v, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), v);
+}
+GRAFT_LANES_INLINE Lanes widened(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+GRAFT_LANES_INLINE __m256i narrowed(Lanes v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i words =
+      _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                            _mm512_set1_epi32(kBf16NaN));
+  return _mm512_cvtepi32_epi16(words);
+}
+GRAFT_LANES_INLINE Lanes load(const Bf16* p) {
+  return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+GRAFT_LANES_INLINE void store(Bf16* p, Lanes v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(v));
+}
+GRAFT_LANES_INLINE Lanes load_first(const Bf16* p, int64_t n) {
+  return widened(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+GRAFT_LANES_INLINE void store_first(Bf16* p, Lanes v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrowed(v));
 }
 GRAFT_LANES_INLINE Lanes all(float x) {
   return _mm512_set1_ps(x);
@@ -126,6 +152,35 @@ GRAFT_LANES_INLINE Lanes load_first(const float* p, int64_t n) {
 GRAFT_LANES_INLINE void store_first(float* p, Lanes v, int64_t n) {
   _mm256_maskstore_ps(p, first_eight(n), v.lo);
   _mm256_maskstore_ps(p + 8, first_eight(n - 8), v.hi);
+}
+GRAFT_LANES_INLINE __m256 widened(__m128i halves) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+GRAFT_LANES_INLINE __m256i narrowed_words(__m256 v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  return _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(kBf16NaN),
+                            _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+}
+GRAFT_LANES_INLINE Lanes load(const Bf16* p) {
+  return {widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+GRAFT_LANES_INLINE void store(Bf16* p, Lanes v) {
+  // Packing works in halves of 128 bits: words 0-3, 8-11, 4-7, 12-15.
+  const __m256i words = _mm256_packus_epi32(narrowed_words(v.lo), narrowed_words(v.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+}
+GRAFT_LANES_INLINE Lanes load_first(const Bf16* p, int64_t n) {
+  Bf16 part[kLanes] = {};
+  for (int64_t i = 0; i < n && i < kLanes; ++i) part[i] = p[i];
+  return load(part);
+}
+GRAFT_LANES_INLINE void store_first(Bf16* p, Lanes v, int64_t n) {
+  Bf16 part[kLanes];
+  store(part, v);
+  for (int64_t i = 0; i < n && i < kLanes; ++i) p[i] = part[i];
 }
 GRAFT_LANES_INLINE Lanes all(float x) {
   return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
@@ -217,6 +272,18 @@ GRAFT_LANES_INLINE Lanes load_first(const float* p, int64_t n) {
 GRAFT_LANES_INLINE void store_first(float* p, Lanes v, int64_t n) {
   for (int i = 0; i < n && i < 16; ++i) p[i] = v.x[i];
 }
+GRAFT_LANES_INLINE Lanes load(const Bf16* p) {
+  return each([&](int i) { return from_bf16(p[i].bits); });
+}
+GRAFT_LANES_INLINE void store(Bf16* p, Lanes v) {
+  for (int i = 0; i < 16; ++i) p[i].bits = to_bf16_or_nan(v.x[i]);
+}
+GRAFT_LANES_INLINE Lanes load_first(const Bf16* p, int64_t n) {
+  return each([&](int i) { return i < n ? from_bf16(p[i].bits) : 0.0f; });
+}
+GRAFT_LANES_INLINE void store_first(Bf16* p, Lanes v, int64_t n) {
+  for (int i = 0; i < n && i < 16; ++i) p[i].bits = to_bf16_or_nan(v.x[i]);
+}
 GRAFT_LANES_INLINE Lanes all(float x) {
   return each([&](int) { return x; });
 }
@@ -299,8 +366,8 @@ GRAFT_LANES_INLINE Lanes sigmoid(Lanes x) {
   return div(all(1.0f), add(all(1.0f), exponential(sub(all(0.0f), x))));
 }
 
-// tanh(x) within 1.5 units in the last place (tested at every 509th float32): Cephes' odd polynomial
-// below 0.625, 1 - 2 / (e^(2|x|) + 1) above, where nothing cancels. NaN for NaN.
+// tanh(x) within 1.5 units in the last place (tested at every 509th float32): Cephes' odd
+// polynomial below 0.625, 1 - 2 / (e^(2|x|) + 1) above, where nothing cancels. NaN for NaN.
 GRAFT_LANES_INLINE Lanes hyperbolic_tangent(Lanes x) {
   const Lanes size = magnitude(x);
   const Lanes square = mul(x, x);
@@ -319,6 +386,15 @@ GRAFT_LANES_INLINE Lanes reciprocal_root(Lanes x) {
   return div(all(1.0f), square_root(x));
 }
 
+// v as it would be read after it was written to an array of Element.
+template <class Element>
+GRAFT_LANES_INLINE Lanes rounded_to(Lanes v) {
+  if constexpr (sizeof(Element) == sizeof(float)) return v;
+  Element part[kLanes];
+  store(part, v);
+  return load(part);
+}
+
 // Calls body(i, lanes) for vectors of [0, count); only the last has fewer than kLanes lanes.
 template <class Body>
 GRAFT_LANES_INLINE void for_lanes(int64_t count, Body body) {
@@ -326,10 +402,12 @@ GRAFT_LANES_INLINE void for_lanes(int64_t count, Body body) {
   for (; i + kLanes <= count; i += kLanes) body(i, kLanes);
   if (i < count) body(i, count - i);
 }
-GRAFT_LANES_INLINE Lanes load_upto(const float* p, int64_t lanes) {
+template <class Element>
+GRAFT_LANES_INLINE Lanes load_upto(const Element* p, int64_t lanes) {
   return lanes == kLanes ? load(p) : load_first(p, lanes);
 }
-GRAFT_LANES_INLINE void store_upto(float* p, Lanes v, int64_t lanes) {
+template <class Element>
+GRAFT_LANES_INLINE void store_upto(Element* p, Lanes v, int64_t lanes) {
   if (lanes == kLanes) {
     store(p, v);
   } else {

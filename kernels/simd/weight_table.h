@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "kernels/linear4.h"
 #include "kernels/nf4.h"
 #include "kernels/quant8.h"
 
@@ -22,7 +23,7 @@ struct Quant4Input {
 };
 
 // A product of up to kSmallRows rows of x with every row of a packed weight [n, k].
-constexpr int64_t kSmallRows = 4;
+constexpr int64_t kSmallRows = GRAFT_LINEAR4_ROWS;
 struct SmallProduct {
   const graft_nf4_weight* weight;
   int64_t m, n, k;
@@ -30,8 +31,9 @@ struct SmallProduct {
   // whole units (small_unit); else x [m, k] in `even`.
   const float *even, *odd;
   float beta;
-  float* y;
+  void* y;
   int64_t ldy;
+  graft_float_type y_type;
 };
 
 // Depth of one chain of sums of a bfloat16 product before it meets C. Part of the result's
@@ -39,7 +41,7 @@ struct SmallProduct {
 constexpr int64_t kBf16Depth = 512;
 constexpr int64_t kBf16PanelColumns = 32;
 
-// C [m, n] = A [m, depth] B [depth, n] + beta C for one chain.
+// C [m, n] = alpha A [m, depth] B [depth, n] + beta C for one chain.
 struct Bf16Block {
   const uint16_t* a;  // depth rounded up to an even number, zeros at the end
   int64_t a_row;
@@ -47,7 +49,7 @@ struct Bf16Block {
   int64_t m, n, depth;
   float* c;
   int64_t ldc;
-  float beta;
+  float alpha, beta;
 };
 
 // An 8-bit map and the search in it (quant8.cpp builds them). A magnitude's upper 16 bits name a

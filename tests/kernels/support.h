@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -14,6 +13,7 @@
 
 #include "kernels/simd/table.h"
 #include "kernels/status.h"
+#include "tests/kernels/values.h"
 
 namespace graft::kernels::test {
 
@@ -52,14 +52,6 @@ class Guarded {
   size_t count_, offset_;
   std::vector<unsigned char> bytes_;
 };
-
-inline std::vector<float> random_floats(int64_t count, uint32_t seed, float deviation = 1.0f) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0.0f, deviation);
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 inline std::vector<double> widen(const std::vector<float>& values) {
   return std::vector<double>(values.begin(), values.end());

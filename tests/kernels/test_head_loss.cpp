@@ -153,3 +153,82 @@ TEST_CASE("head loss: wrong arguments are refused before anything is written",
   CHECK(dx == std::vector<float>(32, 5.0f));
   CHECK(graft_head_workspace_bytes(0, 10, 5) == 0);
 }
+
+TEST_CASE("head loss: named rows give the bits of the loss over all tokens",
+          "[kernels][cross_entropy]") {
+  const Problem problem(53, 40, 700);
+  const Outcome all_tokens = run(problem, 7);
+  std::vector<int32_t> rows, labels;
+  std::vector<float> weight;
+  for (int32_t token = 0; token < 53; ++token) {
+    if (problem.labels[at(token)] == GRAFT_IGNORED) continue;
+    rows.push_back(token);
+    labels.push_back(problem.labels[at(token)]);
+    weight.push_back(problem.weight[at(token)]);
+  }
+  graft_head_rows head{};
+  head.x = problem.x.data();
+  head.w = problem.w.data();
+  head.rows = rows.data();
+  head.labels = labels.data();
+  head.weight = weight.data();
+  head.count = static_cast<int64_t>(rows.size());
+  head.tokens = 53;
+  head.dim = 40;
+  head.vocab = 700;
+  head.scale = 0.01f;
+  head.chunk_rows = GENERATE(1, 8, 100);
+  const graft_device device = GENERATE(GRAFT_CPU, GRAFT_EMU);
+  const size_t bytes = graft_head_rows_workspace_bytes(&head);
+  Guarded<unsigned char> workspace(bytes, 0);
+  Guarded<float> row_loss(rows.size()), dx(problem.x.size());
+  Guarded<uint8_t> correct(rows.size());
+  double sums[3] = {1.0, 2.0, 3.0};
+  REQUIRE(graft_head_rows_loss(&head, row_loss.data(), correct.data(), dx.data(), sums,
+                               workspace.data(), bytes, device) == GRAFT_OK);
+  CHECK((workspace.intact() && row_loss.intact() && dx.intact() && correct.intact()));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    CHECK(row_loss[i] == all_tokens.row_loss[at(rows[i])]);
+    for (int64_t j = 0; j < 40; ++j) {
+      REQUIRE(dx[at(rows[i] * 40 + j)] == all_tokens.dx[at(rows[i] * 40 + j)]);
+    }
+  }
+  // Added to what was there, 35 sums of a few units in another order.
+  CHECK(sums[0] == Approx(1.0 + all_tokens.result.loss_sum).epsilon(1e-12));
+  CHECK(sums[1] == 2.0 + all_tokens.result.weight_sum);
+  CHECK(sums[2] == 3.0 + static_cast<double>(all_tokens.result.correct));
+}
+
+TEST_CASE("head loss: named rows are checked before anything is written",
+          "[kernels][cross_entropy]") {
+  const std::vector<float> x(4 * 8), w(10 * 8);
+  std::vector<int32_t> rows = {0, 3}, labels = {1, 9};
+  graft_head_rows head{};
+  head.x = x.data();
+  head.w = w.data();
+  head.rows = rows.data();
+  head.labels = labels.data();
+  head.count = 2;
+  head.tokens = 4;
+  head.dim = 8;
+  head.vocab = 10;
+  head.chunk_rows = 2;
+  const size_t bytes = graft_head_rows_workspace_bytes(&head);
+  Guarded<unsigned char> workspace(bytes, 0);
+  std::vector<float> loss(2, 5.0f);
+  std::vector<uint8_t> correct(2);
+  const auto attempt = [&](size_t room) {
+    return graft_head_rows_loss(&head, loss.data(), correct.data(), nullptr, nullptr,
+                                workspace.data(), room);
+  };
+  CHECK(attempt(bytes - 1) == GRAFT_BAD_SHAPE);
+  rows[1] = 4;
+  CHECK(attempt(bytes) == GRAFT_BAD_ARGUMENT);
+  CHECK(std::string(graft_last_error()).find("rows[1] is 4, expected 0..3") != std::string::npos);
+  rows[1] = 3;
+  labels[0] = -100;
+  CHECK(attempt(bytes) == GRAFT_BAD_ARGUMENT);
+  CHECK(loss == std::vector<float>(2, 5.0f));
+  head.logits_type = GRAFT_BF16;
+  CHECK(graft_head_rows_workspace_bytes(&head) == 0);
+}

@@ -221,3 +221,33 @@ TEST_CASE("linear4: wrong arguments are named", "[kernels][linear4]") {
   CHECK(graft_linear4_forward(&weight.view, 8, 64, 0, nullptr, GRAFT_F32, 64, 0, nullptr, 8) ==
         GRAFT_OK);
 }
+
+TEST_CASE("linear4: bfloat16 results are float32's rounded once", "[kernels][linear4][bf16]") {
+  const int64_t m = GENERATE(1, 4, 9);
+  const Packed weight(70, 192, 64, GRAFT_NF4, true);
+  const std::vector<uint16_t> x = rounded(random_floats(m * 192, 3));
+  const std::vector<uint16_t> dy = rounded(random_floats(m * 70, 4));
+  std::vector<float> y(at(m * 70)), dx(at(m * 192));
+  std::vector<uint16_t> y16(y.size()), dx16(dx.size());
+  REQUIRE(graft_linear4_forward(&weight.view, 70, 192, m, x.data(), GRAFT_BF16, 192, 0, y.data(),
+                                70) == GRAFT_OK);
+  REQUIRE(graft_linear4_forward(&weight.view, 70, 192, m, x.data(), GRAFT_BF16, 192, 0, y16.data(),
+                                70, GRAFT_BF16) == GRAFT_OK);
+  CHECK(y16 == rounded(y));
+  REQUIRE(graft_linear4_backward(&weight.view, 70, 192, m, dy.data(), GRAFT_BF16, 70, 0, dx.data(),
+                                 192) == GRAFT_OK);
+  REQUIRE(graft_linear4_backward(&weight.view, 70, 192, m, dy.data(), GRAFT_BF16, 70, 0,
+                                 dx16.data(), 192, GRAFT_BF16) == GRAFT_OK);
+  CHECK(dx16 == rounded(dx));
+}
+
+TEST_CASE("linear4: a device takes few rows only, and says so", "[kernels][linear4][emu]") {
+  const Packed weight(16, 64, 64, GRAFT_NF4, false);
+  const std::vector<float> x(5 * 64);
+  std::vector<float> y(5 * 16);
+  CHECK(graft_linear4_forward(&weight.view, 16, 64, 5, x.data(), GRAFT_F32, 64, 0, y.data(), 16,
+                              GRAFT_F32, GRAFT_EMU) == GRAFT_BAD_SHAPE);
+  CHECK(std::string(graft_last_error()).find("m is 5, expected at most 4") != std::string::npos);
+  CHECK(graft_linear4_forward(&weight.view, 16, 64, 1, x.data(), GRAFT_F32, 64, 0, y.data(), 16,
+                              GRAFT_BF16) == GRAFT_BAD_ARGUMENT);
+}

@@ -1,0 +1,203 @@
+#include "tests/kernels/job.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "kernels/float16.h"
+#include "tests/kernels/values.h"
+
+namespace graft::kernels::test {
+namespace {
+
+constexpr size_t kGuard = 256;
+constexpr unsigned char kPattern = 0xC3;
+
+size_t size_of_kind(Array::Kind kind) {
+  switch (kind) {
+    case Array::Kind::kByte:
+      return 1;
+    case Array::Kind::kBfloat16:
+    case Array::Kind::kBits16:
+      return 2;
+    case Array::Kind::kFloat32:
+    case Array::Kind::kInt32:
+      return 4;
+    case Array::Kind::kFloat64:
+    case Array::Kind::kInt64:
+      return 8;
+  }
+  return 1;
+}
+
+template <class T>
+float value_at(const unsigned char* bytes, size_t index) {
+  T value;
+  std::memcpy(&value, bytes + index * sizeof(T), sizeof value);
+  return static_cast<float>(value);
+}
+
+float value_of(Array::Kind kind, const unsigned char* bytes, size_t index) {
+  switch (kind) {
+    case Array::Kind::kFloat32:
+      return value_at<float>(bytes, index);
+    case Array::Kind::kFloat64:
+      return value_at<double>(bytes, index);
+    case Array::Kind::kInt32:
+      return value_at<int32_t>(bytes, index);
+    case Array::Kind::kInt64:
+      return value_at<int64_t>(bytes, index);
+    case Array::Kind::kByte:
+      return value_at<uint8_t>(bytes, index);
+    case Array::Kind::kBits16:
+      return value_at<uint16_t>(bytes, index);
+    case Array::Kind::kBfloat16:
+      uint16_t bits;
+      std::memcpy(&bits, bytes + index * sizeof bits, sizeof bits);
+      return from_bf16(bits);
+  }
+  return 0.0f;
+}
+
+}  // namespace
+
+const char* name_of(Input input) {
+  constexpr const char* kNames[] = {"normal",   "zero",  "denormal",      "outlier",
+                                    "constant", "large", "minus infinity"};
+  return kNames[static_cast<int>(input)];
+}
+
+const char* name_of(graft_float_type type) {
+  return type == GRAFT_F32 ? "fp32" : type == GRAFT_BF16 ? "bf16" : "fp16";
+}
+
+Problem sizes(int64_t a, int64_t b, int64_t c, int64_t d) {
+  Problem problem;
+  problem.a = a;
+  problem.b = b;
+  problem.c = c;
+  problem.d = d;
+  return problem;
+}
+
+Problem shifted(Problem problem) {
+  problem.shifted = true;
+  return problem;
+}
+
+void need(graft_status status) {
+  if (status != GRAFT_OK) throw std::runtime_error(graft_last_error());
+}
+
+Array::Array(graft_device device, Kind kind, std::vector<unsigned char> bytes, bool is_shifted)
+    : device_(device),
+      kind_(kind),
+      bytes_(bytes.size()),
+      first_(kGuard + (is_shifted ? size_of_kind(kind) : 0)) {
+  std::vector<unsigned char> all(first_ + bytes_ + kGuard, kPattern);
+  if (bytes_ > 0) std::memcpy(all.data() + first_, bytes.data(), bytes_);
+  size_ = all.size();
+  need(graft_device_allocate(size_, device_, &memory_));
+  need(graft_device_copy(memory_, all.data(), size_, device_, nullptr));
+  need(graft_device_synchronize(device_, nullptr));
+}
+
+Array::~Array() {
+  static_cast<void>(graft_device_release(memory_, device_));
+}
+
+std::vector<float> Array::values() const {
+  std::vector<unsigned char> all(size_);
+  need(graft_device_copy(all.data(), memory_, size_, device_, nullptr));
+  need(graft_device_synchronize(device_, nullptr));
+  for (size_t i = 0; i < size_; ++i) {
+    const bool inside = i >= first_ && i < first_ + bytes_;
+    if (!inside && all[i] != kPattern) throw std::runtime_error("a guard byte was written");
+  }
+  std::vector<float> result(bytes_ / size_of_kind(kind_));
+  for (size_t i = 0; i < result.size(); ++i) result[i] = value_of(kind_, all.data() + first_, i);
+  return result;
+}
+
+template <class T>
+Array* Job::add(Array::Kind kind, const std::vector<T>& values, bool may_shift) {
+  std::vector<unsigned char> bytes(values.size() * sizeof(T));
+  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+  arrays_.push_back(
+      std::make_unique<Array>(device_, kind, std::move(bytes), may_shift && problem_->shifted));
+  return arrays_.back().get();
+}
+
+Array* Job::elements(const std::vector<float>& values) {
+  if (problem_->type == GRAFT_F32) return floats(values);
+  std::vector<uint16_t> bits(values.size());
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = to_bf16_or_nan(values[i]);
+  return add(Array::Kind::kBfloat16, bits, true);
+}
+Array* Job::floats(const std::vector<float>& values) {
+  return add(Array::Kind::kFloat32, values, true);
+}
+Array* Job::doubles(int64_t count) {
+  return add(Array::Kind::kFloat64, std::vector<double>(static_cast<size_t>(count)), false);
+}
+Array* Job::indices(const std::vector<int32_t>& values) {
+  return add(Array::Kind::kInt32, values, false);
+}
+Array* Job::long_indices(const std::vector<int64_t>& values) {
+  return add(Array::Kind::kInt64, values, false);
+}
+Array* Job::bytes(const std::vector<uint8_t>& values) {
+  return add(Array::Kind::kByte, values, true);
+}
+Array* Job::bits16(int64_t count) {
+  return add(Array::Kind::kBits16, std::vector<uint16_t>(static_cast<size_t>(count)), true);
+}
+Array* Job::halves(const std::vector<float>& values) {
+  std::vector<uint16_t> bits(values.size());
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = to_f16(values[i]);
+  return add(Array::Kind::kBits16, bits, true);
+}
+Array* Job::result(Array* array) {
+  results_.push_back(array);
+  return array;
+}
+
+std::vector<float> Job::run() {
+  launch();
+  std::vector<float> all;
+  for (const Array* array : results_) {
+    const std::vector<float> values = array->values();
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  // Nothing may be written outside an input either.
+  for (const auto& array : arrays_) static_cast<void>(array->values());
+  return all;
+}
+
+std::vector<float> values_of(Input input, int64_t count, uint32_t seed) {
+  std::vector<float> x = random_floats(count, seed);
+  if (input == Input::kZero) x.assign(x.size(), 0.0f);
+  if (input == Input::kConstant) x.assign(x.size(), 0.75f);
+  if (input == Input::kMinusInfinity) x.assign(x.size(), -std::numeric_limits<float>::infinity());
+  for (float& value : x) {
+    if (input == Input::kDenormal) value *= 1e-40f;
+    if (input == Input::kLarge) value *= 1e4f;
+  }
+  if (input == Input::kOutlier && !x.empty()) x[x.size() / 2] = 3e4f;
+  return x;
+}
+
+std::vector<float> zeros(int64_t count) {
+  return std::vector<float>(static_cast<size_t>(count));
+}
+
+std::vector<int32_t> scattered(int64_t count, int64_t limit) {
+  std::vector<int32_t> indices(static_cast<size_t>(count));
+  for (size_t i = 0; i < indices.size(); ++i) {
+    indices[i] = static_cast<int32_t>((i * i * 31 + i / 3) % static_cast<size_t>(limit));
+  }
+  return indices;
+}
+
+}  // namespace graft::kernels::test
