@@ -30,7 +30,9 @@ std::string_view JsonScanner::unescape(size_t begin, std::string& out) {
     if (c == '"') return out;
     if (static_cast<unsigned char>(c) < 0x20) refuse("a control character in a string");
     if (c != '\\') {
-      out.push_back(c);
+      const size_t plain = at_ - 1;
+      skip_plain();
+      out.append(text_.substr(plain, at_ - plain));
       continue;
     }
     const char escape = at_ < text_.size() ? text_[at_++] : '\0';

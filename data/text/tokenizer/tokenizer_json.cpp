@@ -112,13 +112,31 @@ class Reader {
     // their merges.
     const auto size = static_cast<size_t>(file_end_ - file_begin_);
     vocabulary_.reserve(std::min(size_t{1} << 17, size / 60), std::min(size_t{1} << 20, size));
-    std::string_view token;
-    for (scanner.enter('{'); scanner.next_key(token, key_);) {
-      vocabulary_.add(token, scanner.integer(), name_);
+    struct Token {
+      std::string_view text;
+      std::string buffer;
+      uint64_t hash;
+      int64_t id;
+    };
+    std::array<Token, kGroup> group;
+    size_t count = 0;
+    const auto add_group = [&] {
+      for (size_t i = 0; i < count; ++i) {
+        vocabulary_.add(group[i].text, group[i].hash, group[i].id, name_);
+      }
+      count = 0;
+    };
+    for (scanner.enter('{'); scanner.next_key(group[count].text, group[count].buffer);) {
+      Token& token = group[count];
+      token.hash = hash_bytes(token.text);
+      token.id = scanner.integer();
+      vocabulary_.prefetch_entry(token.hash);
+      if (++count == kGroup) add_group();
     }
+    add_group();
   }
 
-  // Merges are looked up in groups, so that the cache misses of a group overlap.
+  // Tokens and merges are looked up in groups, so that the cache misses of a group overlap.
   static constexpr size_t kGroup = 32;
   struct Merge {
     std::string_view left;

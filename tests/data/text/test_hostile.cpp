@@ -100,7 +100,16 @@ const std::vector<Hostile>& hostile() {
       {"wrong types", "missing key \"type\"", [] { tokenizer_of(with("\"normalizer\": [1, 2], ")); }},
       {"an id of 10^18", "id",
        [] { tokenizer_of(R"({"model": {"vocab": {"a": 1000000000000000000}, "merges": []}})"); }},
-      {"an added token of 2 MB", "added tokens must have at most",
+      {"added tokens of 2 MB", "added tokens must have at most",
+       [] {
+         std::string tokens;
+         for (int i = 0; i < 50; ++i) {
+           tokens += (i > 0 ? ", " : "") + (R"({"id": )" + std::to_string(2 + i)) +
+                     R"(, "content": ")" + std::to_string(i) + repeated("x", 40'000) + "\"}";
+         }
+         tokenizer_of(with("\"added_tokens\": [" + tokens + "], "));
+       }},
+      {"an added token of 2 MB", "at most 65535 bytes, got 2000000",
        [] {
          tokenizer_of(with(R"("added_tokens": [{"id": 2, "content": ")" + repeated("x", 2'000'000) +
                            "\"}], "));
@@ -122,11 +131,13 @@ const std::vector<Hostile>& hostile() {
          // 5 bytes, of which 200 are said to be the tree.
          read_model(field(1, field(1, "a")) + field(3, field(2, std::string("\xC8\0\0\0x", 5))));
        }},
-      {"pieces of a megabyte", "too long",
+      {"a piece of a megabyte", "at most 65535 bytes, got 1000000",
        [] {
          // trainer_spec.model_type = BPE
          read_model(field(1, field(1, repeated("a", 1'000'000))) + field(2, "\x18\x02"));
        }},
+      {"a piece of 65,000 bytes", "too long",
+       [] { read_model(field(1, field(1, repeated("a", 65'000))) + field(2, "\x18\x02")); }},
       {"5 million pieces", "more than",
        [] { read_model(repeated(std::string("\x0A\0", 2), 5'000'000)); }},
       {"loops in loops", "steps",
@@ -162,8 +173,8 @@ const std::vector<Hostile>& hostile() {
 
 TEST_CASE("hostile: every file ends in a clear error, soon and in bounded memory",
           "[data][hostile]") {
-  const size_t index = GENERATE(range(size_t{0}, size_t{26}));
-  REQUIRE(hostile().size() == 26);
+  const size_t index = GENERATE(range(size_t{0}, size_t{28}));
+  REQUIRE(hostile().size() == 28);
   const Hostile& file = hostile()[index];
   CAPTURE(file.what);
   take_peak_mib();

@@ -208,6 +208,14 @@ TEST_CASE("tokenizer: damaged files are refused with a reason", "[data][tokenize
     });
     CHECK_THROWS_WITH(load_text(text), Catch::Contains("id"));
   }
+  SECTION("a token that is no word of any language") {
+    const std::string text = changed([&](Json& root) {
+      for (auto& [key, value] : model_of(root).as_object()) {
+        if (key == "vocab") value.set(std::string(size_t{1} << 16, 'x'), 900);
+      }
+    });
+    CHECK_THROWS_WITH(load_text(text), Catch::Contains("65535 bytes, got 65536"));
+  }
   SECTION("merges whose result is no token, and empty parts") {
     const std::string merge = GENERATE(R"([["e", "zz"]])", R"([["", "e"]])", R"(["e"])", "[7]");
     const std::string text =
