@@ -343,6 +343,7 @@ Json summary_json(const TokenizeSummary& summary, int64_t sequence_len) {
                        {"turns_without_stop", summary.turns_without_stop},
                        {"turns_unlike_serving", summary.turns_unlike_serving},
                        {"straddling_tokens", summary.straddling},
+                       {"double_bos", summary.double_bos},
                        {"truncated_documents", summary.truncated_documents},
                        {"truncated_tokens", summary.truncated_tokens},
                        {"refused", std::move(refused)}});
@@ -365,6 +366,9 @@ void print_summary(const TokenizeSummary& summary, int64_t sequence_len) {
       {"  with another context than at serving", format_count(summary.turns_unlike_serving)},
       {"tokens across a border", format_count(summary.straddling)},
   };
+  if (summary.double_bos > 0) {
+    rows.push_back({"documents with BOS twice", format_count(summary.double_bos)});
+  }
   for (const SpecialCount& special : summary.specials) {
     rows.push_back(
         {"special token " + special.token,
@@ -393,7 +397,7 @@ void print_summary(const TokenizeSummary& summary, int64_t sequence_len) {
   if (summary.refused_count > static_cast<int64_t>(summary.refused.size())) {
     print("  and " +
           format_count(summary.refused_count - static_cast<int64_t>(summary.refused.size())) +
-          " more\n");
+          " more (--report FILE.jsonl lists all)\n");
   }
   if (summary.turns_without_stop > 0) {
     print(
@@ -414,6 +418,7 @@ int run_tokenize(const Args& args) {
   TokenizeOptions options;
   options.mask = mask_options(args);
   options.out = args.need("--out");
+  options.report = args.text("--report");
   options.threads = static_cast<int>(args.integer("--threads", 0, 1024));
   const std::string model = args.need("--model");
   const auto tokenizer = load_tokenizer(model);
@@ -597,6 +602,7 @@ std::vector<Command> text_commands() {
         {"--on-untrained", "P", "drop", "records without a trained token: drop or raise"},
         {"--on-unstopped", "P", "report", "turns without a stop token: report, drop or raise"},
         {"--on-double-bos", "P", "drop", "documents with BOS twice: report, drop or raise"},
+        {"--report", "FILE.jsonl", "", "a line for each row that is refused or has a fault"},
         {"--fields", "LIST", "",
          "the files' names of members: messages=dialogue,role=speaker,content=said"},
         {"--speakers", "LIST", "", "the files' names of roles: user=client,assistant=agent"},
