@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Speed of text to tokens beside its peers. Usage: bench_tokenizers.py path/to/graft-tokenizer-arm path/to/graft [text of a row]
+"""Speed of text to tokens beside its peers.
+
+Usage: bench_tokenizers.py path/to/graft-tokenizer-arm path/to/graft [text of a row] [--quick]
 
 One thread each, rows in memory, deduplicated, a fresh cache every round. The arms of a row take turns;
 before and after each a fixed piece of work is timed, and a round beside a slow one, or in which an arm
 got less than 95 % of a processor, is thrown away.
 Figures are medians of five rounds; where the machine was never quiet they are marked "busy" and taken
 from processor time over all rounds, which other work slows down less. Prints each row's target; exit
-code 1 when a quiet row misses it. Needs ../shared (or $GRAFT_SHARED).
+code 1 when a quiet row misses it. --quick: two rounds over a twentieth of the rows, to see that it runs. Needs ../shared (or $GRAFT_SHARED).
 """
 import json
 import os
@@ -29,14 +31,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = pathlib.Path(os.environ.get("GRAFT_SHARED", ROOT.parent / "shared"))
 TOKENIZERS, TEMPLATES = SHARED / "data/tokenizers", SHARED / "data/chat_templates"
 ARM, GRAFT = (pathlib.Path(p).resolve() for p in sys.argv[1:3])
-ONLY = sys.argv[3] if len(sys.argv) > 3 else ""
+QUICK = "--quick" in sys.argv
+ONLY = next((a for a in sys.argv[3:] if a != "--quick"), "")
 # Rounds kept; a probe this much slower than the fastest discards its round; rounds tried at most.
-ROUNDS, SLOW, TRIES = 5, 1.2, 15
+ROUNDS, SLOW, TRIES = (2, 1.2, 2) if QUICK else (5, 1.2, 15)
 DATASETS = ("alpaca_5000", "gsm_8k_train", "gpteacher_roleplay")
 
 
 def records():
-    return [row for name in DATASETS for row in json.load(open(SHARED / f"data/datasets/{name}.json"))]
+    rows = [row for name in DATASETS for row in json.load(open(SHARED / f"data/datasets/{name}.json"))]
+    return rows[::20] if QUICK else rows
 
 
 def probe():
@@ -137,7 +141,7 @@ def encode_rows(texts, lines):
 
 def render_rows(work):
     conversations = [[{"role": "user", "content": f"How do I reset the printer in room {i}?"},
-                      {"role": "assistant", "content": "Hold the power key for five seconds."}] for i in range(20000)]
+                      {"role": "assistant", "content": "Hold the power key for five seconds."}] for i in range(1000 if QUICK else 20000)]
     lines = work / "conversations.jsonl"
     lines.write_text("".join(json.dumps({"messages": m}) + "\n" for m in conversations))
     few = conversations[:1000]
@@ -166,6 +170,24 @@ def tokenize_rows(work):
            {"graft": lambda: graft_arm(model, lines, "tokenize")}, 3000000)
 
 
+def print_memory(texts, lines):
+    """Each encodes all rows in a process of its own."""
+    def peer(load):
+        script = ("import json, resource, sys\n"
+                  "texts = [json.loads(line)['text'] for line in open(sys.argv[2])]\n" + load +
+                  "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n")
+        return lambda path: float(subprocess.run([sys.executable, "-c", script, str(path), str(lines)], check=True,
+                                                 capture_output=True, text=True).stdout)
+    fast = peer("from tokenizers import Tokenizer\n"
+                "ids = [e.ids for e in Tokenizer.from_file(sys.argv[1]).encode_batch_fast(texts, add_special_tokens=False)]\n")
+    pieces = peer("import sentencepiece\n"
+                  "ids = sentencepiece.SentencePieceProcessor(model_file=sys.argv[1]).encode(texts, num_threads=1)\n")
+    for name, measured in (("llama3/tokenizer.json", fast), ("llama2/tokenizer.model", pieces)):
+        path = TOKENIZERS / name
+        own = graft_arm(path, lines, "ids")[2]["peak_mib"]
+        print(f"memory at its highest, {len(texts)} rows, {name}: graft {own:.0f} MiB, peer {measured(path):.0f} MiB", flush=True)
+
+
 def main():
     texts = list({"\n".join(v for v in row.values() if isinstance(v, str) and v): None for row in records()})
     with tempfile.TemporaryDirectory() as scratch:
@@ -175,9 +197,7 @@ def main():
         encode_rows(texts, lines)
         render_rows(work)
         tokenize_rows(work)
-        memory = graft_arm(TOKENIZERS / "llama3/tokenizer.json", lines, "ids")[2]["peak_mib"]
-        print(f"memory at its highest, llama3: graft {memory:.0f} MiB; this process with all peers "
-              f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+        print_memory(texts, lines)
     if MISSED:
         print("missed: " + ", ".join(MISSED))
     return 1 if MISSED else 0

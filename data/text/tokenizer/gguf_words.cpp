@@ -21,6 +21,8 @@ constexpr std::array kLlama3Words = {kLlama3};
 constexpr std::array kQwen2Words = {kQwen2};
 constexpr std::array kQwen35Words = {kQwen35};
 constexpr std::array kTekkenWords = {kTekken};
+constexpr std::array kBailingWords = {kBailing};
+constexpr std::array kSeedCoderWords = {kSeedCoder};
 constexpr std::array kO200kWords = {kO200k};
 constexpr std::array kDeepSeekV3Words = {kThreeDigits, kDeepSeekEastern, kDeepSeekRest};
 constexpr std::array kDeepSeekCoderWords = {kNewline, kLetters, kMarks, kDeepSeekCoderEastern,
@@ -56,10 +58,13 @@ constexpr std::array kRows = {
     Row{"codeshell", kDigitsWords},
     Row{"exaone", kDigitsWords},
     Row{"minerva-7b", kDigitsWords},
+    Row{"mellum2", kDigitsWords},
     Row{"llama3", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"llama-v3", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"llama-bpe", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"falcon3", kLlama3Words, false, kIgnoreMerges, kAddsBos},
+    Row{"falcon-h1", kLlama3Words, false, kIgnoreMerges, kAddsBos},
+    Row{"midm-2.0", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"lfm2", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"pixtral", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"dbrx", kLlama3Words},
@@ -77,7 +82,12 @@ constexpr std::array kRows = {
     Row{"tekken", kTekkenWords, false, kIgnoreMerges, kAddsBos},
     Row{"gpt-4o", kO200kWords},
     Row{"llama4", kO200kWords},
+    Row{"kanana2", kO200kWords},
     Row{"minimax-m2", kO200kWords},
+    Row{"bailingmoe", kBailingWords},
+    Row{"bailingmoe2", kBailingWords},
+    Row{"llada-moe", kBailingWords},
+    Row{"seed-coder", kSeedCoderWords},
     Row{"deepseek-v3", kDeepSeekV3Words},
     Row{"hunyuan-dense", kDeepSeekV3Words},
     Row{"deepseek-coder", kDeepSeekCoderWords},

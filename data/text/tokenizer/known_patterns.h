@@ -14,6 +14,10 @@ inline constexpr std::string_view kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 inline constexpr std::string_view kQwen35 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr std::string_view kBailing =
+    R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)";
+inline constexpr std::string_view kSeedCoder =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+)";
 inline constexpr std::string_view kTekken =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 inline constexpr std::string_view kO200k =
@@ -36,9 +40,9 @@ inline constexpr std::string_view kCl100k =
 
 // All of them: each takes time in proportion to the text, whatever the text is.
 inline constexpr std::array kAll = {
-    kGpt2,         kLlama3,      kQwen2,    kQwen35,      kTekken,
-    kO200k,        kCl100k,      kOneDigit, kThreeDigits, kDeepSeekEastern,
-    kDeepSeekRest, kNewline,     kLetters,  kMarks,       kDeepSeekCoderEastern,
-    kFalconMarks,  kDigitTriples};
+    kGpt2,         kLlama3,       kQwen2,    kQwen35,      kTekken,
+    kO200k,        kCl100k,       kOneDigit, kThreeDigits, kDeepSeekEastern,
+    kDeepSeekRest, kNewline,      kLetters,  kMarks,       kDeepSeekCoderEastern,
+    kFalconMarks,  kDigitTriples, kBailing,  kSeedCoder};
 
 }  // namespace graft::data::known

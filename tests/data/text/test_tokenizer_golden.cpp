@@ -1,4 +1,5 @@
 // Token ids, offsets and decoded text against Hugging Face `tokenizers`.
+#include <cstdio>
 #include <iterator>
 #include <map>
 #include <sstream>
@@ -68,6 +69,9 @@ TEST_CASE("tokenizer: ids, offsets and text of real models equal tokenizers", "[
     ++rows;
   }
   CHECK(rows == 49);
+  std::printf(
+      "tokenizer goldens: %-12s %d texts, ids with and without specials, offsets, decoding\n",
+      name.c_str(), rows);
 }
 
 TEST_CASE("tokenizer: tokenizer.model alone gives the ids of tokenizer.json", "[data][tokenizer]") {
@@ -133,8 +137,8 @@ TEST_CASE("tokenizer: every kind of step gives what tokenizers gives", "[data][t
 TEST_CASE("tokenizer: GGUF vocabularies give llama.cpp's ids", "[data][tokenizer]") {
   const std::string shared = test::shared_data();
   if (shared.empty()) return;
-  const std::string stem = shared + "/data/tokenizers/gguf/ggml-vocab-" +
-                           GENERATE("llama-bpe", "llama-spm", "qwen2") + ".gguf";
+  const std::string name = GENERATE("llama-bpe", "llama-spm", "qwen2");
+  const std::string stem = shared + "/data/tokenizers/gguf/ggml-vocab-" + name + ".gguf";
   CAPTURE(stem);
   const auto tokenizer = load_tokenizer(stem);
   const std::string input = read_file(stem + ".inp");
@@ -152,6 +156,7 @@ TEST_CASE("tokenizer: GGUF vocabularies give llama.cpp's ids", "[data][tokenizer
     line = line_end + 1;
   }
   CHECK(vectors >= 46);
+  std::printf("GGUF vectors: %-9s %d\n", name.c_str(), vectors);
 }
 
 }  // namespace graft::data
