@@ -76,7 +76,7 @@ std::string_view JsonScanner::number_text() {
   return text_.substr(begin, at_ - begin);
 }
 
-int64_t JsonScanner::integer() {
+int64_t JsonScanner::any_integer() {
   const std::string_view digits = number_text();
   int64_t value = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);

@@ -49,7 +49,19 @@ class JsonScanner {
     }
     return unescape(begin, buffer);
   }
-  int64_t integer();
+  int64_t integer() {
+    skip_space();
+    constexpr size_t kMaxDigits = 18;
+    size_t at = at_;
+    int64_t value = 0;
+    while (at < text_.size() && at < at_ + kMaxDigits && text_[at] >= '0' && text_[at] <= '9') {
+      value = value * 10 + (text_[at++] - '0');
+    }
+    const char behind = at < text_.size() ? text_[at] : '\0';
+    if (at == at_ || !(behind == ',' || behind == '}' || behind == '\n')) return any_integer();
+    at_ = at;
+    return value;
+  }
   double number();
   // Any value as it stands, at most 256 levels deep; its inside is checked only for brackets and
   // strings.
@@ -116,6 +128,7 @@ class JsonScanner {
   std::string_view unescape(size_t begin, std::string& out);
   uint32_t hex4();
   std::string_view number_text();
+  int64_t any_integer();
 
   std::string_view text_;
   std::string_view name_;

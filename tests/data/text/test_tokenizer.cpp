@@ -247,6 +247,17 @@ TEST_CASE("tokenizer: damaged files are refused with a reason", "[data][tokenize
   }
 }
 
+TEST_CASE("utf8: characters are counted whatever their place in the text", "[data][tokenizer]") {
+  const std::vector<std::string> characters = {"a", "\u00E9", "\u4E00", "\U0001F680"};
+  for (size_t size = 0; size < 40; ++size) {
+    CAPTURE(size);
+    std::string text;
+    for (size_t i = 0; i < size; ++i) text += characters[(i * 7 + size) % 4];
+    CHECK(utf8_count(text) == size);
+    CHECK(utf8_count(std::string(size, 'x')) == size);
+  }
+}
+
 TEST_CASE("tokenizer: bytes that form no character become U+FFFD", "[data][tokenizer]") {
   const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
   const auto byte = [&](const char* name) { return *tokenizer->id(name); };
