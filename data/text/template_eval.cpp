@@ -37,10 +37,6 @@ constexpr int kMaxCalls = 200;
 // stack.
 constexpr int kMaxDepth = 2000;
 
-[[noreturn]] void bad(const std::string& what) {
-  fail(ExitCode::kData, what);
-}
-
 enum class Flow { kNormal, kBreak, kContinue };
 
 class Evaluator {
