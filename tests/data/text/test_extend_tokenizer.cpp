@@ -51,6 +51,7 @@ TEST_CASE("new tokens: the files give the ids of with_added_tokens", "[data][tok
   CHECK_FALSE(files->is_special(added[2].id));
   for (const char* text :
        {"<|tool|>the order</s>", "a <think> b<think>c", "l'\u00E9t\u00E9  x \u00E9t\u00E9s",
+        "<s>a graft word <|im_start|>x<|im_end|> y <left> <right> z</s>",
         "  <|tool|>  <think>\u00E9t\u00E9", "order"}) {
     CAPTURE(text);
     const Encoding expected = memory->encode(text);

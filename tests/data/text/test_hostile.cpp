@@ -8,6 +8,7 @@
 #include "data/text/tokenizer.h"
 #include "data/text/tokenizer/tokenizer_parts.h"
 #include "tests/data/text/golden.h"
+#include "tests/data/text/model_proto.h"
 #include "tests/support/support.h"
 
 namespace graft::data {
@@ -54,16 +55,6 @@ std::string with(const std::string& members, const std::string& model = "") {
 void read_model(const std::string& bytes) {
   Tokenizer::Parts parts;
   read_sentencepiece_model(bytes, "tokenizer.model", Legacy::kYes, parts);
-}
-
-// A field of the protobuf wire format with bytes in it.
-std::string field(int number, const std::string& bytes) {
-  std::string out(1, static_cast<char>(number << 3 | 2));
-  for (size_t size = bytes.size();; size >>= 7) {
-    out += static_cast<char>((size & 0x7F) | (size > 0x7F ? 0x80 : 0));
-    if (size <= 0x7F) break;
-  }
-  return out + bytes;
 }
 
 void split_with(const std::string& regex, const std::string& text) {
@@ -130,15 +121,20 @@ const std::vector<Hostile>& hostile() {
       {"a character map whose tree points outside", "character map",
        [] {
          // 5 bytes, of which 200 are said to be the tree.
-         read_model(field(1, field(1, "a")) + field(3, field(2, std::string("\xC8\0\0\0x", 5))));
+         read_model(test::field(1, test::field(1, "a")) +
+                    test::field(3, test::field(2, std::string("\xC8\0\0\0x", 5))));
        }},
       {"a piece of a megabyte", "at most 65535 bytes, got 1000000",
        [] {
          // trainer_spec.model_type = BPE
-         read_model(field(1, field(1, repeated("a", 1'000'000))) + field(2, "\x18\x02"));
+         read_model(test::field(1, test::field(1, repeated("a", 1'000'000))) +
+                    test::field(2, "\x18\x02"));
        }},
       {"a piece of 65,000 bytes", "too long",
-       [] { read_model(field(1, field(1, repeated("a", 65'000))) + field(2, "\x18\x02")); }},
+       [] {
+         read_model(test::field(1, test::field(1, repeated("a", 65'000))) +
+                    test::field(2, "\x18\x02"));
+       }},
       {"5 million pieces", "more than",
        [] { read_model(repeated(std::string("\x0A\0", 2), 5'000'000)); }},
       {"loops in loops", "steps",

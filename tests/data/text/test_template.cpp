@@ -194,7 +194,7 @@ TEST_CASE("template: a model directory's template and special tokens are found",
   };
   config(R"("{{ bos_token }}one{{ eos_token }}")");
   CHECK(ChatTemplate::load(dir.path())->render({}).text == "<s>one</s>");
-  config(R"([{"name": "default", "template": "d"}, {"name": "tool_use", "template": "u"}])");
+  config(R"([{"name": "tool_use", "template": "u"}, {"name": "default", "template": "d"}])");
   CHECK(ChatTemplate::load(dir.path())->render({}).text == "d");
   CHECK(ChatTemplate::load(dir.path(), "tool_use")->render({}).text == "u");
   CHECK_THROWS_WITH(ChatTemplate::load(dir.path(), "tool"), Catch::Contains("tool_use"));
