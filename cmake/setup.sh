@@ -12,7 +12,6 @@ goal=${1:-build}
 packages=(
   g++                  # C++20 compiler
   cmake ninja-build    # build
-  libsentencepiece-dev # SentencePiece models
   libhdf5-dev          # token store
   libyaml-cpp-dev      # configs
   libsimdjson-dev      # JSON

@@ -193,6 +193,29 @@ def random_unicode_tokenizes_as_in_tokenizers_and_sentencepiece():
 
 
 @case
+def extended_tokenizers_equal_add_tokens():
+    from tokenizers import AddedToken
+    tokens = ["<|tool|>", "<|end of tool|>", "été"]
+    texts = ["<|tool|>x", " a <|tool|> <|end of tool|>b", "l'été étés  été", "<|tool|", "<|tool|><|tool|>\n"]
+    sources = [BASE, *(p.parent for p in sorted(SHARED.glob("data/tokenizers/*/tokenizer.json")))]
+    for source in sources:
+        for option, special in (((), True), (("--normal",), False)):
+            out = WORK / "extended" / source.name
+            answer = json.loads(graft("data", "extend", *tokens, "--model", source, "--out", out, "--json", *option))
+            theirs, written = Tokenizer.from_file(str(source / "tokenizer.json")), Tokenizer.from_file(str(out / "tokenizer.json"))
+            pieces = [theirs.encode(t, add_special_tokens=False).ids for t in tokens]
+            assert [t["mean_of"] for t in answer["tokens"]] == pieces, source
+            theirs.add_tokens([AddedToken(t, special=special, normalized=not special) for t in tokens])
+            assert [t["id"] for t in answer["tokens"]] == [theirs.token_to_id(t) for t in tokens], source
+            lines = graft("data", "encode", "--tokenizer", out, text="".join(json.dumps({"text": t}) + "\n" for t in texts))
+            for text, line in zip(texts, lines.splitlines(), strict=True):
+                expected = theirs.encode(text, add_special_tokens=False).ids
+                assert written.encode(text, add_special_tokens=False).ids == expected, (source, text)
+                assert json.loads(line)["ids"] == expected, (source, text)
+    print(f"    {len(sources)} tokenizers, special and normal tokens: the files load there and give the same ids")
+
+
+@case
 def chat_template_equals_transformers():
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
     count = 0
