@@ -26,7 +26,8 @@ constexpr size_t kStackBytes = 64 * 1024;
 // 48 KiB are what every GPU gives a block without asking, followed by bytes that must not change.
 constexpr size_t kSharedBytes = 48 * 1024;
 constexpr size_t kSharedGuardBytes = 4096;
-constexpr unsigned char kPoison = 0xA5;
+// Read as a float it is NaN, as an index -1: what was never written shows.
+constexpr unsigned char kPoison = 0xFF;
 constexpr unsigned kWarp = 32;
 
 // Stacks are kept for the next block's fibers.

@@ -5,8 +5,8 @@
 // that can go on does. So a preferred warp runs ahead of the others as far as barriers allow, and a
 // missing barrier shows as a wrong result. Three orders of preference exist: forward, reverse and
 // shuffled (warps, and lanes inside them, anew after each barrier). Shared memory (GRAFT_SHARED of
-// launch.h) is filled with 0xA5 bytes at a block's start and followed by guard bytes, which are
-// checked at its end. Kernels are started from one host thread at a time; others wait.
+// launch.h) is filled with 0xFF bytes (NaN) at a block's start and followed by guard bytes, which
+// are checked at its end. Kernels are started from one host thread at a time; others wait.
 #pragma once
 
 #include <functional>
