@@ -334,9 +334,9 @@ double bf16_tile_peak() {
   const std::vector<uint16_t> a(kHeight * kBf16Depth, 0x3c00),
       b(kBf16PanelColumns * kBf16Depth, 0x3c00);
   std::vector<float> c(kHeight * kBf16PanelColumns);
-  const kernels::Bf16Block block{a.data(), kBf16Depth,        b.data(),
-                                 kHeight,  kBf16PanelColumns, kBf16Depth,
-                                 c.data(), kBf16PanelColumns, 0.0F};
+  const kernels::Bf16Block block{
+      a.data(),   kBf16Depth, b.data(),          kHeight, kBf16PanelColumns,
+      kBf16Depth, c.data(),   kBf16PanelColumns, 1.0F,    0.0F};
   const kernels::WeightTable& isa = *kernels::table().weights;
   double best = 0;
   for (int i = 0; i < 10; ++i) {
