@@ -55,6 +55,10 @@ struct Schedule {
 // The order in which fibers run from now on (this process). Tests run all three.
 void set_schedule(Schedule schedule);
 
+// Of each launch only the last `blocks` blocks run from now on; 0 for all. So tests of large
+// indices reach the end of arrays that no machine has memory for.
+void run_last_blocks(uint64_t blocks);
+
 // Runs body once for each thread of each block. Fibers that wait for what can no longer come, a
 // barrier that some threads skip and a write past shared memory are launch failures:
 // cudaGetLastError tells, cudaGetErrorString has the words.
