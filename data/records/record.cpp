@@ -132,6 +132,50 @@ std::string canonical_role(const std::string& role,
        "rename the speaker to human, gpt, system or tool");
 }
 
+// The value without null members, at any depth.
+Json without_nulls(const Json& value) {
+  if (value.is_array()) {
+    Json list = Json::array();
+    for (const Json& item : value.as_array()) list.push_back(without_nulls(item));
+    return list;
+  }
+  if (!value.is_object()) return value;
+  Json object = Json::object();
+  for (const auto& [key, member] : value.as_object()) {
+    if (!member.is_null()) object.set(key, without_nulls(member));
+  }
+  return object;
+}
+
+// What a JSON text says, or null when it is none.
+Json parsed_text(const Json& value, std::string_view name) {
+  if (!value.is_string()) return nullptr;
+  try {
+    return parse_json(value.as_string(), name);
+  } catch (const Error&) {
+    return nullptr;
+  }
+}
+
+// Tool calls with their arguments as objects.
+Json with_parsed_arguments(Json calls, std::string_view name) {
+  if (!calls.is_array()) return calls;
+  const auto parse_member = [&](Json& call) {
+    const Json* arguments = call.find("arguments");
+    if (arguments == nullptr) return;
+    Json parsed = parsed_text(*arguments, name);
+    if (parsed.is_object()) call.set("arguments", std::move(parsed));
+  };
+  for (Json& call : calls.as_array()) {
+    if (!call.is_object()) continue;
+    parse_member(call);
+    for (auto& [key, member] : call.as_object()) {
+      if (key == "function" && member.is_object()) parse_member(member);
+    }
+  }
+  return calls;
+}
+
 Message parse_message(const Json& turn, Schema schema, std::string_view name) {
   if (!turn.is_object()) {
     fail(ExitCode::kData, "a message must be an object, got " + std::string(turn.type_name()),
@@ -145,20 +189,27 @@ Message parse_message(const Json& turn, Schema schema, std::string_view name) {
   message.role =
       canonical_role(string_member(turn, role_key, name), schema == Schema::kShareGpt, turn, name);
   const Json* content = turn.find(content_key);
-  if (content == nullptr && turn.find("tool_calls") == nullptr) {
+  const Json* calls = turn.find("tool_calls");
+  const bool has_calls = calls != nullptr && !calls->is_null();
+  if (content == nullptr && !has_calls) {
     fail(ExitCode::kData, "a message has no \"" + std::string(content_key) + "\"",
          place(name, turn, ""), "add it as a string");
   }
-  if (content != nullptr) {
+  if (content == nullptr) {
+    message.given = Content::kAbsent;
+  } else {
     message.content = content_text(*content, name);
-    if (!content->is_string()) {
-      message.given = *content;
+    if (content->is_null() && has_calls) message.given = Content::kNull;
+    if (content->is_array()) {
+      message.given = Content::kParts;
+      message.parts = without_nulls(*content);
     }
   }
   for (const auto& [key, value] : turn.as_object()) {
-    if (key != role_key && key != content_key && !value.is_null()) {
-      message.extra.set(key, value);
-    }
+    if (key == role_key || key == content_key || value.is_null()) continue;
+    Json given = without_nulls(value);
+    if (key == "tool_calls") given = with_parsed_arguments(std::move(given), name);
+    message.extra.set(key, std::move(given));
   }
   return message;
 }
@@ -428,7 +479,8 @@ Record parse_record(const Json& object, std::string_view name, const FieldMappin
     record.source = source->as_string();
   }
   if (const Json* tools = object.find("tools"); tools != nullptr) {
-    record.tools = *tools;
+    const Json parsed = parsed_text(*tools, name);
+    record.tools = parsed.is_array() ? parsed : without_nulls(*tools);
   }
   switch (record.schema) {
     case Schema::kAlpaca:

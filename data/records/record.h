@@ -21,14 +21,26 @@ enum class Schema {
 };
 std::string_view schema_name(Schema schema);
 
+// How a message gave its content.
+enum class Content : uint8_t {
+  kText,
+  kParts,   // a list of parts
+  kNull,    // null, beside tool calls
+  kAbsent,  // not at all, beside tool calls
+};
+
 struct Message {
   // "system", "user", "assistant", "tool"; "text" for kText; for kSegments "assistant" where the
   // label is true, else "user".
   std::string role;
   std::string content;  // a list of text parts is joined; null is ""
-  Json extra;           // other members of the message (tool_calls, train, weight, …) or null;
-                        // members that are null (as Parquet pads them) are left out
-  Json given;           // the content as it was given, when that was no string (null, parts)
+  // Other members of the message (tool_calls, train, weight, …) or null. Members that are null, at
+  // any depth, are left out: Parquet pads records with them. Arguments of tool calls that are given
+  // as a JSON text are objects here, as servers hand them to the template; null members inside such
+  // a text stay.
+  Json extra;
+  Json parts;  // of Content::kParts
+  Content given = Content::kText;
 };
 
 struct Record {
@@ -36,7 +48,7 @@ struct Record {
   std::string id;      // the record's own "id" as text, or ""
   std::string source;  // the record's own "source", or ""
   std::vector<Message> messages;
-  Json tools;  // "tools" of the record, or null
+  Json tools;  // "tools" of the record (given as a list or as its JSON text), or null
   // kTokens only; labels has input_ids' length or is empty (= all trained). Tokens that the
   // record's attention_mask hides (padding) are left out of both.
   std::vector<int32_t> input_ids;

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <optional>
 
 #include "core/error.h"
@@ -257,13 +258,21 @@ MaskOptions mask_options(const Args& args) {
   return options;
 }
 
-// The share q of the documents is at most so long; of ascending lengths.
-int64_t quantile(const std::vector<int64_t>& lengths, double q) {
-  if (lengths.empty()) return 0;
-  return lengths[static_cast<size_t>(q * static_cast<double>(lengths.size() - 1))];
+using Lengths = std::map<int64_t, int64_t>;  // documents by their tokens
+
+// The share q of the documents is at most so long.
+int64_t quantile(const Lengths& lengths, double q) {
+  int64_t documents = 0;
+  for (const auto& [length, count] : lengths) documents += count;
+  auto left = static_cast<int64_t>(q * static_cast<double>(documents - 1));
+  for (const auto& [length, count] : lengths) {
+    left -= count;
+    if (left < 0) return length;
+  }
+  return 0;
 }
 
-Json lengths_json(const std::vector<int64_t>& lengths) {
+Json lengths_json(const Lengths& lengths) {
   return Json::object({{"median", quantile(lengths, 0.5)},
                        {"p90", quantile(lengths, 0.9)},
                        {"p99", quantile(lengths, 0.99)},
@@ -277,7 +286,7 @@ struct Packing {
 };
 Packing packing_of(const TokenizeSummary& summary, int64_t sequence_len) {
   Packing packing;
-  packing.rows = static_cast<int64_t>(pack(summary.lengths, {sequence_len, 0, 0}).size());
+  packing.rows = packed_row_count(summary.lengths, sequence_len);
   packing.waste = packing.rows * sequence_len - summary.tokens;
   return packing;
 }
@@ -290,7 +299,13 @@ Json summary_json(const TokenizeSummary& summary, int64_t sequence_len) {
     const Packing packing = packing_of(summary, sequence_len);
     packed = Json::object({{"rows", packing.rows}, {"waste_tokens", packing.waste}});
   }
+  Json specials = Json::object();
+  for (const SpecialCount& special : summary.specials) {
+    specials.set(special.token,
+                 Json::object({{"count", special.count}, {"trained", special.trained}}));
+  }
   return Json::object({{"store", summary.store},
+                       {"specials", std::move(specials)},
                        {"packed", std::move(packed)},
                        {"digest", summary.digest},
                        {"records", summary.records},
@@ -324,6 +339,11 @@ void print_summary(const TokenizeSummary& summary, int64_t sequence_len) {
       {"  with another context than at serving", format_count(summary.turns_unlike_serving)},
       {"tokens across a border", format_count(summary.straddling)},
   };
+  for (const SpecialCount& special : summary.specials) {
+    rows.push_back(
+        {"special token " + special.token,
+         format_count(special.count) + " (" + format_count(special.trained) + " trained)"});
+  }
   if (sequence_len > 0) {
     const Packing packing = packing_of(summary, sequence_len);
     const double waste = 100.0 * static_cast<double>(packing.waste) /

@@ -29,20 +29,15 @@ bool is_data(const Piece& piece) {
 }
 
 // A special token that came out of the data instead of the template; -1 = none.
-int64_t find_foreign_special(const Encoding& encoding,
-                             const std::vector<Piece>& pieces,
-                             const Tokenizer& tokenizer) {
+int64_t find_foreign_special(const Encoding& encoding, const std::vector<Piece>& pieces) {
   auto piece = pieces.begin();
-  for (size_t i = 0; i < encoding.ids.size(); ++i) {
-    const ByteRange& span = encoding.spans[i];
-    if (span.begin == span.end || !tokenizer.is_special(encoding.ids[i])) continue;
+  for (const int32_t token : encoding.specials) {
+    const ByteRange& span = encoding.spans[static_cast<size_t>(token)];
     while (piece != pieces.end() && piece->end <= span.begin) ++piece;
     for (auto at = piece; at != pieces.end() && at->begin < span.end; ++at) {
       // A template may build a token round a role ("<|" + role + "|>"), a field may not be one.
       const bool covers = at->begin <= span.begin && span.end <= at->end;
-      if (is_data(*at) || (at->origin == Origin::kField && covers)) {
-        return static_cast<int64_t>(i);
-      }
+      if (is_data(*at) || (at->origin == Origin::kField && covers)) return token;
     }
   }
   return -1;
@@ -71,7 +66,7 @@ Encoded encode_rendered(const Rendered& rendered,
   result.encoding = tokenizer.encode(rendered.text, {.literal = literal});
   Encoding& encoding = result.encoding;
   if (specials != ContentSpecials::kParse) {
-    const int64_t at = find_foreign_special(encoding, rendered.pieces, tokenizer);
+    const int64_t at = find_foreign_special(encoding, rendered.pieces);
     if (at >= 0) result.special = tokenizer.token(encoding.ids[static_cast<size_t>(at)]);
   }
   if (tokenizer.adds_bos() && (encoding.ids.empty() || encoding.ids[0] != *tokenizer.bos_id())) {
@@ -81,23 +76,21 @@ Encoded encode_rendered(const Rendered& rendered,
   return result;
 }
 
+// A token belongs to the piece that its first byte lies in.
 void set_roles(const Record& record,
                const Rendered& rendered,
                const Encoding& encoding,
                Document& doc) {
   doc.role.assign(encoding.ids.size(), static_cast<uint8_t>(Role::kTemplate));
-  auto piece = rendered.pieces.begin();
-  for (size_t i = 0; i < encoding.ids.size(); ++i) {
-    const ByteRange& span = encoding.spans[i];
-    if (span.begin == span.end) continue;
-    while (piece != rendered.pieces.end() && piece->end <= span.begin) ++piece;
-    if (piece == rendered.pieces.end()) break;
-    Role role = Role::kTemplate;
-    if (piece->origin == Origin::kInput) role = Role::kSystem;
-    if (piece->message >= 0) {
-      role = role_of(record.messages[static_cast<size_t>(piece->message)].role);
+  for (const Piece& piece : rendered.pieces) {
+    if (piece.origin == Origin::kTemplate) continue;
+    const Role role = piece.message >= 0
+                          ? role_of(record.messages[static_cast<size_t>(piece.message)].role)
+                          : Role::kSystem;
+    for (size_t i = first_token_behind(encoding, piece.begin);
+         i < encoding.ids.size() && encoding.spans[i].begin < piece.end; ++i) {
+      if (encoding.spans[i].begin >= piece.begin) doc.role[i] = static_cast<uint8_t>(role);
     }
-    doc.role[i] = static_cast<uint8_t>(role);
   }
 }
 
@@ -130,23 +123,24 @@ std::optional<uint8_t> weight_index(float weight, Document& doc) {
   return static_cast<uint8_t>(2 + index);
 }
 
-// False when the record has more than 254 weights.
+// False when the record has more than 254 weights. `ranges` are in order and disjoint.
 bool set_loss(const std::vector<TrainedRange>& ranges, const Encoding& encoding, Document& doc) {
   doc.loss.assign(encoding.ids.size(), 0);
-  size_t first = 0;  // ranges are in order and disjoint
-  for (size_t i = 0; i < encoding.ids.size(); ++i) {
-    const ByteRange& span = encoding.spans[i];
-    if (span.begin == span.end) continue;
-    while (first < ranges.size() && ranges[first].text.end <= span.begin) ++first;
-    if (first == ranges.size()) break;
-    const ByteRange& text = ranges[first].text;
-    if (span.end <= text.begin) continue;
-    if (span.begin >= text.begin && span.end <= text.end) {
-      const auto index = weight_index(ranges[first].weight, doc);
-      if (!index) return false;
-      doc.loss[i] = *index;
-    } else {
-      ++doc.straddling;
+  size_t i = 0;
+  for (const TrainedRange& range : ranges) {
+    const auto index = weight_index(range.weight, doc);
+    if (!index) return false;
+    const ByteRange& text = range.text;
+    // A token across the border of two ranges was counted with the first.
+    for (i = std::max(i, first_token_behind(encoding, text.begin));
+         i < encoding.ids.size() && encoding.spans[i].begin < text.end; ++i) {
+      const ByteRange& span = encoding.spans[i];
+      if (span.begin == span.end) continue;
+      if (span.begin >= text.begin && span.end <= text.end) {
+        doc.loss[i] = *index;
+      } else {
+        ++doc.straddling;
+      }
     }
   }
   return true;
@@ -318,9 +312,10 @@ Document encode_conversation(const Record& record,
                              const Tokenizer& tokenizer,
                              const ChatTemplate& chat,
                              const MaskOptions& options) {
+  const Conversation conversation = conversation_of(record);
   Rendered rendered;
   try {
-    rendered = chat.render(render_input(record, record.messages.size(), options));
+    rendered = chat.render(conversation, conversation.size(), render_options(options));
   } catch (const Error& error) {
     if (error.code() != ExitCode::kData) throw;
     return refused(Refusal::kTemplate, error.text().what + " (" + error.text().where + ")");
@@ -331,7 +326,7 @@ Document encode_conversation(const Record& record,
   }
   Encoding& encoding = encoded.encoding;
   const Supervision supervision =
-      find_supervision(record, trained, rendered, encoding, tokenizer, chat, options);
+      find_supervision(record, conversation, trained, rendered, encoding, tokenizer, chat, options);
   Document doc;
   doc.turns = supervision.turns;
   doc.turns_without_stop = supervision.turns_without_stop;
@@ -432,9 +427,9 @@ std::vector<int32_t> encode_prompt(const Record& record,
     }
     return ids;
   }
-  RenderInput input = render_input(record, messages, options);
-  input.add_generation_prompt = true;
-  const Rendered rendered = need_template(chat).render(input);
+  RenderOptions render = render_options(options);
+  render.add_generation_prompt = true;
+  const Rendered rendered = need_template(chat).render(conversation_of(record), messages, render);
   Encoded encoded = encode_rendered(rendered, tokenizer, options.content_specials);
   if (encoded.special) fail(ExitCode::kData, special_reason(*encoded.special));
   return std::move(encoded.encoding.ids);

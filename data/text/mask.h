@@ -7,9 +7,10 @@
 //     conversation's last turn ends with as well).
 // What the generation prompt supplies when the model is served (role header, an opened or empty
 // thought) is not trained; what the template writes between it and the message's text is, for the
-// model has to write it. A template that renders the conversation so far otherwise than for the
-// prompt is trained from the message's own text on, and counted. A token that straddles a border is
-// not trained, and counted. BOS stands in front exactly once where the tokenizer adds one, whether
+// model has to write it. Where a template renders the conversation so far otherwise than for the
+// prompt, the turn is counted, and trained from the point where both part; from the message's own
+// text on when that lies in front of the message before. A token that straddles a border is not
+// trained, and counted. BOS stands in front exactly once where the tokenizer adds one, whether
 // the template writes it or not.
 //
 // A message may say `"train": true|false` (whatever its role) and `"weight": w` (finite, >= 0; what
@@ -113,8 +114,8 @@ struct MaskOptions {
   TrainEos train_on_eos = TrainEos::kTurn;
   bool train_on_inputs = false;  // every token but BOS is trained on; turns does not matter then
   FaultLevels faults;
-  std::string now;  // RenderInput::now
-  Json vars;        // RenderInput::vars
+  std::string now;  // RenderOptions::now
+  Json vars;        // RenderOptions::vars
 };
 
 // Why a record gives no document.

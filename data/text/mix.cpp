@@ -24,6 +24,9 @@ void check(const MixSource& source) {
          source.name, "keep the one that you mean");
   }
   if (source.supervised.empty()) fail(ExitCode::kData, "the dataset has no documents", source.name);
+  if (source.supervised.size() >= UINT32_MAX) {
+    fail(ExitCode::kData, "a dataset must have fewer than 2^32 documents", source.name);
+  }
 }
 
 int64_t total(const MixSource& source) {
@@ -63,9 +66,11 @@ std::vector<int64_t> tokens_per_epoch(std::span<const MixSource> sources) {
   return tokens;
 }
 
-std::vector<MixedDocument> mix(std::span<const MixSource> sources, uint64_t seed, int64_t epoch) {
+std::vector<std::vector<uint32_t>> mix(std::span<const MixSource> sources,
+                                       uint64_t seed,
+                                       int64_t epoch) {
   const std::vector<int64_t> wanted = tokens_per_epoch(sources);
-  std::vector<MixedDocument> documents;
+  std::vector<std::vector<uint32_t>> documents(sources.size());
   for (size_t index = 0; index < sources.size(); ++index) {
     const MixSource& source = sources[index];
     const int64_t in_pass = total(source);
@@ -77,9 +82,9 @@ std::vector<MixedDocument> mix(std::span<const MixSource> sources, uint64_t seed
     for (int64_t pass = begin / in_pass; pass * in_pass < end; ++pass) {
       int64_t at = pass * in_pass;
       const auto count = static_cast<int64_t>(source.supervised.size());
-      for (const int64_t document : keyed_permutation(count, seed, pass_stream(index, pass))) {
-        if (at >= begin && at < end) documents.push_back({static_cast<int32_t>(index), document});
-        at += source.supervised[static_cast<size_t>(document)];
+      for (const uint32_t document : keyed_permutation(count, seed, pass_stream(index, pass))) {
+        if (at >= begin && at < end) documents[index].push_back(document);
+        at += source.supervised[document];
       }
     }
   }

@@ -15,8 +15,8 @@
 namespace graft::data {
 
 struct MixSource {
-  std::string name;                     // for messages
-  std::span<const int64_t> supervised;  // supervised tokens of each document, each at least 1
+  std::string name;                      // for messages
+  std::span<const uint32_t> supervised;  // supervised tokens of each document, each at least 1
   // How much of it an epoch takes: one of these, the others 0. None: all of it, once.
   double repeat = 0;   // so many passes; 0.5 = another half in each epoch
   double weight = 0;   // its share of the supervised tokens of all datasets with a weight, whose
@@ -24,18 +24,15 @@ struct MixSource {
   int64_t budget = 0;  // so many supervised tokens
 };
 
-struct MixedDocument {
-  int32_t source = 0;
-  int64_t document = 0;
-  friend bool operator==(const MixedDocument&, const MixedDocument&) = default;
-};
-
 // Supervised tokens that an epoch takes from each source, rounded; at least 1.
 // Errors: kUsage when a number is negative or not finite, or a source has two of them.
 std::vector<int64_t> tokens_per_epoch(std::span<const MixSource> sources);
 
-// The documents of epoch 0, 1, …, sources in order. A document comes more than once when T is more
-// than the source holds. Errors: as tokens_per_epoch; kData (a source without documents).
-std::vector<MixedDocument> mix(std::span<const MixSource> sources, uint64_t seed, int64_t epoch);
+// The documents of epoch 0, 1, …, a list for each source. A document comes more than once when T is
+// more than the source holds. Errors: as tokens_per_epoch; kData (a source without documents, or
+// with 2^32 or more).
+std::vector<std::vector<uint32_t>> mix(std::span<const MixSource> sources,
+                                       uint64_t seed,
+                                       int64_t epoch);
 
 }  // namespace graft::data

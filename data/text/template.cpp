@@ -42,18 +42,10 @@ Value message_value(const Json& given, int32_t index) {
     const bool is_said =
         std::find(kSaidMembers.begin(), kSaidMembers.end(), key) != kSaidMembers.end();
     members.emplace_back(
-        std::make_shared<const jinja::Text>(key, field),
+        std::make_shared<jinja::Text>(key, field),
         Value::from_json(value, is_said ? Tag{Origin::kContent, index, 0} : field));
   }
   return Value::dict(std::move(members), field);
-}
-
-Value messages_value(const Json& messages) {
-  std::vector<Value> items;
-  for (const Json& message : messages.as_array()) {
-    items.push_back(message_value(message, static_cast<int32_t>(items.size())));
-  }
-  return Value::list(std::move(items));
 }
 
 std::vector<Piece> pieces_of(const jinja::Text& text) {
@@ -92,13 +84,57 @@ Json settings_of(const std::string& directory, std::string_view name) {
 
 }  // namespace
 
+struct Conversation::Values {
+  std::vector<Value> messages;
+  Value tools;
+};
+
+Conversation::Conversation(const Json& messages, const Json& tools) {
+  if (!messages.is_array()) {
+    fail(ExitCode::kData, "messages must be an array, got " + std::string(messages.type_name()));
+  }
+  auto values = std::make_shared<Values>();
+  values->messages.reserve(messages.size());
+  for (const Json& message : messages.as_array()) {
+    values->messages.push_back(
+        message_value(message, static_cast<int32_t>(values->messages.size())));
+  }
+  values->tools = Value::from_json(tools, {Origin::kInput, -1, 0});
+  values_ = std::move(values);
+}
+
+size_t Conversation::size() const {
+  return values_->messages.size();
+}
+
 struct ChatTemplate::Program {
   std::string text;
   std::string name;
   std::string digest;
   jinja::Tree tree;
-  Json default_vars;
+  jinja::Variables defaults;
+  int32_t messages = jinja::kNoName;  // numbers of the variables that every render has
+  int32_t tools = jinja::kNoName;
+  int32_t add_generation_prompt = jinja::kNoName;
 };
+
+namespace {
+
+void add_variables(const Json& variables,
+                   Origin origin,
+                   const jinja::Tree& tree,
+                   jinja::Variables& out) {
+  if (variables.is_null()) return;
+  for (const auto& [name, value] : variables.as_object()) {
+    const int32_t number = tree.number_of(name);
+    if (number == jinja::kNoName) continue;
+    const bool is_token = name.ends_with("_token");
+    out.emplace_back(number,
+                     Value::from_json(value, {is_token ? Origin::kTemplate : origin, -1, 0}));
+  }
+}
+
+}  // namespace
 
 ChatTemplate::ChatTemplate(std::string text, std::string name, Json default_vars) {
   auto program = std::make_unique<Program>();
@@ -106,7 +142,11 @@ ChatTemplate::ChatTemplate(std::string text, std::string name, Json default_vars
   program->digest = sha256_hex(sha256_hex(text) + dump_json(default_vars, {.sort_keys = true}));
   program->text = std::move(text);
   program->name = std::move(name);
-  program->default_vars = std::move(default_vars);
+  program->messages = program->tree.number_of("messages");
+  program->tools = program->tree.number_of("tools");
+  program->add_generation_prompt = program->tree.number_of("add_generation_prompt");
+  program->defaults.emplace_back(program->tree.number_of("documents"), Value::none());
+  add_variables(default_vars, Origin::kTemplate, program->tree, program->defaults);
   program_ = std::move(program);
 }
 
@@ -139,30 +179,27 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::string& model_dir,
 }
 
 Rendered ChatTemplate::render(const RenderInput& input) const {
-  const Tag from_caller = {Origin::kInput, -1, 0};
+  return render(Conversation(input.messages, input.tools), input.messages.size(), input);
+}
+
+Rendered ChatTemplate::render(const Conversation& conversation,
+                              size_t messages,
+                              const RenderOptions& options) const {
+  const std::vector<Value>& all = conversation.values_->messages;
   jinja::RunInput run;
-  run.now = input.now;
-  if (!input.messages.is_array()) {
-    fail(ExitCode::kData,
-         "messages must be an array, got " + std::string(input.messages.type_name()),
-         program_->name);
-  }
-  run.variables.emplace_back("messages", messages_value(input.messages));
-  run.variables.emplace_back("tools", Value::from_json(input.tools, from_caller));
-  run.variables.emplace_back("documents", Value::none());
-  run.variables.emplace_back("add_generation_prompt", Value::boolean(input.add_generation_prompt));
-  const auto add = [&](const Json& variables, Origin origin) {
-    if (variables.is_null()) return;
-    for (const auto& [name, value] : variables.as_object()) {
-      const bool is_token = name.ends_with("_token");
-      run.variables.emplace_back(
-          name, Value::from_json(value, {is_token ? Origin::kTemplate : origin, -1, 0}));
-    }
-  };
-  add(program_->default_vars, Origin::kTemplate);
-  add(input.vars, Origin::kInput);
-  const jinja::RunResult result = jinja::run_template(program_->tree, program_->name, run);
-  return {result.text.bytes(), pieces_of(result.text), result.generation};
+  run.now = options.now;
+  run.defaults = &program_->defaults;
+  run.variables.emplace_back(
+      program_->messages,
+      Value::list(std::vector<Value>(
+          all.begin(), all.begin() + static_cast<std::ptrdiff_t>(std::min(messages, all.size())))));
+  run.variables.emplace_back(program_->tools, conversation.values_->tools);
+  run.variables.emplace_back(program_->add_generation_prompt,
+                             Value::boolean(options.add_generation_prompt));
+  add_variables(options.vars, Origin::kInput, program_->tree, run.variables);
+  jinja::RunResult result = jinja::run_template(program_->tree, program_->name, run);
+  std::vector<Piece> pieces = pieces_of(result.text);
+  return {std::move(result.text).take_bytes(), std::move(pieces), std::move(result.generation)};
 }
 
 bool ChatTemplate::marks_generation() const {

@@ -37,12 +37,29 @@ struct Piece {
   friend bool operator==(const Piece&, const Piece&) = default;
 };
 
-struct RenderInput {
-  Json messages = Json::array();  // [{"role", "content", …}, …] as the template shall see them
-  Json tools;                     // null = none
+struct RenderOptions {
   bool add_generation_prompt = false;
   Json vars;        // further variables (object or null); they win over the template's defaults
   std::string now;  // "YYYY-MM-DD" for strftime_now; "" = a template that asks for it is refused
+};
+
+// Messages and tools as templates see them, made once for several renders. Thread-safe.
+class Conversation {
+ public:
+  // messages: [{"role", "content", …}, …]; tools: null = none. Errors: kData (no array).
+  explicit Conversation(const Json& messages, const Json& tools = nullptr);
+  size_t size() const;  // messages
+
+ private:
+  friend class ChatTemplate;
+  struct Values;
+  std::shared_ptr<const Values> values_;
+};
+
+// A conversation for one render.
+struct RenderInput : RenderOptions {
+  Json messages = Json::array();
+  Json tools;
 };
 
 struct Rendered {
@@ -68,6 +85,10 @@ class ChatTemplate {
 
   // Thread-safe. Errors: kData with name:line:column (raise_exception, undefined values, limits).
   Rendered render(const RenderInput& input) const;
+  // The first `messages` messages of a conversation.
+  Rendered render(const Conversation& conversation,
+                  size_t messages,
+                  const RenderOptions& options) const;
 
   bool marks_generation() const;  // has a {% generation %} block
   const std::string& text() const;

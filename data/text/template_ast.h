@@ -106,7 +106,10 @@ struct Tree {
   std::vector<NodePtr> body;
   std::vector<std::string> names;  // by interned number
   bool has_generation = false;
+  // The number of a name; kNoName when the template does not know it.
+  int32_t number_of(std::string_view name) const;
 };
+constexpr int32_t kNoName = -1;
 
 // Errors: kData with the position of what is wrong or unknown.
 Tree parse_template(std::string_view source, const std::string& name);

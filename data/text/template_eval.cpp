@@ -43,16 +43,21 @@ enum class Flow { kNormal, kBreak, kContinue };
 class Evaluator {
  public:
   Evaluator(const Tree& tree, const std::string& name, const RunInput& input)
-      : tree_(tree), name_(name), input_(input) {}
+      : tree_(tree),
+        name_(name),
+        input_(input),
+        loop_name_(tree.number_of("loop")),
+        caller_name_(tree.number_of("caller")) {}
 
   RunResult run() {
     Scope root;
     // Macros are values of the scopes that they point to: freed together, at the end.
     scope_ = &root;
-    for (const auto& [variable, value] : input_.variables) {
-      const auto number = std::find(tree_.names.begin(), tree_.names.end(), variable);
-      if (number == tree_.names.end()) continue;
-      root.set(static_cast<int32_t>(number - tree_.names.begin()), value);
+    for (const Variables* variables : {input_.defaults, &input_.variables}) {
+      if (!variables) continue;
+      for (const auto& [number, value] : *variables) {
+        if (number != kNoName) root.set(number, value);
+      }
     }
     RunResult result;
     output_ = &result.text;
@@ -72,13 +77,18 @@ class Evaluator {
   class Frame {
    public:
     Frame(Evaluator& evaluator, Scope* parent)
-        : evaluator_(evaluator), before_(evaluator.scope_), scope_(std::make_unique<Scope>()) {
+        : evaluator_(evaluator), before_(evaluator.scope_), scope_(evaluator.new_scope()) {
       scope_->parent = parent;
       evaluator_.scope_ = scope_.get();
     }
     ~Frame() {
       evaluator_.scope_ = before_;
-      if (scope_->is_captured) evaluator_.captured_.push_back(std::move(scope_));
+      if (scope_->is_captured) {
+        evaluator_.captured_.push_back(std::move(scope_));
+      } else {
+        scope_->variables.clear();
+        evaluator_.free_.push_back(std::move(scope_));
+      }
     }
     Frame(const Frame&) = delete;
     Frame& operator=(const Frame&) = delete;
@@ -88,6 +98,14 @@ class Evaluator {
     Scope* before_;
     std::unique_ptr<Scope> scope_;
   };
+
+  // Scopes are used again: each turn of a loop needs one.
+  std::unique_ptr<Scope> new_scope() {
+    if (free_.empty()) return std::make_unique<Scope>();
+    std::unique_ptr<Scope> scope = std::move(free_.back());
+    free_.pop_back();
+    return scope;
+  }
 
   void capture_scope() {
     for (Scope* scope = scope_; scope && !scope->is_captured; scope = scope->parent) {
@@ -253,11 +271,6 @@ class Evaluator {
       budget_.charge(1);
       loop->index0 = static_cast<int64_t>(i);
       const Frame frame(*this, scope_);
-      if (loop_name_ == kUnknownName) {
-        const auto found = std::find(tree_.names.begin(), tree_.names.end(), "loop");
-        loop_name_ = found == tree_.names.end() ? kNoName
-                                                : static_cast<int32_t>(found - tree_.names.begin());
-      }
       if (loop_name_ != kNoName) scope_->set(loop_name_, loop_value);
       assign(*node.children[0], items[i]);
       if (execute(node.body, out) == Flow::kBreak) break;
@@ -386,12 +399,7 @@ class Evaluator {
         Value value = given ? *given : fallback ? evaluate(*fallback) : Value::undefined(name);
         scope_->set(node.parameters[i], std::move(value));
       }
-      if (caller) {
-        const auto name = std::find(tree_.names.begin(), tree_.names.end(), "caller");
-        if (name != tree_.names.end()) {
-          scope_->set(static_cast<int32_t>(name - tree_.names.begin()), *caller);
-        }
-      }
+      if (caller && caller_name_ != kNoName) scope_->set(caller_name_, *caller);
       execute(node.body, text);
     }
     --calls_;
@@ -419,7 +427,7 @@ class Evaluator {
     }
     for (const auto& [key, value] : arguments.keywords) {
       store(*space, key, value);
-      items.emplace_back(std::make_shared<const Text>(key, Tag{}), value);
+      items.emplace_back(std::make_shared<Text>(key, Tag{}), value);
     }
     if (name == "dict") return Value::dict(std::move(items));
     return Value(Value::Data(std::move(space)));
@@ -710,7 +718,7 @@ class Evaluator {
   }
 
   Value binary(const Node& node) {
-    const Value left = evaluate(*node.children[0]);
+    Value left = evaluate(*node.children[0]);
     const Value right = evaluate(*node.children[1]);
     position_ = node.position;
     if (left.is_undefined()) fail_undefined(left);
@@ -719,9 +727,9 @@ class Evaluator {
     if (right.is_undefined()) fail_undefined(right);
     if (left.is_number() && right.is_number()) return arithmetic(operation, left, right);
     if (operation == '+' && left.text() && right.text()) {
-      Text text = *left.text();
+      Text text = take_text(std::move(left));
+      budget_.charge_text(text.size());
       write(text, *right.text());
-      budget_.charge_text(left.text()->size());
       return Value::string(std::move(text));
     }
     if (operation == '+' && left.list() && right.list() &&
@@ -735,6 +743,14 @@ class Evaluator {
     if (operation == '*' && right.text() && left.is_integer()) return repeat(right, left);
     bad("unsupported operand type(s) for " + node.text + ": '" + std::string(left.type_name()) +
         "' and '" + std::string(right.type_name()) + "'");
+  }
+
+  // The text of a string; that of a temporary one without a copy.
+  static Text take_text(Value value) {
+    std::shared_ptr<const Text> text = value.shared_text();
+    value = Value();
+    // Every Text is made as a Text: the const is the variant's.
+    return text.use_count() == 1 ? std::move(const_cast<Text&>(*text)) : *text;
   }
 
   Value repeat(const Value& text, const Value& count) {
@@ -788,19 +804,18 @@ class Evaluator {
     return Value::integer(result, left.tag());
   }
 
-  static constexpr int32_t kUnknownName = -2;
-  static constexpr int32_t kNoName = -1;
-
   const Tree& tree_;
   const std::string& name_;
   const RunInput& input_;
   Budget budget_;
   std::vector<std::unique_ptr<Scope>> captured_;
+  std::vector<std::unique_ptr<Scope>> free_;
   Scope* scope_ = nullptr;
   Text* output_ = nullptr;
   std::vector<ByteRange> generation_;
   Position position_;
-  int32_t loop_name_ = kUnknownName;
+  int32_t loop_name_;
+  int32_t caller_name_;
   int calls_ = 0;
   int64_t loop_depth_ = 0;
 };

@@ -9,9 +9,13 @@
 
 namespace graft::data::jinja {
 
+// Variables by the numbers of their names; those with kNoName are not seen.
+using Variables = std::vector<std::pair<int32_t, Value>>;
+
 struct RunInput {
-  std::vector<std::pair<std::string, Value>> variables;
-  std::string now;  // "YYYY-MM-DD" or ""
+  const Variables* defaults = nullptr;
+  Variables variables;  // win over the defaults
+  std::string now;      // "YYYY-MM-DD" or ""
 };
 
 struct RunResult {

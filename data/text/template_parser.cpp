@@ -689,6 +689,11 @@ class Parser {
 
 }  // namespace
 
+int32_t Tree::number_of(std::string_view name) const {
+  const auto found = std::find(names.begin(), names.end(), name);
+  return found == names.end() ? kNoName : static_cast<int32_t>(found - names.begin());
+}
+
 Tree parse_template(std::string_view source, const std::string& name) {
   return Parser(tokenize_template(source, name), name).run();
 }

@@ -12,30 +12,36 @@
 
 namespace graft::data::jinja {
 
-Text::Text(std::string bytes, Tag tag) : bytes_(std::move(bytes)) {
-  if (!bytes_.empty()) runs_.push_back({bytes_.size(), tag});
-}
+Text::Text(std::string bytes, Tag tag) : bytes_(std::move(bytes)), first_{bytes_.size(), tag} {}
 
 void Text::append(std::string_view bytes, Tag tag) {
   if (bytes.empty()) return;
+  const bool was_empty = bytes_.empty();
   bytes_.append(bytes);
-  if (!runs_.empty() && runs_.back().tag == tag) {
-    runs_.back().end = bytes_.size();
-  } else {
-    runs_.push_back({bytes_.size(), tag});
+  Run& last = more_.empty() ? first_ : more_.back();
+  if (was_empty || last.tag == tag) {
+    last = {bytes_.size(), tag};
+    return;
   }
+  if (more_.empty()) {
+    more_.reserve(4);
+    more_.push_back(first_);
+  }
+  more_.push_back({bytes_.size(), tag});
 }
 
 size_t Text::run_at(size_t at) const {
-  const auto run = std::upper_bound(runs_.begin(), runs_.end(), at,
+  const std::span<const Run> all = runs();
+  const auto run = std::upper_bound(all.begin(), all.end(), at,
                                     [](size_t value, const Run& r) { return value < r.end; });
-  return static_cast<size_t>(run - runs_.begin());
+  return static_cast<size_t>(run - all.begin());
 }
 
 void Text::append(const Text& other, size_t begin, size_t end) {
+  const std::span<const Run> all = other.runs();
   for (size_t run = other.run_at(begin); begin < end; ++run) {
-    const size_t stop = std::min(end, other.runs_[run].end);
-    append(std::string_view(other.bytes_).substr(begin, stop - begin), other.runs_[run].tag);
+    const size_t stop = std::min(end, all[run].end);
+    append(std::string_view(other.bytes_).substr(begin, stop - begin), all[run].tag);
     begin = stop;
   }
 }
@@ -47,19 +53,20 @@ Text Text::part(size_t begin, size_t end) const {
 }
 
 Tag Text::tag_at(size_t at) const {
-  if (runs_.empty()) return {};
-  return runs_[std::min(run_at(at), runs_.size() - 1)].tag;
+  const std::span<const Run> all = runs();
+  return all.empty() ? Tag{} : all[std::min(run_at(at), all.size() - 1)].tag;
 }
 
 void Text::mark_generation(size_t begin, int32_t number) {
   if (begin >= size()) return;
+  if (more_.empty()) more_.push_back(first_);
   size_t run = run_at(begin);
-  const size_t run_begin = run == 0 ? 0 : runs_[run - 1].end;
+  const size_t run_begin = run == 0 ? 0 : more_[run - 1].end;
   if (run_begin < begin) {
-    runs_.insert(runs_.begin() + static_cast<std::ptrdiff_t>(run), {begin, runs_[run].tag});
+    more_.insert(more_.begin() + static_cast<std::ptrdiff_t>(run), {begin, more_[run].tag});
     ++run;
   }
-  for (; run < runs_.size(); ++run) runs_[run].tag.generation = number;
+  for (; run < more_.size(); ++run) more_[run].tag.generation = number;
 }
 
 Value Value::list(std::vector<Value> items, bool is_tuple, Tag tag) {
@@ -92,7 +99,7 @@ Value Value::from_json(const Json& json, Tag tag) {
   }
   std::vector<std::pair<std::shared_ptr<const Text>, Value>> items;
   for (const auto& [key, value] : json.as_object()) {
-    items.emplace_back(std::make_shared<const Text>(key, tag), from_json(value, tag));
+    items.emplace_back(std::make_shared<Text>(key, tag), from_json(value, tag));
   }
   return dict(std::move(items), tag);
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -28,12 +29,15 @@ class Text {
   Text() = default;
   Text(std::string bytes, Tag tag);
   const std::string& bytes() const { return bytes_; }
+  std::string take_bytes() && { return std::move(bytes_); }
   size_t size() const { return bytes_.size(); }
   struct Run {
     size_t end;  // the run covers the bytes from the last run's end to here
     Tag tag;
   };
-  const std::vector<Run>& runs() const { return runs_; }
+  std::span<const Run> runs() const {
+    return more_.empty() ? std::span(&first_, bytes_.empty() ? 0 : 1) : std::span(more_);
+  }
   void append(std::string_view bytes, Tag tag);
   void append(const Text& other) { append(other, 0, other.size()); }
   void append(const Text& other, size_t begin, size_t end);
@@ -45,7 +49,8 @@ class Text {
  private:
   size_t run_at(size_t at) const;
   std::string bytes_;
-  std::vector<Run> runs_;
+  Run first_{};            // the only run, while more_ is empty
+  std::vector<Run> more_;  // all runs, once there are two
 };
 
 struct List;
@@ -79,7 +84,7 @@ class Value {
   static Value boolean(bool value) { return Value(Data(value)); }
   static Value integer(int64_t value, Tag tag = {}) { return Value(Data(value), tag); }
   static Value string(Text text) {
-    return Value(Data(std::make_shared<const Text>(std::move(text))));
+    return Value(Data(std::shared_ptr<const Text>(std::make_shared<Text>(std::move(text)))));
   }
   static Value string(std::string text, Tag tag = {}) { return string(Text(std::move(text), tag)); }
   // Errors: kData when nested deeper than kMaxNesting.

@@ -161,10 +161,10 @@ DocumentSource TokenStore::source(int64_t document) const {
           static_cast<int64_t>(source & ((uint64_t{1} << kFileShift) - 1))};
 }
 
-std::vector<int64_t> TokenStore::lengths() const {
-  std::vector<int64_t> lengths(source_.size());
+std::vector<uint32_t> TokenStore::lengths() const {
+  std::vector<uint32_t> lengths(source_.size());
   for (size_t i = 0; i < lengths.size(); ++i) {
-    lengths[i] = static_cast<int64_t>(offsets_[i + 1] - offsets_[i]);
+    lengths[i] = static_cast<uint32_t>(offsets_[i + 1] - offsets_[i]);
   }
   return lengths;
 }

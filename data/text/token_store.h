@@ -71,7 +71,7 @@ class TokenStore {
   std::span<const uint8_t> roles(int64_t document) const;
   DocumentSource source(int64_t document) const;
   int64_t length(int64_t document) const;
-  std::vector<int64_t> lengths() const;                        // of every document, for pack()
+  std::vector<uint32_t> lengths() const;                       // of every document, for pack()
   std::span<const float> weights() const { return weights_; }  // [256], weights()[0] = 0
   // {"tokenizer": sha256, "template": sha256 or null, "policy": {…}, "inputs": [{"name", "sha256",
   //  "bytes"}], "model": directory, …}

@@ -209,14 +209,6 @@ Json write_array(const Descriptor& file,
   return entry;
 }
 
-template <class T>
-ReadBlock read_vector(const std::vector<T>& values) {
-  return [&values](int64_t offset, std::span<std::byte> block) {
-    const auto bytes = std::as_bytes(std::span(values));
-    std::copy_n(bytes.begin() + offset, block.size(), block.begin());
-  };
-}
-
 }  // namespace
 
 struct TokenStoreWriter::State {
@@ -227,7 +219,14 @@ struct TokenStoreWriter::State {
         leftover(temporary, Leftover::kFile),
         tokens(temporary + ".tokens"),
         loss(temporary + ".loss"),
-        role(temporary + ".role") {}
+        role(temporary + ".role"),
+        offsets(temporary + ".offsets"),
+        source(temporary + ".source") {
+    add_number(offsets, 0);
+  }
+  static void add_number(Spool& spool, uint64_t number) {
+    spool.append(std::as_bytes(std::span(&number, 1)));
+  }
   std::string path;
   Json settings;
   std::string temporary;
@@ -235,8 +234,10 @@ struct TokenStoreWriter::State {
   Spool tokens;
   Spool loss;
   Spool role;
-  std::vector<uint64_t> offsets = {0};
-  std::vector<uint64_t> source;
+  Spool offsets;
+  Spool source;
+  int64_t document_count = 0;
+  uint64_t token_count = 0;
   std::vector<float> weights = {0.0F, 1.0F};
 };
 
@@ -278,42 +279,42 @@ void TokenStoreWriter::add(std::span<const int32_t> ids,
   state_->tokens.append(std::as_bytes(ids));
   state_->loss.append(std::as_bytes(loss));
   state_->role.append(std::as_bytes(role));
-  state_->offsets.push_back(state_->offsets.back() + ids.size());
-  state_->source.push_back(static_cast<uint64_t>(source.file) << kFileShift |
-                           static_cast<uint64_t>(source.row));
+  ++state_->document_count;
+  state_->token_count += ids.size();
+  State::add_number(state_->offsets, state_->token_count);
+  State::add_number(state_->source, static_cast<uint64_t>(source.file) << kFileShift |
+                                        static_cast<uint64_t>(source.row));
 }
 
 int64_t TokenStoreWriter::document_count() const {
-  return static_cast<int64_t>(state_->source.size());
+  return state_->document_count;
 }
 
 int64_t TokenStoreWriter::token_count() const {
-  return static_cast<int64_t>(state_->offsets.back());
+  return static_cast<int64_t>(state_->token_count);
 }
 
 std::string TokenStoreWriter::commit() {
   State& state = *state_;
-  if (state.source.empty()) {
+  if (state.document_count == 0) {
     fail(ExitCode::kData, "there is no document to store", state.path);
   }
   std::vector<float> weights = state.weights;
   weights.resize(kWeightCount, 0.0F);
-  state.tokens.flush();
-  state.loss.flush();
-  state.role.flush();
-  const std::array<ReadBlock, kStoreArrayCount> readers = {
-      [&](int64_t at, std::span<std::byte> block) { state.tokens.read(at, block); },
-      [&](int64_t at, std::span<std::byte> block) { state.loss.read(at, block); },
-      [&](int64_t at, std::span<std::byte> block) { state.role.read(at, block); },
-      read_vector(state.offsets),
-      read_vector(state.source),
-      read_vector(weights)};
-  const ArraySizes bytes = {state.tokens.bytes(),
-                            state.loss.bytes(),
-                            state.role.bytes(),
-                            static_cast<int64_t>(state.offsets.size() * sizeof(uint64_t)),
-                            static_cast<int64_t>(state.source.size() * sizeof(uint64_t)),
-                            static_cast<int64_t>(weights.size() * sizeof(float))};
+  const std::array<Spool*, 5> spools = {&state.tokens, &state.loss, &state.role, &state.offsets,
+                                        &state.source};
+  std::array<ReadBlock, kStoreArrayCount> readers;
+  ArraySizes bytes{};
+  for (size_t i = 0; i < spools.size(); ++i) {
+    Spool& spool = *spools[i];
+    spool.flush();
+    readers[i] = [&](int64_t at, std::span<std::byte> block) { spool.read(at, block); };
+    bytes[i] = spool.bytes();
+  }
+  readers[kWeights] = [&](int64_t at, std::span<std::byte> block) {
+    std::copy_n(std::as_bytes(std::span(weights)).begin() + at, block.size(), block.begin());
+  };
+  bytes[kWeights] = static_cast<int64_t>(weights.size() * sizeof(float));
   const std::string digest = store_digest(state.settings);
   const ArraySizes offsets = create_hdf5(state.temporary, bytes, digest);
 

@@ -57,8 +57,10 @@ void for_each_index(size_t count, int threads, const Work& work) {
 // Adds up what the documents say and writes the kept ones.
 class Collector {
  public:
-  Collector(const std::vector<std::string>& files, TokenStoreWriter& writer)
-      : files_(files), writer_(writer) {}
+  Collector(const std::vector<std::string>& files,
+            const Tokenizer& tokenizer,
+            TokenStoreWriter& writer)
+      : files_(files), tokenizer_(tokenizer), writer_(writer) {}
 
   void add(const Item& item) {
     ++summary_.records;
@@ -74,8 +76,10 @@ class Collector {
 
   TokenizeSummary finish(const MaskOptions& options) {
     for (auto& [rule, count] : by_rule_) summary_.refused_by_rule.emplace_back(rule, count);
+    for (const auto& [id, counts] : specials_) {
+      summary_.specials.push_back({id, tokenizer_.token(id), counts.first, counts.second});
+    }
     check(options);
-    std::sort(summary_.lengths.begin(), summary_.lengths.end());
     summary_.digest = writer_.commit();
     return std::move(summary_);
   }
@@ -83,10 +87,16 @@ class Collector {
  private:
   void keep(const Item& item, const Document& doc) {
     writer_.add(doc.ids, stored_loss(doc), doc.role, {item.raw.file, item.raw.index});
+    for (size_t i = 0; i < doc.ids.size(); ++i) {
+      if (!tokenizer_.is_special(doc.ids[i])) continue;
+      auto& [count, trained] = specials_[doc.ids[i]];
+      ++count;
+      trained += doc.loss[i] != 0 ? 1 : 0;
+    }
     ++summary_.documents;
     summary_.tokens += static_cast<int64_t>(doc.ids.size());
     summary_.supervised += doc.supervised;
-    summary_.lengths.push_back(static_cast<int64_t>(doc.ids.size()));
+    ++summary_.lengths[static_cast<int64_t>(doc.ids.size())];
     summary_.turns += doc.turns;
     summary_.turns_without_stop += doc.turns_without_stop;
     summary_.turns_unlike_serving += doc.turns_unlike_serving;
@@ -169,10 +179,12 @@ class Collector {
   }
 
   const std::vector<std::string>& files_;
+  const Tokenizer& tokenizer_;
   std::vector<uint8_t> loss_;
   TokenStoreWriter& writer_;
   TokenizeSummary summary_;
   std::map<std::string, int64_t> by_rule_;
+  std::map<int32_t, std::pair<int64_t, int64_t>> specials_;  // count, trained
 };
 
 const FieldMapping& mapping_of(const TokenizeInput& input, size_t file) {
@@ -244,7 +256,7 @@ TokenizeSummary tokenize_files(const TokenizeInput& input,
   // No part of the content address.
   settings.set("model", std::filesystem::absolute(input.model_dir).lexically_normal().string());
   TokenStoreWriter writer(options.out, std::move(settings));
-  Collector collector(input.files, writer);
+  Collector collector(input.files, *input.tokenizer, writer);
   const int threads = options.threads > 0
                           ? options.threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));

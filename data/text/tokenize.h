@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,16 +38,26 @@ struct RefusedRecord {
   std::string reason;
 };
 
+// A special token in the documents. One that the model has never been trained on (a chat template
+// that is new to a base model) needs its embedding trained as well.
+struct SpecialCount {
+  int32_t id = 0;
+  std::string token;
+  int64_t count = 0;
+  int64_t trained = 0;  // of these, so many are trained on
+};
+
 struct TokenizeSummary {
   int64_t records = 0;
   int64_t documents = 0;
   int64_t tokens = 0;
-  int64_t supervised = 0;        // tokens
-  std::vector<int64_t> lengths;  // tokens of each document, ascending
+  int64_t supervised = 0;              // tokens
+  std::map<int64_t, int64_t> lengths;  // how many documents have so many tokens
   int64_t turns = 0;
   int64_t turns_without_stop = 0;
   int64_t turns_unlike_serving = 0;
   int64_t straddling = 0;
+  std::vector<SpecialCount> specials;  // by id
   int64_t truncated_documents = 0;
   int64_t truncated_tokens = 0;
   std::vector<std::pair<std::string, int64_t>> refused_by_rule;

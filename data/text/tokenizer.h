@@ -54,6 +54,8 @@ struct Encoding {
   // Filled where the normalizer changed the text: what reference_offsets() gives, {-1, -1} where it
   // follows from the span.
   std::vector<ByteRange> references;
+  // Places in `ids` of the special tokens whose text stood in the input, in order.
+  std::vector<int32_t> specials;
   int64_t front = 0;  // tokens that EncodeOptions::special put in front of the text (BOS)
   int64_t back = 0;   // and behind it (EOS)
 };

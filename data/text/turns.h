@@ -25,14 +25,20 @@ struct Supervision {
   int64_t turns_unlike_serving = 0;  // of these, those with another context than at serving
 };
 
+// The first token that ends behind byte `at`.
+size_t first_token_behind(const Encoding& encoding, int64_t at);
+
 // The messages that the options train, in order.
 std::vector<int32_t> trained_messages(const Record& record, const MaskOptions& options);
 
-// The first `messages` messages as the template shall see them.
-RenderInput render_input(const Record& record, size_t messages, const MaskOptions& options);
+// The record's messages and tools as the template shall see them.
+Conversation conversation_of(const Record& record);
+// How they are rendered.
+RenderOptions render_options(const MaskOptions& options);
 
 // `trained`: indices of the record's messages to train on, ascending.
 Supervision find_supervision(const Record& record,
+                             const Conversation& conversation,
                              const std::vector<int32_t>& trained,
                              const Rendered& rendered,
                              const Encoding& encoding,

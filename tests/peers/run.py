@@ -158,6 +158,12 @@ def tokenizer_ids_equal_tokenizers():
 
 
 @case
+def random_unicode_tokenizes_as_in_tokenizers_and_sentencepiece():
+    import tokenizers_match
+    tokenizers_match.run(GRAFT)
+
+
+@case
 def chat_template_equals_transformers():
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
     count = 0
@@ -181,7 +187,6 @@ def fresh_conversations_render_as_in_transformers():
     if not directory.is_dir():
         print("    skipped: ../shared is absent")
         return
-    sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import templates
     files, renders, refusals, differences = templates.compare(graft, directory, 40, seed=20261124)
     for name, row, expected, got in differences[:3]:

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <iostream>
 
@@ -77,6 +78,12 @@ std::string shared_data() {
   }
   std::cout << "SKIPPED: no test data at $GRAFT_SHARED or ../shared\n";
   return "";
+}
+
+double cpu_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 RunResult run(const std::vector<std::string>& argv,

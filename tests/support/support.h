@@ -30,6 +30,9 @@ class TempDir {
 //   const std::string shared = shared_data(); if (shared.empty()) return;
 std::string shared_data();
 
+// Processor time of this thread: what a bound on time can be held to on a busy machine.
+double cpu_seconds();
+
 struct RunResult {
   int exit_code;  // 128 + signal when killed by one
   std::string out;

@@ -13,15 +13,17 @@ EpochPlan::EpochPlan(const data::TokenStore& store, const TrainConfig& config)
       sequence_len_(config.sequence_len),
       rows_per_step_(config.rows_per_step()),
       seed_(config.seed),
-      documents_(config.datasets.size()),
+      first_document_(config.datasets.size() + 1),
       supervised_(config.datasets.size()) {
+  // A store holds the documents of one file after those of the file before.
   for (int64_t document = 0; document < store.document_count(); ++document) {
     const auto dataset = static_cast<size_t>(store.source(document).file);
     const auto loss = store.loss(document);
-    documents_[dataset].push_back(document);
-    supervised_[dataset].push_back(static_cast<int64_t>(loss.size()) -
-                                   std::count(loss.begin(), loss.end(), uint8_t{0}));
+    ++first_document_[dataset + 1];
+    supervised_[dataset].push_back(static_cast<uint32_t>(
+        static_cast<int64_t>(loss.size()) - std::count(loss.begin(), loss.end(), uint8_t{0})));
   }
+  std::partial_sum(first_document_.begin(), first_document_.end(), first_document_.begin());
   for (size_t i = 0; i < config.datasets.size(); ++i) {
     const Dataset& dataset = config.datasets[i];
     sources_.push_back(
@@ -34,28 +36,42 @@ EpochPlan::EpochPlan(const data::TokenStore& store, const TrainConfig& config)
 
 void EpochPlan::load_epoch(int64_t epoch) {
   if (epoch_ == epoch) return;
-  std::vector<int64_t> chosen;
-  for (const data::MixedDocument& one : data::mix(sources_, seed_, epoch)) {
-    chosen.push_back(
-        documents_[static_cast<size_t>(one.source)][static_cast<size_t>(one.document)]);
+  chosen_.clear();
+  {
+    const std::vector<std::vector<uint32_t>> mixed = data::mix(sources_, seed_, epoch);
+    for (size_t dataset = 0; dataset < mixed.size(); ++dataset) {
+      const auto first = static_cast<uint32_t>(first_document_[dataset]);
+      for (const uint32_t document : mixed[dataset]) chosen_.push_back(first + document);
+    }
   }
   // The order inside an epoch is pack()'s; equal documents in another order must not change it.
-  std::sort(chosen.begin(), chosen.end());
-  std::vector<int64_t> lengths;
-  lengths.reserve(chosen.size());
-  for (const int64_t document : chosen) lengths.push_back(store_.length(document));
-  rows_ = data::pack(lengths, {sequence_len_, seed_, epoch});
-  for (data::PackedRow& row : rows_) {
-    for (int64_t& document : row.documents) document = chosen[static_cast<size_t>(document)];
+  std::sort(chosen_.begin(), chosen_.end());
+  std::vector<uint32_t> lengths;
+  lengths.reserve(chosen_.size());
+  for (const uint32_t document : chosen_) {
+    lengths.push_back(static_cast<uint32_t>(store_.length(document)));
   }
+  rows_ = data::pack(lengths, {sequence_len_, seed_, epoch});
   epoch_ = epoch;
+}
+
+std::vector<data::PackedRow> EpochPlan::rows(int64_t first, int64_t last) const {
+  std::vector<data::PackedRow> rows;
+  for (int64_t row = first; row < last; ++row) {
+    data::PackedRow& packed = rows.emplace_back();
+    for (const uint32_t place : rows_.documents(row)) {
+      packed.documents.push_back(chosen_[place]);
+      packed.tokens += store_.length(chosen_[place]);
+    }
+  }
+  return rows;
 }
 
 int64_t EpochPlan::steps_of_epoch(int64_t epoch) {
   const int64_t known = is_steady_ ? 0 : epoch;
   while (static_cast<int64_t>(steps_.size()) <= known) {
     load_epoch(static_cast<int64_t>(steps_.size()));
-    steps_.push_back((static_cast<int64_t>(rows_.size()) + rows_per_step_ - 1) / rows_per_step_);
+    steps_.push_back((rows_.size() + rows_per_step_ - 1) / rows_per_step_);
   }
   return steps_[static_cast<size_t>(known)];
 }
@@ -73,7 +89,7 @@ EpochPlan::Step EpochPlan::at(int64_t step) {
   load_epoch(place.epoch);
   const int64_t steps = steps_of_epoch(place.epoch);
   place.first_row = (step - begin) * rows_per_step_;
-  place.last_row = std::min(place.first_row + rows_per_step_, static_cast<int64_t>(rows_.size()));
+  place.last_row = std::min(place.first_row + rows_per_step_, rows_.size());
   place.epochs_done = static_cast<double>(place.epoch) +
                       static_cast<double>(step - begin + 1) / static_cast<double>(steps);
   place.ends_epoch = step - begin + 1 == steps;
@@ -102,7 +118,7 @@ std::vector<EpochPlan::Share> EpochPlan::shares() const {
   const std::vector<int64_t> taken = data::tokens_per_epoch(sources_);
   std::vector<Share> shares;
   for (size_t i = 0; i < sources_.size(); ++i) {
-    shares.push_back({sources_[i].name, static_cast<int64_t>(documents_[i].size()),
+    shares.push_back({sources_[i].name, static_cast<int64_t>(supervised_[i].size()),
                       std::accumulate(supervised_[i].begin(), supervised_[i].end(), int64_t{0}),
                       taken[i]});
   }

@@ -28,8 +28,9 @@ class EpochPlan {
   };
   // Step 0, 1, …; makes the epoch's rows the current ones.
   Step at(int64_t step);
-  // The rows of the epoch of the last at(); their documents are those of the store.
-  std::span<const data::PackedRow> rows() const { return rows_; }
+  // Rows of the epoch of the last at(); their documents are those of the store.
+  int64_t row_count() const { return rows_.size(); }
+  std::vector<data::PackedRow> rows(int64_t first, int64_t last) const;
   // Optimizer steps in so many epochs, at least 1; a broken epoch is rounded up.
   int64_t steps_in(double epochs);
 
@@ -50,13 +51,14 @@ class EpochPlan {
   int64_t sequence_len_;
   int64_t rows_per_step_;
   uint64_t seed_;
-  bool is_steady_ = true;  // every epoch has the same documents, so as many rows
-  std::vector<std::vector<int64_t>> documents_;   // of each dataset, in the store
-  std::vector<std::vector<int64_t>> supervised_;  // and their supervised tokens
+  bool is_steady_ = true;                // every epoch has the same documents, so as many rows
+  std::vector<int64_t> first_document_;  // of each dataset, in the store; one more
+  std::vector<std::vector<uint32_t>> supervised_;  // tokens of the documents of each dataset
   std::vector<data::MixSource> sources_;
-  std::vector<int64_t> steps_;  // of the epochs looked at so far; of epoch 0 alone when steady
-  int64_t epoch_ = -1;          // whose rows are loaded
-  std::vector<data::PackedRow> rows_;
+  std::vector<int64_t> steps_;    // of the epochs looked at so far; of epoch 0 alone when steady
+  int64_t epoch_ = -1;            // whose rows are loaded
+  std::vector<uint32_t> chosen_;  // the epoch's documents
+  data::PackedRows rows_;         // of places in chosen_
 };
 
 }  // namespace graft::train

@@ -146,9 +146,9 @@ int run_eval(const Args& args) {
   const ScratchDirectory scratch;
   const PreparedStore prepared = prepare_store({args.need("--data")}, {}, args.text("--model"),
                                                text, {}, join_path(scratch.path(), "eval.h5"), 0);
-  const std::vector<int64_t> lengths = prepared.store.lengths();
-  Decoder decoder(*model, std::max(kEvalTokens, *std::max_element(lengths.begin(), lengths.end())),
-                  Keep::kNothing);
+  const std::vector<uint32_t> lengths = prepared.store.lengths();
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  Decoder decoder(*model, std::max(kEvalTokens, longest), Keep::kNothing);
   Progress progress("evaluate", prepared.store.document_count(), "documents");
   const EvalResult result =
       evaluate(decoder, prepared.store, [&](int64_t done, int64_t) { progress.update(done); });

@@ -286,7 +286,7 @@ void Training::print_plan() {
   std::fprintf(stderr, "data    %s documents, %s tokens, %s %% trained on, %s rows of %s\n",
                format_count(store.document_count()).c_str(),
                format_count(store.token_count()).c_str(), format_fixed(share, 1).c_str(),
-               format_count(static_cast<int64_t>(epochs_->rows().size())).c_str(),
+               format_count(epochs_->row_count()).c_str(),
                format_count(config_.sequence_len).c_str());
   if (shares.size() > 1) print_shares(shares, in_epoch);
   std::fprintf(stderr, "plan    %s steps of %s rows, %s buffers\n",
@@ -341,14 +341,14 @@ void Training::resume(Progressed& progressed) {
 double Training::train_step(int64_t step, Progressed& progressed, Json& metrics) {
   const auto start = Clock::now();
   const EpochPlan::Step place = epochs_->at(step);
-  const std::span<const data::PackedRow> packed = epochs_->rows();
   const int64_t first = place.first_row;
   const int64_t last = place.last_row;
+  const std::vector<data::PackedRow> packed = epochs_->rows(first, last);
   // The one owner of normalisation: every supervised prediction of the step counts alike, whatever
   // the micro-batches.
   double weight = 0;
-  for (int64_t row = first; row < last; ++row) {
-    for (const int64_t document : packed[static_cast<size_t>(row)].documents) {
+  for (const data::PackedRow& row : packed) {
+    for (const int64_t document : row.documents) {
       weight += document_weight(train_->store, document);
     }
   }
@@ -362,9 +362,10 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
       (xxh3_64("dropout " + std::to_string(config_.seed) + " " + std::to_string(step))) | 1U;
   for (int64_t row = first; row < last; row += config_.micro_batch_size) {
     const int64_t end = std::min(row + config_.micro_batch_size, last);
-    fill_batch(train_->store,
-               packed.subspan(static_cast<size_t>(row), static_cast<size_t>(end - row)),
-               row - first, config_.sequence_len, batch_);
+    fill_batch(
+        train_->store,
+        std::span(packed).subspan(static_cast<size_t>(row - first), static_cast<size_t>(end - row)),
+        row - first, config_.sequence_len, batch_);
     const float* residual = decoder_->forward(batch_, dropout_seed);
     const auto head =
         decoder_->head_loss(batch_, residual, scale, decoder_->gradient_buffer(), nullptr);
@@ -406,8 +407,8 @@ std::string Training::batch_sources(int64_t step) {
   int count = 0;
   const Json& inputs = train_->store.settings().at("inputs");
   const EpochPlan::Step place = epochs_->at(step);
-  for (int64_t row = place.first_row; row < place.last_row; ++row) {
-    for (const int64_t document : epochs_->rows()[static_cast<size_t>(row)].documents) {
+  for (const data::PackedRow& row : epochs_->rows(place.first_row, place.last_row)) {
+    for (const int64_t document : row.documents) {
       if (++count <= 10) {
         const data::DocumentSource source = train_->store.source(document);
         text += (text.empty() ? "" : ", ") +

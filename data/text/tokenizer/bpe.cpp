@@ -1,11 +1,10 @@
 #include "data/text/tokenizer/bpe.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
+#include "data/text/tokenizer/bpe_workspace.h"
 #include "data/text/tokenizer/pre_tokenizer.h"
-#include "data/text/tokenizer/word_cache.h"
 #include "data/text/utf8.h"
 
 namespace graft::data {
@@ -42,15 +41,6 @@ int byte_level_value(char32_t character) {
   const auto& values = byte_alphabet().values;
   return character < values.size() ? values[character] : -1;
 }
-
-class BpeModel::Workspace {
- public:
-  WordCache cache;
-  std::vector<Symbol> symbols;
-  std::vector<int32_t> ids;
-  std::string word;  // in the byte alphabet
-  MergeTable::Scratch scratch;
-};
 
 BpeModel::Lease::Lease(const BpeModel& model) : model_(model) {
   {
@@ -238,15 +228,21 @@ void BpeModel::merge_bytes(std::string_view word, Workspace& workspace) const {
                                : MergeTable::kNoRank;
   }
   for (;;) {
+    // Without a branch: which pair is the best is as good as random.
     size_t best = 0;
+    uint32_t lowest = ranks[0];
     for (size_t at = 1; at + 1 < count; ++at) {
-      if (ranks[at] < ranks[best]) best = at;
+      const bool is_lower = ranks[at] < lowest;
+      lowest = is_lower ? ranks[at] : lowest;
+      best = is_lower ? at : best;
     }
-    if (ranks[best] == MergeTable::kNoRank) break;
+    if (lowest == MergeTable::kNoRank) break;
     ids[best] = merges_.result(ranks[best]);
     --count;
-    std::memmove(&ids[best + 1], &ids[best + 2], (count - best - 1) * sizeof(int32_t));
-    std::memmove(&ranks[best + 1], &ranks[best + 2], (count - best - 1) * sizeof(uint32_t));
+    for (size_t at = best + 1; at < count; ++at) {  // a call of memmove would cost more
+      ids[at] = ids[at + 1];
+      ranks[at] = ranks[at + 1];
+    }
     ranks[best] = best + 1 < count ? merges_.rank(ids[best], ids[best + 1]) : MergeTable::kNoRank;
     if (best > 0) ranks[best - 1] = merges_.rank(ids[best - 1], ids[best]);
   }
@@ -285,26 +281,9 @@ void BpeModel::encode_word(std::string_view text,
     emit_mark_word(text, begin, end, Prefix::kNo, true, workspace, ids, spans);
     return;
   }
-  const std::string_view word = text.substr(begin, end - begin);
-  std::span<const int32_t> tokens;
-  if (word.size() <= WordCache::kMaxWordBytes) {
-    const WordCache::Key key = WordCache::key_of(word, text.data() + text.size());
-    tokens = workspace.cache.find(word, key);
-    if (tokens.empty()) {
-      encode_uncached(word, Prefix::kNo, workspace);
-      workspace.cache.store(word, key, workspace.ids);
-      tokens = workspace.ids;
-    }
-  } else {
-    encode_uncached(word, Prefix::kNo, workspace);
-    tokens = workspace.ids;
-  }
+  const std::span<const int32_t> tokens = byte_word_tokens(text, begin, end, workspace);
   if (!spans) {
-    if (tokens.size() == 1) {
-      ids.push_back(tokens[0]);
-    } else {
-      ids.insert(ids.end(), tokens.begin(), tokens.end());
-    }
+    ids.insert(ids.end(), tokens.begin(), tokens.end());
     return;
   }
   auto at = static_cast<int64_t>(begin);
@@ -314,6 +293,23 @@ void BpeModel::encode_word(std::string_view text,
     spans->push_back({at, next});
     at = next;
   }
+}
+
+std::span<const int32_t> BpeModel::byte_word_tokens(std::string_view text,
+                                                    size_t begin,
+                                                    size_t end,
+                                                    Workspace& workspace) const {
+  const std::string_view word = text.substr(begin, end - begin);
+  if (word.size() > WordCache::kMaxWordBytes) {
+    encode_uncached(word, Prefix::kNo, workspace);
+    return workspace.ids;
+  }
+  const WordCache::Key key = WordCache::key_of(word, text.data() + text.size());
+  const std::span<const int32_t> known = workspace.cache.find(word, key);
+  if (!known.empty()) return known;
+  encode_uncached(word, Prefix::kNo, workspace);
+  workspace.cache.store(word, key, workspace.ids);
+  return workspace.ids;
 }
 
 void BpeModel::emit_mark_word(std::string_view text,

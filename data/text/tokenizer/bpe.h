@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -17,6 +18,7 @@
 
 #include "data/text/tokenizer.h"
 #include "data/text/tokenizer/merge_table.h"
+#include "data/text/tokenizer/splitter.h"
 #include "data/text/tokenizer/vocabulary.h"
 
 namespace graft::data {
@@ -44,13 +46,21 @@ class BpeModel {
   // One a thread.
   class Workspace;
   // Appends the tokens of text[begin, end); `spans` may be nullptr. Thread-safe through the
-  // workspace. encode_part cuts at U+2581 first, encode_word takes the range as it is.
+  // workspace. encode_part cuts at U+2581 first, encode_words with a splitter (byte level only);
+  // encode_word takes the range as it is.
   void encode_part(std::string_view text,
                    ByteRange part,
                    Prefix prefix,
                    Workspace& workspace,
                    std::vector<int32_t>& ids,
                    std::vector<ByteRange>* spans) const;
+  void encode_words(SplitterKind splitter,
+                    std::string_view text,
+                    size_t begin,
+                    size_t end,
+                    Workspace& workspace,
+                    std::vector<int32_t>& ids,
+                    std::vector<ByteRange>* spans) const;
   void encode_word(std::string_view text,
                    size_t begin,
                    size_t end,
@@ -80,6 +90,18 @@ class BpeModel {
   void add_bytes(std::string_view word, Workspace& workspace) const;
   void add_characters(std::string_view word, Prefix prefix, Workspace& workspace) const;
   void merge_bytes(std::string_view word, Workspace& workspace) const;
+  template <SplitterKind kKind>
+  void encode_split(std::string_view text,
+                    size_t begin,
+                    size_t end,
+                    Workspace& workspace,
+                    std::vector<int32_t>& ids,
+                    std::vector<ByteRange>* spans) const;
+  // Valid until the next call with this workspace.
+  std::span<const int32_t> byte_word_tokens(std::string_view text,
+                                            size_t begin,
+                                            size_t end,
+                                            Workspace& workspace) const;
   void encode_uncached(std::string_view word, Prefix prefix, Workspace& workspace) const;
   void emit_mark_word(std::string_view text,
                       size_t begin,

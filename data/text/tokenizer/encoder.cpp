@@ -49,7 +49,7 @@ class Encoder {
         text_, parts_.raw_finder, [](size_t at) { return at; },
         [&](size_t begin, size_t end, int32_t added) {
           if (added >= 0) {
-            emit(parts_.added[static_cast<size_t>(added)].id, begin, end);
+            emit_added(added, begin, end);
           } else if (parts_.reads_spaces) {
             encode_spaces(begin, end);
           } else if (parts_.library) {
@@ -64,6 +64,12 @@ class Encoder {
   void emit(int32_t id, size_t begin, size_t end) {
     out_.ids.push_back(id);
     if (spans_) spans_->push_back(range_of(begin, end));
+  }
+
+  void emit_added(int32_t added, size_t begin, size_t end) {
+    const AddedToken& token = parts_.added[static_cast<size_t>(added)];
+    if (token.special) out_.specials.push_back(static_cast<int32_t>(out_.ids.size()));
+    emit(token.id, begin, end);
   }
 
   // A token of edited text; its reference differs from what its span would give.
@@ -159,7 +165,7 @@ class Encoder {
         normalized, parts_.normalized_finder, [&](size_t at) { return source[at]; },
         [&](size_t from, size_t to, int32_t added) {
           if (added >= 0) {
-            emit(parts_.added[static_cast<size_t>(added)].id, source[from], source[to]);
+            emit_added(added, source[from], source[to]);
           } else if (parts_.normalizer_prepends) {
             encode_marks(source[from], source[to],
                          from == 0 ? BpeModel::Prefix::kYes : BpeModel::Prefix::kNo);
@@ -187,8 +193,9 @@ class Encoder {
         [&](size_t at) { return static_cast<size_t>(edited.source(at, at).begin); },
         [&](size_t from, size_t to, int32_t added) {
           if (added >= 0) {
-            emit_edited(parts_.added[static_cast<size_t>(added)].id, edited.source(from, to),
-                        edited.reference(from, to));
+            const AddedToken& token = parts_.added[static_cast<size_t>(added)];
+            if (token.special) out_.specials.push_back(static_cast<int32_t>(out_.ids.size()));
+            emit_edited(token.id, edited.source(from, to), edited.reference(from, to));
           } else {
             encode_edited(edited, from, to);
           }
@@ -205,7 +212,7 @@ class Encoder {
         [&](size_t at) { return begin + at; },
         [&](size_t from, size_t to, int32_t added) {
           if (added >= 0) {
-            emit(parts_.added[static_cast<size_t>(added)].id, begin + from, begin + to);
+            emit_added(added, begin + from, begin + to);
           } else {
             encode_plain(begin + from, begin + to);
           }
@@ -219,7 +226,7 @@ class Encoder {
       return;
     }
     if (splitter_) {
-      encode_words(begin, end);
+      parts_.bpe->encode_words(*splitter_, text_, begin, end, **lease_, out_.ids, spans_);
       return;
     }
     if (std::any_of(parts_.pre_tokenizer.begin(), parts_.pre_tokenizer.end(), edits_text)) {
@@ -244,23 +251,6 @@ class Encoder {
           emit_edited(id, span, reference);
         }
       }
-    }
-  }
-
-  void encode_words(size_t begin, size_t end) {
-    const auto word = [&](size_t from, size_t to) {
-      parts_.bpe->encode_word(text_, from, to, **lease_, out_.ids, spans_);
-    };
-    switch (*splitter_) {
-      case SplitterKind::kGpt2:
-        split_words<SplitterKind::kGpt2>(text_, begin, end, word);
-        break;
-      case SplitterKind::kLlama3:
-        split_words<SplitterKind::kLlama3>(text_, begin, end, word);
-        break;
-      case SplitterKind::kQwen2:
-        split_words<SplitterKind::kQwen2>(text_, begin, end, word);
-        break;
     }
   }
 
@@ -377,6 +367,7 @@ void encode_into(const Tokenizer::Parts& parts,
   if (!options.special) return;
   out.front = static_cast<int64_t>(parts.front.size());
   out.back = static_cast<int64_t>(parts.back.size());
+  for (int32_t& place : out.specials) place += static_cast<int32_t>(out.front);
   out.ids.insert(out.ids.begin(), parts.front.begin(), parts.front.end());
   out.ids.insert(out.ids.end(), parts.back.begin(), parts.back.end());
   if (!with_spans) return;

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "data/text/tokenizer/gguf_words.h"
 #include "data/text/tokenizer/tokenizer_parts.h"
 #include "data/text/utf8.h"
 
@@ -184,32 +185,6 @@ class Metadata {
 
 enum TokenType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4 };
 
-// How the words of a byte-level vocabulary are cut, by the name in tokenizer.ggml.pre.
-void set_pre_tokenizer(std::string_view pre,
-                       const std::string& name,
-                       BpeRules& rules,
-                       Tokenizer::Parts& parts) {
-  SplitStep split;
-  if (pre == "gpt-2" || pre == "mpt" || pre == "olmo") {
-    split.known = SplitterKind::kGpt2;
-  } else if (pre == "smollm" || pre == "starcoder" || pre == "refact" || pre == "command-r") {
-    parts.pre_tokenizer.emplace_back(DigitsStep{true});
-    split.known = SplitterKind::kGpt2;
-  } else if (pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3") {
-    split.known = SplitterKind::kLlama3;
-    rules.ignore_merges = true;
-  } else if (pre == "dbrx" || pre == "smaug-bpe") {
-    split.known = SplitterKind::kLlama3;
-  } else if (pre == "qwen2") {
-    parts.normalizer.emplace_back(NormalForm::kC);
-    split.known = SplitterKind::kQwen2;
-  } else {
-    fail(ExitCode::kData, "tokenizer.ggml.pre \"" + std::string(pre) + "\" is not supported", name,
-         "use the tokenizer.json of the model");
-  }
-  parts.pre_tokenizer.emplace_back(std::move(split));
-}
-
 MergeTable read_merges(const std::vector<std::string_view>& lines,
                        const Vocabulary& vocabulary,
                        const std::string& name) {
@@ -271,10 +246,15 @@ void read_gguf_vocabulary(std::string_view bytes,
   parts.unk = token_id("unknown_token_id");
   parts.pad = token_id("padding_token_id");
   BpeRules rules;
+  bool adds_bos = model == "llama";  // llama.cpp's defaults
   if (model == "gpt2") {
+    GgufWords words = gguf_words(metadata.text("pre"), name);
+    parts.normalizer = std::move(words.normalizer);
+    parts.pre_tokenizer = std::move(words.pre_tokenizer);
+    adds_bos = words.adds_bos;
     rules.byte_level = true;
+    rules.ignore_merges = words.ignore_merges;
     parts.decoding.byte_level = true;
-    set_pre_tokenizer(metadata.text("pre"), name, rules, parts);
     parts.bpe = std::make_shared<BpeModel>(
         parts.vocabulary, read_merges(metadata.texts("merges"), *parts.vocabulary, name), rules,
         name);
@@ -314,8 +294,7 @@ void read_gguf_vocabulary(std::string_view bytes,
                            .rstrip = false,
                            .single_word = false});
   }
-  // llama.cpp's defaults: SentencePiece models begin with BOS.
-  const bool adds_bos = metadata.integer("add_bos_token").value_or(model == "llama" ? 1 : 0) != 0;
+  adds_bos = metadata.integer("add_bos_token").value_or(adds_bos ? 1 : 0) != 0;
   if (adds_bos && parts.bos) parts.front = {*parts.bos};
   if (metadata.integer("add_eos_token").value_or(0) != 0 && parts.eos) parts.back = {*parts.eos};
   parts.digest = metadata.digest();

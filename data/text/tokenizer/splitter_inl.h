@@ -2,7 +2,11 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "data/text/tokenizer/unicode.h"
 #include "data/text/utf8.h"
@@ -143,6 +147,34 @@ size_t word_end(const Cursor& cursor, size_t begin) {
   at = cursor.run(at, kOther);
   if constexpr (!kGpt) at = cursor.run(at, kNewline);
   return at;
+}
+
+// The length of the word at `at` when it is at most one ASCII character (kGpt2: a space) and then
+// ASCII letters, and ends inside the next 15 bytes before another ASCII character; 0 = look at it
+// with word_end. 16 bytes must be readable. No branch depends on the word's length.
+template <SplitterKind kKind>
+size_t short_word_end([[maybe_unused]] const char* at) {
+#ifdef __SSE2__
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  const __m128i lower = _mm_or_si128(bytes, _mm_set1_epi8(0x20));
+  const __m128i is_letter = _mm_and_si128(_mm_cmpgt_epi8(lower, _mm_set1_epi8('a' - 1)),
+                                          _mm_cmplt_epi8(lower, _mm_set1_epi8('z' + 1)));
+  const auto letters = static_cast<unsigned>(_mm_movemask_epi8(is_letter));
+  const auto wide = static_cast<unsigned>(_mm_movemask_epi8(bytes));
+  const unsigned front = (letters & 1U) ^ 1U;
+  const unsigned count = static_cast<unsigned>(std::countr_one(letters >> front));
+  const unsigned end = front + count;
+  if (count == 0 || end > 15 || (wide >> end & 1U) != 0) return 0;
+  if (front == 0) return end;
+  const auto first = static_cast<unsigned char>(at[0]);
+  if constexpr (kKind == SplitterKind::kGpt2) return first == ' ' ? end : 0;
+  // An apostrophe may begin a contraction.
+  const bool joins =
+      first < 0x80 && kAscii[first] != kNumber && kAscii[first] != kNewline && first != '\'';
+  return joins ? end : 0;
+#else
+  return 0;
+#endif
 }
 
 }  // namespace splitter

@@ -267,7 +267,8 @@ std::optional<int32_t> Tokenizer::id(std::string_view token) const {
 }
 
 bool Tokenizer::is_special(int32_t id) const {
-  return id >= 0 && id < vocab_size() && parts_->special[static_cast<size_t>(id)];
+  const std::vector<bool>& special = parts_->special;  // as long as the vocabulary
+  return id >= 0 && static_cast<size_t>(id) < special.size() && special[static_cast<size_t>(id)];
 }
 
 std::string_view Tokenizer::kind() const {

@@ -31,6 +31,7 @@ class Reader {
       : name_(name), vocabulary_(vocabulary), file_(file) {}
 
   void read(std::string_view text) {
+    size_ = text.size();
     JsonScanner scanner(text, name_);
     std::set<std::string, std::less<>> seen;
     std::string_view key;
@@ -93,8 +94,9 @@ class Reader {
   }
 
   void read_vocabulary(JsonScanner& scanner) {
-    // The known models have 32,000 to 262,144 tokens of 6 bytes.
-    vocabulary_.reserve(size_t{1} << 17, size_t{1} << 20);
+    // The known models have 32,000 to 262,144 tokens of 6 bytes, and need 60 bytes a token with
+    // their merges.
+    vocabulary_.reserve(std::min(size_t{1} << 17, size_ / 60), std::min(size_t{1} << 20, size_));
     std::string_view token;
     for (scanner.enter('{'); scanner.next_key(token, key_);) {
       vocabulary_.add(token, scanner.integer(), name_);
@@ -196,6 +198,7 @@ class Reader {
   File& file_;
   std::string key_;  // of a string with escapes
   std::string_view merges_text_;
+  size_t size_ = 0;  // of the file
 };
 
 // A member that is absent or null reads as `fallback`.

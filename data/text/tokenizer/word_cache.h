@@ -1,4 +1,5 @@
-// What each word became, so that it is merged once: a fixed table without allocation per word.
+// What each word became, so that it is merged once: a table without allocation per word, that grows
+// up to a bound.
 #pragma once
 
 #include <cstdint>
@@ -44,15 +45,14 @@ class WordCache {
       }
       key.high |= static_cast<uint64_t>(word.size()) << 56;
     }
-    const uint64_t mixed = (key.low ^ (key.high * 0xBF58476D1CE4E5B9ULL)) * 0x9E3779B97F4A7C15ULL;
-    key.hash = mixed ^ mixed >> 32;
+    key.hash = hash_of(key.low, key.high);
     return key;
   }
 
   // The tokens of a known word; none = unknown.
   std::span<const int32_t> find(std::string_view word, const Key& key) const {
     for (size_t probe = 0; probe < kProbes; ++probe) {
-      const Slot& slot = slots_[(key.hash + probe) & kMask];
+      const Slot& slot = slots_[(key.hash + probe) & mask_];
       if (slot.count == 0) return {};
       if (slot.low != key.low || slot.high != key.high) continue;
       if (word.size() > kInline &&
@@ -71,9 +71,9 @@ class WordCache {
   static constexpr size_t kInline = 15;
   static constexpr size_t kInlineIds = 2;
   static constexpr size_t kProbes = 4;
-  // 4 MiB: twice the distinct words of 10 MB of instructions.
-  static constexpr size_t kSlots = size_t{1} << 17;
-  static constexpr size_t kMask = kSlots - 1;
+  // 128 KiB at first and 4 MiB at most: twice the distinct words of 10 MB of instructions.
+  static constexpr size_t kFirstSlots = size_t{1} << 12;
+  static constexpr size_t kMaxSlots = size_t{1} << 17;
   static constexpr uint64_t kLongMark = uint64_t{0x80} << 56;
   static constexpr size_t kMaxArenaBytes = size_t{8} << 20;
 
@@ -84,7 +84,17 @@ class WordCache {
     uint32_t count;  // 0 = empty
     int32_t ids[kInlineIds];
   };
-  std::vector<Slot> slots_ = std::vector<Slot>(kSlots);
+  static uint64_t hash_of(uint64_t low, uint64_t high) {
+    const uint64_t mixed = (low ^ (high * 0xBF58476D1CE4E5B9ULL)) * 0x9E3779B97F4A7C15ULL;
+    return mixed ^ mixed >> 32;
+  }
+  // The slot for a word that is not in the table; a taken one is given up.
+  Slot& free_slot(uint64_t hash);
+  void grow();
+
+  std::vector<Slot> slots_ = std::vector<Slot>(kFirstSlots);
+  uint64_t mask_ = kFirstSlots - 1;
+  size_t used_ = 0;
   std::string words_;
   std::vector<int32_t> ids_;
 };

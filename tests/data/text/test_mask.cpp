@@ -1,3 +1,5 @@
+#include <functional>
+
 #include "core/error.h"
 #include "core/file.h"
 #include "data/text/mask.h"
@@ -164,6 +166,24 @@ TEST_CASE("mask: special tokens in the data are refused, literal or parsed", "[d
   CHECK(count(encode_one(hostile, *tokenizer, &used, options), "<|im_start|>") == 3);
 }
 
+TEST_CASE("mask: a default system text and the date stand in the prompt as in the document",
+          "[data][mask]") {
+  const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
+  const ChatTemplate used = chat(
+      "{{ bos_token }}{% if messages[0].role != 'system' %}{{ 'You are ' + name + ', ' + "
+      "strftime_now('%d %b %Y') }}\n{% endif %}{% for m in messages %}{{ m.role }}:\n"
+      "{{ m.content + eos_token }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}");
+  MaskOptions options;
+  options.now = "2026-11-22";
+  options.vars = Json::object({{"name", "order"}});
+  const Document doc = encode_one(two_turns(), *tokenizer, &used, options);
+  const auto prompt = encode_prompt(two_turns(), *tokenizer, &used, options);
+  CHECK(tokenizer->decode(doc.ids).find("You are order, 22 Nov 2026") != std::string::npos);
+  REQUIRE(prompt.size() < doc.ids.size());
+  CHECK(std::equal(prompt.begin(), prompt.end(), doc.ids.begin()));
+}
+
 TEST_CASE("mask: text records train everything but BOS", "[data][mask]") {
   const auto tokenizer = load_tokenizer(kTiny);
   const Document doc =
@@ -253,6 +273,14 @@ TEST_CASE("tokenize: the store is the same for any number of threads and says wh
   CHECK(one.refused.at(0).line == 3001);
   CHECK(one.refused.at(1).line == 3002);
 
+  // BOS once a document, EOS once and trained.
+  REQUIRE(one.specials.size() == 2);
+  CHECK(one.specials[0].token == "<s>");
+  CHECK(one.specials[0].count == 3000);
+  CHECK(one.specials[0].trained == 0);
+  CHECK(one.specials[1].count == 3000);
+  CHECK(one.specials[1].trained == 3000);
+
   const TokenStore store = TokenStore::open(dir.file("one.h5"));
   CHECK(store.document_count() == 3000);
   CHECK(store.source(2999) == DocumentSource{0, 2999});
@@ -268,6 +296,107 @@ TEST_CASE("tokenize: the store is the same for any number of threads and says wh
   CHECK_THROWS_WITH(tokenize_files(input, tokenize_settings(input, strict.mask), strict),
                     Catch::Contains("3,000 of 3,002"));
   CHECK_FALSE(file_exists(dir.file("strict.h5")));
+}
+
+TEST_CASE("tokenize: whatever decides a document is part of the store's address",
+          "[data][tokenize]") {
+  const test::TempDir dir;
+  write_file_atomically(dir.file("a.jsonl"), "{\"text\": \"order\"}\n");
+  const auto tokenizer = load_tokenizer(kTiny + "tokenizer.json");
+  const ChatTemplate used = chat(kChatml);
+  const auto address = [&](const std::string& file, const ChatTemplate* chat,
+                           const Tokenizer& tokens, const MaskOptions& options) {
+    const TokenizeInput input = {{file}, {}, &tokens, chat, "model"};
+    return store_digest(tokenize_settings(input, options));
+  };
+  const std::string plain = address(dir.file("a.jsonl"), &used, *tokenizer, {});
+  write_file_atomically(dir.file("same.jsonl"), "{\"text\": \"order\"}\n");
+  CHECK(address(dir.file("same.jsonl"), &used, *tokenizer, {}) == plain);  // no paths
+  write_file_atomically(dir.file("b.jsonl"), "{\"text\": \"order \"}\n");
+  CHECK(address(dir.file("b.jsonl"), &used, *tokenizer, {}) != plain);
+  CHECK(address(dir.file("a.jsonl"), nullptr, *tokenizer, {}) != plain);
+  const ChatTemplate other = chat(kPlain);
+  CHECK(address(dir.file("a.jsonl"), &other, *tokenizer, {}) != plain);
+  const auto larger = load_tokenizer(kTiny + "added.json");
+  CHECK(address(dir.file("a.jsonl"), &used, *larger, {}) != plain);
+  const std::vector<std::function<void(MaskOptions&)>> changes = {
+      [](MaskOptions& o) { o.now = "2026-11-22"; },
+      [](MaskOptions& o) {
+        o.vars = Json::object({{"x", 1}});
+      },
+      [](MaskOptions& o) { o.content_specials = ContentSpecials::kLiteral; },
+      [](MaskOptions& o) { o.over_long = OverLong::kDrop; },
+      [](MaskOptions& o) { o.turns = Turns::kLast; },
+      [](MaskOptions& o) { o.roles_to_train = {"user"}; },
+      [](MaskOptions& o) { o.train_on_eos = TrainEos::kNone; },
+      [](MaskOptions& o) { o.train_on_inputs = true; },
+      [](MaskOptions& o) { o.faults.unstopped_turn = FaultLevel::kDrop; },
+      [](MaskOptions& o) { o.faults.double_bos = FaultLevel::kReport; },
+  };
+  for (size_t i = 0; i < changes.size(); ++i) {
+    CAPTURE(i);
+    MaskOptions options;
+    changes[i](options);
+    CHECK(address(dir.file("a.jsonl"), &used, *tokenizer, options) != plain);
+  }
+}
+
+TEST_CASE("tokenize: line ends and a byte order mark change nothing", "[data][tokenize]") {
+  const test::TempDir dir;
+  const auto tokenizer = load_tokenizer(kTiny);
+  const auto documents = [&](const std::string& bytes) {
+    write_file_atomically(dir.file("a.jsonl"), bytes);
+    const TokenizeInput input = {{dir.file("a.jsonl")}, {}, tokenizer.get(), nullptr, kTiny};
+    TokenizeOptions options;
+    options.out = dir.file("s.h5");
+    const TokenizeSummary summary =
+        tokenize_files(input, tokenize_settings(input, options.mask), options);
+    CHECK(summary.refused_count == 0);
+    const TokenStore store = TokenStore::open(options.out);
+    std::vector<std::vector<int32_t>> ids;
+    for (int64_t d = 0; d < store.document_count(); ++d) {
+      ids.emplace_back(store.tokens(d).begin(), store.tokens(d).end());
+    }
+    return ids;
+  };
+  const auto plain = documents("{\"text\": \"order\"}\n{\"text\": \"a\\r\\nb\"}\n");
+  REQUIRE(plain.size() == 2);
+  CHECK(documents("{\"text\": \"order\"}\r\n{\"text\": \"a\\r\\nb\"}\r\n") == plain);
+  CHECK(documents("\xEF\xBB\xBF{\"text\": \"order\"}\n{\"text\": \"a\\r\\nb\"}") == plain);
+  // Inside a text both are text.
+  CHECK(tokenizer->decode(plain[1], Tokenizer::SkipSpecial::kYes) == "a\r\nb");
+}
+
+TEST_CASE("tokenize: tokens across a border are counted, and refused above 1 % of the turns",
+          "[data][tokenize]") {
+  const test::TempDir dir;
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    write_file_atomically(dir.file(name), read_file(kTiny + name));
+  }
+  // The tiny tokenizer has a token "er": a template that writes "e" in front of an answer that
+  // begins with "r" makes it cross the border.
+  write_file_atomically(dir.file("chat_template.jinja"),
+                        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+                        "{{ m.content }} e{% else %}{{ m.content + eos_token }}{% endif %}"
+                        "{% endfor %}");
+  const auto tokenizer = load_tokenizer(dir.path());
+  REQUIRE(tokenizer->id("er"));
+  const auto used = ChatTemplate::load(dir.path());
+  const auto tokenize = [&](int crossing, int clean) {
+    std::string lines;
+    for (int i = 0; i < crossing + clean; ++i) {
+      lines += std::string(R"({"prompt": "order", "completion": ")") +
+               (i < crossing ? "r" : " cable") + "\"}\n";
+    }
+    write_file_atomically(dir.file("data.jsonl"), lines);
+    const TokenizeInput input = {{dir.file("data.jsonl")}, {}, tokenizer.get(), &*used, dir.path()};
+    TokenizeOptions options;
+    options.out = dir.file("s.h5");
+    return tokenize_files(input, tokenize_settings(input, options.mask), options);
+  };
+  CHECK(tokenize(1, 99).straddling == 1);
+  CHECK_THROWS_WITH(tokenize(2, 98),
+                    Catch::Contains("2 tokens straddle") && Catch::Contains("100 trained turns"));
 }
 
 }  // namespace graft::data

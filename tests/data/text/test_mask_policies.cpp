@@ -112,6 +112,33 @@ TEST_CASE("mask: thoughts and tool calls are trained with the template's text ro
                      kTools) == "<u>p<E><a>[<call>f({\"x\": 1})<E>]<t>2<E><a>[two<E>]");
 }
 
+TEST_CASE("mask: what a later header says again is not trained", "[data][mask]") {
+  const Masks masks;
+  constexpr const char* kAgain =
+      "{% set ns = namespace(name='') %}{% for m in messages %}{{ '<' + m.role[0] + '>' }}"
+      "{% if m.role == 'tool' %}{{ ns.name + '=' }}{% endif %}{{ m.content or '' }}"
+      "{% for c in m.tool_calls or [] %}{% set ns.name = c.name %}{{ c.name + '()' + c.arguments }}"
+      "{% endfor %}{{ '<E>' }}{% endfor %}{% if add_generation_prompt %}{{ '<a>' }}{% endif %}";
+  CHECK(masks.marked(R"({"messages": [{"role": "user", "content": "p"},
+            {"role": "assistant", "content": "so", "tool_calls": [{"name": "f", "arguments": "1"}]},
+            {"role": "tool", "content": "2"}, {"role": "assistant", "content": "two"}]})",
+                     kAgain) == "<u>p<E><a>[sof()1<E>]<t>f=2<E><a>[two<E>]");
+}
+
+TEST_CASE("mask: a turn begins where serving and training part", "[data][mask]") {
+  Masks masks;
+  // The prompt opens a thought; turns without one have none. Calls are closed by a special token.
+  constexpr const char* kOpens =
+      "{% for m in messages %}{{ '<' + m.role[0] + '>' }}{% for c in m.tool_calls or [] %}"
+      "{{ '<call>' + c.name + '</s>;' }}{% endfor %}{{ (m.content or '') + '<E>' }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ '<a><think>' }}{% endif %}";
+  const char* json = R"({"messages": [{"role": "user", "content": "p"},
+      {"role": "assistant", "content": null, "tool_calls": [{"name": "f", "arguments": "1"}]}]})";
+  // What the template writes in front of the call's name is the model's to write.
+  CHECK(masks.marked(json, kOpens) == "<u>p<E><a>[<call>f</s>;<E>]");
+  CHECK(masks.documents(json, kOpens).front().turns_unlike_serving == 1);
+}
+
 TEST_CASE("mask: roles_to_train, train and weight choose the messages", "[data][mask]") {
   Masks masks;
   masks.options.roles_to_train = {"user"};

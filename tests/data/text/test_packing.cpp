@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "core/error.h"
@@ -9,22 +10,31 @@
 namespace graft::data {
 namespace {
 
-std::vector<int64_t> random_lengths(int64_t count, int64_t longest, uint64_t seed) {
+std::vector<uint32_t> random_lengths(int64_t count, int64_t longest, uint64_t seed) {
   const Philox random(seed, 7);
-  std::vector<int64_t> lengths;
+  std::vector<uint32_t> lengths;
   for (int64_t i = 0; i < count; ++i) {
-    lengths.push_back(static_cast<int64_t>(
+    lengths.push_back(static_cast<uint32_t>(
         random.below(static_cast<uint64_t>(i), static_cast<uint64_t>(longest) + 1)));
   }
   return lengths;
 }
 
-std::vector<int64_t> documents_of(const std::vector<PackedRow>& rows) {
+std::vector<int64_t> documents_of(const PackedRows& rows) {
   std::vector<int64_t> documents;
-  for (const PackedRow& row : rows) {
-    documents.insert(documents.end(), row.documents.begin(), row.documents.end());
+  for (int64_t row = 0; row < rows.size(); ++row) {
+    documents.insert(documents.end(), rows.documents(row).begin(), rows.documents(row).end());
   }
   return documents;
+}
+
+std::vector<int64_t> sums_of(const PackedRows& rows, const std::vector<uint32_t>& lengths) {
+  std::vector<int64_t> sums;
+  for (int64_t row = 0; row < rows.size(); ++row) {
+    int64_t& sum = sums.emplace_back();
+    for (const uint32_t document : rows.documents(row)) sum += lengths.at(document);
+  }
+  return sums;
 }
 
 }  // namespace
@@ -34,10 +44,7 @@ TEST_CASE("packing: every document is in one row, whole, and no row is too long"
   const int64_t count = GENERATE(0, 1, 997);
   const auto lengths = random_lengths(count, sequence_len, 3);
   const auto rows = pack(lengths, {.sequence_len = sequence_len, .seed = 5, .epoch = 2});
-  for (const PackedRow& row : rows) {
-    int64_t sum = 0;
-    for (const int64_t document : row.documents) sum += lengths.at(static_cast<size_t>(document));
-    CHECK(sum == row.tokens);
+  for (const int64_t sum : sums_of(rows, lengths)) {
     CHECK(sum <= sequence_len);
     CHECK(sum > 0);
   }
@@ -52,10 +59,8 @@ TEST_CASE("packing: every document is in one row, whole, and no row is too long"
 
 TEST_CASE("packing: best fit puts 6+4, 5+5, 3+3+3 into rows of 10", "[data][pack]") {
   // Longest first: 6 | 5 | 5->joins 5 | 4->joins 6 | 3, 3, 3 -> a row of their own.
-  const std::vector<int64_t> lengths = {3, 5, 6, 3, 4, 5, 3};
-  const auto rows = pack(lengths, {.sequence_len = 10, .seed = 1, .epoch = 0});
-  std::vector<int64_t> sums;
-  for (const PackedRow& row : rows) sums.push_back(row.tokens);
+  const std::vector<uint32_t> lengths = {3, 5, 6, 3, 4, 5, 3};
+  auto sums = sums_of(pack(lengths, {.sequence_len = 10, .seed = 1, .epoch = 0}), lengths);
   std::sort(sums.begin(), sums.end());
   CHECK(sums == std::vector<int64_t>{9, 10, 10});
 }
@@ -75,17 +80,29 @@ TEST_CASE("packing: a pure function of its arguments that changes with seed and 
   CHECK(count(0) == count(9));
 }
 
+TEST_CASE("packing: the number of rows follows from how many documents have each length",
+          "[data][pack]") {
+  const int64_t sequence_len = GENERATE(1, 2, 13, 100, 2048);
+  const int64_t longest = GENERATE(1, 3, 50, 2048);
+  const auto lengths = random_lengths(700, std::min(longest, sequence_len), 17);
+  std::map<int64_t, int64_t> by_length;
+  for (const uint32_t length : lengths) ++by_length[length];
+  CHECK(packed_row_count(by_length, sequence_len) ==
+        pack(lengths, {.sequence_len = sequence_len, .seed = 1, .epoch = 0}).size());
+  CHECK_THROWS_AS(packed_row_count({{sequence_len + 1, 1}}, sequence_len), Error);
+}
+
 TEST_CASE("packing: the keyed permutation is a bijection", "[data][pack]") {
   const int64_t count = GENERATE(0, 1, 2, 1000);
   auto order = keyed_permutation(count, 42, 3);
   std::sort(order.begin(), order.end());
-  std::vector<int64_t> identity(static_cast<size_t>(count));
-  std::iota(identity.begin(), identity.end(), int64_t{0});
+  std::vector<uint32_t> identity(static_cast<size_t>(count));
+  std::iota(identity.begin(), identity.end(), uint32_t{0});
   CHECK(order == identity);
 }
 
 TEST_CASE("packing: a document longer than the row is refused by number", "[data][pack]") {
-  const std::vector<int64_t> lengths = {3, 11};
+  const std::vector<uint32_t> lengths = {3, 11};
   CHECK_THROWS_WITH(pack(lengths, {.sequence_len = 10}), Catch::Contains("document 1"));
   CHECK_THROWS_AS(pack(lengths, {.sequence_len = 0}), Error);
 }

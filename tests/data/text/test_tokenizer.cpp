@@ -120,6 +120,12 @@ TEST_CASE("tokenizer: special tokens' text can be literal, all of it or in range
   };
   CHECK(specials({}) == std::vector<std::string>{"<s>", "<|im_end|>", "</s>"});
   CHECK(specials({.special_text = SpecialText::kLiteral}).empty());
+  const Encoding whole = tokenizer->encode(text, {.special = true});  // BOS in front of the text's
+  REQUIRE(whole.specials.size() == 3);
+  for (const int32_t place : whole.specials) {
+    CHECK(tokenizer->is_special(whole.ids.at(static_cast<size_t>(place))));
+  }
+  CHECK(whole.specials.front() == 1);
   const std::vector<ByteRange> literal = {{4, 6}};  // touches <|im_end|>
   CHECK(specials({.literal = literal}) == std::vector<std::string>{"<s>", "</s>"});
 }
