@@ -287,7 +287,8 @@ TEST_CASE("large: quantized weights past 2^31 elements", "[kernels][emu][large]"
     Sparse<float> out(kLarge);
     REQUIRE(graft_nf4_decode(&weight, out.data(), GRAFT_EMU, nullptr) == GRAFT_OK);
     CHECK(same_bits(out.last(kEnd), decoded));
-    table().weights->quant4_decode_f32(weight, kLarge - kEnd, kLarge, out.end(kEnd));
+    table().weights->quant4_decode_f32(weight, kLarge - kEnd, kLarge, out.end(kEnd),
+                                       Stores::kStreamed);
     CHECK(same_bits(out.last(kEnd), decoded));
   }
   SECTION("decode rows") {
