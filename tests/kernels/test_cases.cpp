@@ -134,6 +134,36 @@ TEST_CASE("cases: every CUDA kernel has an emulated case and a planted fault",
             << "\n";
 }
 
+TEST_CASE("cases: CUDA sources allocate and wait only where their header says so",
+          "[kernels][emu][cases]") {
+  // memory.h is for this; graft_quant4_quantize waits to tell whether a weight is finite (nf4.h).
+  const std::set<std::string> allowed = {"memory.cu cudaMalloc", "memory.cu cudaFree",
+                                         "memory.cu cudaStreamSynchronize",
+                                         "nf4.cu cudaStreamSynchronize"};
+  static const std::regex call(
+      R"(\b(cudaMalloc\w*|cudaFree\w*|cuda\w*Synchronize|cudaMemcpy|cudaMemset|cudaStreamCreate\w*)\()");
+  static const std::regex launch(R"(<<<([\s\S]*?)>>>)");
+  std::set<std::string> found;
+  int launches = 0;
+  const std::string folder = graft::test::source_path("kernels");
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() != ".cu" && entry.path().extension() != ".h") continue;
+    const std::string name = entry.path().filename().string();
+    const std::string text = graft::read_file(entry.path().string());
+    const std::sregex_iterator end;
+    for (std::sregex_iterator match(text.begin(), text.end(), call); match != end; ++match) {
+      found.insert(name + " " + (*match)[1].str());
+    }
+    for (std::sregex_iterator match(text.begin(), text.end(), launch); match != end; ++match) {
+      INFO(name << ": " << match->str());
+      CHECK((*match)[1].str().find("stream") != std::string::npos);
+      ++launches;
+    }
+  }
+  CHECK(found == allowed);
+  CHECK(launches > 0);
+}
+
 TEST_CASE("cases: a GPU gives the processor's results", "[kernels][cuda][gpu]") {
   if (!cuda_is_available()) {
     std::cout << "SKIPPED: no GPU: " << graft_last_error() << "\n";
