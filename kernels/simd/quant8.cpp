@@ -51,105 +51,79 @@ __m128i codes_of(const Map8& map, __m512 x) {
 
 #elif defined(__AVX2__)
 
-// to[i] = table[index[i]] for four-byte values with plain loads through integer registers: a gather
-// of this instruction set takes longer, and floating-point stores take turns.
+// table[index[0]] .. table[index[7]] with plain loads: a gather of this instruction set takes
+// longer.
 template <class Value, class Index>
-void look_up(const Value* table, const Index* index, int64_t count, Value* to) {
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
+GRAFT_LANES_INLINE __m256i eight_of(const Value* table, const Index* index) {
+  const auto word = [&](int64_t i) {
+    int32_t bits;
     __builtin_memcpy(&bits, table + index[i], sizeof bits);
-    asm("" : "+r"(bits));  // else the compiler makes gathers of the loop
-    __builtin_memcpy(to + i, &bits, sizeof bits);
-  }
+    return bits;
+  };
+  const auto four = [&](int64_t i) {
+    __m128i words = _mm_cvtsi32_si128(word(i));
+    words = _mm_insert_epi32(words, word(i + 1), 1);
+    words = _mm_insert_epi32(words, word(i + 2), 2);
+    return _mm_insert_epi32(words, word(i + 3), 3);
+  };
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
 }
 
-struct Searched {
-  __m256i magnitude, negative;
-};
-GRAFT_LANES_INLINE __m256i every(uint32_t word) {
-  return _mm256_set1_epi32(static_cast<int>(word));
-}
-GRAFT_LANES_INLINE Searched searched(const Map8& map, __m256 x) {
+// In the low byte of each word.
+GRAFT_LANES_INLINE __m256i eight_codes(const Map8& map, __m256 x) {
+  const auto every = [](uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); };
   const __m256i bits = _mm256_castps_si256(x);
+  const __m256i negative = _mm256_srai_epi32(bits, 31);
   __m256i magnitude = _mm256_and_si256(bits, every(0x7fffffffu));
   magnitude = _mm256_max_epu32(magnitude, every(map.least));
-  return {_mm256_min_epu32(magnitude, every(kOneBits)), _mm256_srai_epi32(bits, 31)};
-}
-GRAFT_LANES_INLINE __m256i key_of(const Map8& map, const Searched& x) {
-  return _mm256_add_epi32(
-      _mm256_sub_epi32(_mm256_srli_epi32(x.magnitude, 16), every(map.first_key)),
-      _mm256_and_si256(x.negative, every(map.keys)));
-}
-// In the low byte of each word.
-GRAFT_LANES_INLINE __m256i code_of_entry(const Searched& x, __m256i entry) {
-  const __m256i passed = _mm256_cmpgt_epi32(_mm256_and_si256(x.magnitude, every(0xffffu)),
-                                            _mm256_srli_epi32(entry, 8));
+  magnitude = _mm256_min_epu32(magnitude, every(kOneBits));
+  alignas(32) uint32_t key[8];
+  _mm256_store_si256(
+      reinterpret_cast<__m256i*>(key),
+      _mm256_add_epi32(_mm256_sub_epi32(_mm256_srli_epi32(magnitude, 16), every(map.first_key)),
+                       _mm256_and_si256(negative, every(map.keys))));
+  const __m256i entry = eight_of(map.entry, key);
+  const __m256i passed =
+      _mm256_cmpgt_epi32(_mm256_and_si256(magnitude, every(0xffffu)), _mm256_srli_epi32(entry, 8));
   // -1 where the midpoint is passed upwards, 1 where downwards.
-  const __m256i step = _mm256_sub_epi32(_mm256_xor_si256(passed, x.negative), x.negative);
+  const __m256i step = _mm256_sub_epi32(_mm256_xor_si256(passed, negative), negative);
   return _mm256_and_si256(_mm256_sub_epi32(entry, step), every(255u));
 }
 
-// Whole vectors of up to 256 values; gives how many it took.
-int64_t encode_vectors(
-    const Map8& map, const float* x, int64_t count, float inverse, uint8_t* codes) {
-  constexpr int64_t kRun = 256;
-  const __m256 scale = _mm256_set1_ps(inverse);
-  uint32_t key[kRun], entry[kRun];
-  int64_t done = 0;
-  while (count - done >= kLanes) {
-    const float* const from = x + done;
-    const int64_t length = smaller_of(kRun, (count - done) / kLanes * kLanes);
-    const auto searched_at = [&](int64_t i) {
-      return searched(map, _mm256_mul_ps(_mm256_loadu_ps(from + i), scale));
-    };
-    for (int64_t i = 0; i < length; i += 8) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(key + i), key_of(map, searched_at(i)));
-    }
-    look_up(map.entry, key, length, entry);
-    for (int64_t i = 0; i < length; i += kLanes) {
-      const auto eight = [&](int64_t j) {
-        return code_of_entry(searched_at(j),
-                             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry + j)));
-      };
-      // Packing works in halves of 128 bits: words 0-3, 8-11, 4-7, 12-15.
-      const __m256i halves =
-          _mm256_permute4x64_epi64(_mm256_packus_epi32(eight(i), eight(i + 8)), 0xd8);
-      _mm_storeu_si128(
-          reinterpret_cast<__m128i*>(codes + done + i),
-          _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
-    }
-    done += length;
-  }
-  return done;
+GRAFT_LANES_INLINE __m128i codes_of(const Map8& map, Lanes x) {
+  // Packing works in halves of 128 bits: words 0-3, 8-11, 4-7, 12-15.
+  const __m256i halves = _mm256_permute4x64_epi64(
+      _mm256_packus_epi32(eight_codes(map, x.lo), eight_codes(map, x.hi)), 0xd8);
+  return _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
 }
 
 #endif
 
 void encode(const Map8& map, const float* x, int64_t count, float inverse, uint8_t* codes) {
   int64_t i = 0;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
   for (; i + kLanes <= count; i += kLanes) {
     const __m128i sixteen = codes_of(map, mul(load(x + i), all(inverse)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), sixteen);
   }
-#elif defined(__AVX2__)
-  i = encode_vectors(map, x, count, inverse, codes);
 #endif
   for (; i < count; ++i) codes[i] = code_of(map, x[i] * inverse);
 }
 
-// out[i] = the value of codes[i].
-void decode_codes(const Map8& map, const uint8_t* codes, int64_t count, float* out) {
+GRAFT_LANES_INLINE Lanes values_of(const Map8& map, const uint8_t* codes, int64_t lanes) {
 #if defined(__AVX512F__)
-  for_lanes(count, [&](int64_t i, int64_t lanes) {
-    const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(lanes), codes + i);
-    store_upto(out + i, _mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), map.value, 4), lanes);
-  });
-#elif defined(__AVX2__)
-  look_up(map.value, codes, count, out);
+  const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(lanes), codes);
+  return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), map.value, 4);
 #else
-  for (int64_t i = 0; i < count; ++i) out[i] = map.value[codes[i]];
+#if defined(__AVX2__)
+  if (lanes == kLanes) {
+    return {_mm256_castsi256_ps(eight_of(map.value, codes)),
+            _mm256_castsi256_ps(eight_of(map.value, codes + 8))};
+  }
+#endif
+  float values[kLanes] = {};
+  for (int64_t i = 0; i < lanes; ++i) values[i] = map.value[codes[i]];
+  return load(values);
 #endif
 }
 
@@ -189,11 +163,8 @@ void quant8_decode(const Map8& map,
                    float* out) {
   for (int64_t first = 0; first < count; first += block_size) {
     const Lanes scale = all(absmax[first / block_size]);
-    const int64_t length = smaller_of(block_size, count - first);
-    float* const to = out + first;
-    decode_codes(map, codes + first, length, to);
-    for_lanes(length, [&](int64_t i, int64_t lanes) {
-      store_upto(to + i, mul(load_upto(to + i, lanes), scale), lanes);
+    for_lanes(smaller_of(block_size, count - first), [&](int64_t i, int64_t lanes) {
+      store_upto(out + first + i, mul(values_of(map, codes + first + i, lanes), scale), lanes);
     });
   }
 }
@@ -207,13 +178,11 @@ void adamw8(const Adam8Run& run, const AdamFactors& f, const Map8& m_map, const 
     uint8_t* const v_codes = run.v + first;
     const Lanes m_scale = all(run.m_absmax[block]), v_scale = all(run.v_absmax[block]);
     float m[GRAFT_ADAMW8_BLOCK], v[GRAFT_ADAMW8_BLOCK];
-    decode_codes(m_map, m_codes, count, m);
-    decode_codes(v_map, v_codes, count, v);
     Lanes m_largest = all(0.0f), v_largest = all(0.0f);
     for_lanes(count, [&](int64_t i, int64_t n) {
       const Lanes g = mul(load_upto(run.grad + first + i, n), all(f.grad_scale));
-      const Lanes m_before = mul(load_upto(m + i, n), m_scale);
-      const Lanes v_before = mul(load_upto(v + i, n), v_scale);
+      const Lanes m_before = mul(values_of(m_map, m_codes + i, n), m_scale);
+      const Lanes v_before = mul(values_of(v_map, v_codes + i, n), v_scale);
       const Lanes m_new = fma(g, all(f.one_minus_beta1), mul(m_before, all(f.beta1)));
       const Lanes v_new = fma(mul(g, g), all(f.one_minus_beta2), mul(v_before, all(f.beta2)));
       const Lanes divisor = fma(square_root(v_new), all(inverse_root), all(f.eps));
