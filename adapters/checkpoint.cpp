@@ -164,13 +164,24 @@ void read_floats(const SafetensorsFile& file,
          file.path() + ": " + tensor.name);
   }
   const size_t size = static_cast<size_t>(dtype_bytes(tensor.dtype));
-  const std::span<const std::byte> bytes =
-      file.bytes(tensor).subspan(static_cast<size_t>(begin) * size, out.size() * size);
-  for_each_piece(static_cast<int64_t>(out.size()), [&](int64_t, int64_t first, int64_t end) {
-    const size_t offset = static_cast<size_t>(first), count = static_cast<size_t>(end - first);
-    convert_to_f32(tensor.dtype, bytes.subspan(offset * size, count * size), out.data() + offset,
-                   end - first);
-  });
+  const int64_t first_byte = begin * static_cast<int64_t>(size);
+  if (tensor.dtype == DType::kF32) {
+    file.read(tensor, first_byte, std::as_writable_bytes(out));
+    return;
+  }
+  // Bounds what is held beside the result.
+  constexpr size_t kMostRead = size_t{1} << 22;
+  std::vector<std::byte> bytes(std::min(out.size(), kMostRead) * size);
+  for (size_t done = 0; done < out.size(); done += kMostRead) {
+    const size_t values = std::min(kMostRead, out.size() - done);
+    const std::span<std::byte> piece(bytes.data(), values * size);
+    file.read(tensor, first_byte + static_cast<int64_t>(done * size), piece);
+    for_each_piece(static_cast<int64_t>(values), [&](int64_t, int64_t first, int64_t end) {
+      const size_t offset = static_cast<size_t>(first), count = static_cast<size_t>(end - first);
+      convert_to_f32(tensor.dtype, piece.subspan(offset * size, count * size),
+                     out.data() + done + offset, end - first);
+    });
+  }
 }
 
 void write_floats(std::span<const float> values, DType dtype, const ByteSink& sink) {

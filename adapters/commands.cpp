@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "adapters/fit.h"
 #include "adapters/merge.h"
 #include "adapters/nf4_checkpoint.h"
 #include "adapters/peft.h"
@@ -47,7 +48,7 @@ Json module_json(const AdapterModule& module) {
                        {"in", module.in},
                        {"out", module.out},
                        {"scale", module.scale},
-                       {"delta_norm", delta_norm(module)}});
+                       {"delta_norm", module.all_experts ? Json() : Json(delta_norm(module))}});
 }
 
 Json inspect_json(const Adapter& adapter) {
@@ -80,7 +81,8 @@ void print_adapter(const Adapter& adapter) {
     parameters += module.rank * (module.in + module.out);
     rows.push_back({module.name, std::to_string(module.rank), std::to_string(module.in),
                     std::to_string(module.out), format_fixed(module.scale, 4),
-                    format_fixed(delta_norm(module), 4)});
+                    // Those of all experts at once are told apart only beside their model.
+                    module.all_experts ? "--model DIR" : format_fixed(delta_norm(module), 4)});
   }
   std::printf("LoRA adapter: r %lld, alpha %s%s, %s parameters in %zu modules\n",
               static_cast<long long>(adapter.spec.r),
@@ -94,8 +96,10 @@ void print_adapter(const Adapter& adapter) {
 int run_inspect(const Args& args) {
   std::string directory = args.positionals().at(0);
   if (!directory_exists(directory)) directory = directory_name(directory);
-  const Adapter adapter = read_peft(directory);
-  if (args.has("--model")) check_adapter_fits(adapter, SafetensorsDirectory(args.text("--model")));
+  Adapter adapter = read_peft(directory);
+  if (args.has("--model")) {
+    adapter = fit_adapter(std::move(adapter), SafetensorsDirectory(args.text("--model")));
+  }
   if (args.json()) {
     print(inspect_json(adapter));
   } else {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "adapters/checkpoint.h"
+#include "adapters/fit.h"
 #include "adapters/nf4_checkpoint.h"
 #include "adapters/peft.h"
 #include "adapters/pieces.h"
@@ -211,9 +212,8 @@ class Merge {
   explicit Merge(const MergeOptions& options)
       : options_(options),
         model_(options.model),
-        adapter_(read_peft(options.adapter)),
+        adapter_(fit_adapter(read_peft(options.adapter), model_)),
         packed_model_(holds_packed_weights(model_)) {
-    check_adapter_fits(adapter_, model_);
     report_.base = choose_base(options.base, packed_model_, model_, adapter_);
   }
 

@@ -166,6 +166,14 @@ std::optional<FoundState> find_state(const SafetensorsDirectory& directory,
 
 }  // namespace
 
+void Nf4Tensor::read_packed(std::span<uint8_t> out) const {
+  packed_entry_.file->read(*packed_entry_.info, 0, std::as_writable_bytes(out));
+}
+
+void Nf4Tensor::read_absmax8(std::span<uint8_t> out) const {
+  absmax_entry_.file->read(*absmax_entry_.info, 0, std::as_writable_bytes(out));
+}
+
 std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::string_view module) {
   const std::string stem = std::string(module) + ".weight";
   const auto found = find_state(directory, module);
@@ -187,6 +195,8 @@ std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory& directory, std::st
   }
 
   Nf4Tensor tensor;
+  tensor.packed_entry_ = packed;
+  tensor.absmax_entry_ = absmax;
   tensor.shape_ = state.values.shape;
   tensor.dtype_ = state.values.dtype;
   tensor.view_.packed = reinterpret_cast<const uint8_t*>(packed.bytes().data());

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,11 +26,15 @@ class Nf4Tensor {
   DType dtype() const { return dtype_; }  // what the file says it decodes to
   bool nested() const { return view_.absmax8 != nullptr; }
   const graft_nf4_weight& view() const { return view_; }
+  // The packed bytes, and the nested absmax bytes, read into memory without the mapping.
+  void read_packed(std::span<uint8_t> out) const;   // [packed bytes of count()]
+  void read_absmax8(std::span<uint8_t> out) const;  // [blocks]; nested() only
 
  private:
   friend std::optional<Nf4Tensor> find_nf4(const SafetensorsDirectory&, std::string_view);
   Nf4Tensor() = default;
   graft_nf4_weight view_{};
+  SafetensorsDirectory::Entry packed_entry_{}, absmax_entry_{};
   std::vector<int64_t> shape_;
   DType dtype_ = DType::kBF16;
   std::vector<float> absmax_;  // copied: a file may place it at any byte

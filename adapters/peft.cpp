@@ -6,7 +6,6 @@
 #include <optional>
 #include <set>
 
-#include "adapters/nf4_checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -78,7 +77,8 @@ AdapterModule read_module(const SafetensorsFile& file,
   module.in = a.shape[1];
   module.out = b->shape[0];
   module.scale = spec.scale_of(name);
-  if (module.rank != spec.rank_of(name)) {
+  module.all_experts = ends_with(name, ".experts") || ends_with(name, ".experts.base_layer");
+  if (!module.all_experts && module.rank != spec.rank_of(name)) {
     fail(ExitCode::kData,
          "lora_A has rank " + std::to_string(module.rank) + ", adapter_config.json gives " +
              std::to_string(spec.rank_of(name)),
@@ -199,29 +199,6 @@ std::string write_peft(const std::string& directory,
       write_safetensors(join_path(directory, kTensorsName), std::move(tensors), metadata);
   write_file_atomically(join_path(directory, kConfigName), dump_json(config_json(spec), style));
   return digest;
-}
-
-void check_adapter_fits(const Adapter& adapter, const SafetensorsDirectory& model) {
-  for (const AdapterModule& module : adapter.modules) {
-    const std::string name = module.name + ".weight";
-    const auto entry = model.find(name);
-    if (!entry) {
-      const std::string last = module.name.substr(module.name.rfind('.') + 1);
-      fail(ExitCode::kData, "the adapter has a module that the model lacks",
-           model.directory() + ": " + name,
-           last == "lm_head" ? "the model's head is tied to its embeddings and cannot be adapted"
-                             : "use the model that the adapter was trained on");
-    }
-    const auto packed = find_nf4(model, module.name);
-    const std::vector<int64_t>& shape = packed ? packed->shape() : entry->info->shape;
-    const std::vector<int64_t> expected = {module.out, module.in};
-    if (shape != expected) {
-      fail(ExitCode::kData,
-           "the model's weight is " + shape_text(shape) + ", the adapter is for " +
-               shape_text(expected),
-           model.directory() + ": " + name, "use the model that the adapter was trained on");
-    }
-  }
 }
 
 }  // namespace graft::adapters

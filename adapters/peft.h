@@ -44,7 +44,10 @@ struct AdapterModule {
   int64_t in = 0;
   int64_t out = 0;
   int64_t rank = 0;
-  double scale = 0;      // of B * A
+  double scale = 0;  // of B * A
+  // The pairs of all experts of a layer at once ("….mlp.experts"), as PEFT stores them for
+  // transformers 5; fit_adapter (adapters/fit.h) makes ordinary pairs of them.
+  bool all_experts = false;
   std::vector<float> a;  // [rank, in]
   std::vector<float> b;  // [out, rank]
 };
@@ -82,9 +85,5 @@ std::string write_peft(const std::string& directory,
                        const AdapterSpec& spec,
                        std::span<const AdapterTensors> modules,
                        const std::map<std::string, std::string>& metadata = {});
-
-// Every module is a matrix [out, in] of the model, plain or NF4. Errors: kData naming the module
-// and both shapes.
-void check_adapter_fits(const Adapter& adapter, const SafetensorsDirectory& model);
 
 }  // namespace graft::adapters

@@ -49,6 +49,7 @@ constexpr std::array kSettings = {
     Setting{"revision", Meaning::kIgnored},
     Setting{"runtime_config", Meaning::kIgnored},
     Setting{"target_modules", Meaning::kRead},
+    Setting{"target_parameters", Meaning::kIgnored},
     Setting{"task_type", Meaning::kIgnored},
     Setting{"use_rslora", Meaning::kRead},
 };

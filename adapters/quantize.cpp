@@ -257,7 +257,7 @@ bool is_quantized_weight(const TensorInfo& tensor) {
   const std::string_view module = name.substr(0, name.size() - kEnd.size());
   const std::string_view last = module.substr(module.rfind('.') + 1);
   return last.find("embed") == std::string_view::npos && last != "lm_head" && last != "wte" &&
-         last != "wpe" && last != "score";
+         last != "wpe" && last != "score" && last != "gate";
 }
 
 QuantizeReport quantize_directory(const std::string& model_directory,

@@ -41,8 +41,9 @@ void decode_range(const graft_nf4_weight& weight,
                   int64_t end,
                   std::vector<float>& out);
 
-// Whether bitsandbytes quantizes this tensor by default: the matrix of a linear layer, that is a
-// two-dimensional "….weight" which is neither an embedding nor the output head.
+// Whether this tensor is quantized: the matrix of a linear layer, that is a two-dimensional
+// "….weight" which is neither an embedding nor the output head nor the router of a mixture of
+// experts (transformers 5 keeps routers apart from linears, and bitsandbytes leaves them alone).
 bool is_quantized_weight(const TensorInfo& tensor);
 
 struct QuantizeReport {

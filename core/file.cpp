@@ -189,6 +189,44 @@ void rename_path(const std::string& from, const std::string& to) {
   sync_directory(directory_name(to));
 }
 
+PositionedFile::PositionedFile(const std::string& path)
+    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  struct stat info {};
+  if (fd_ < 0 || ::fstat(fd_, &info) != 0) {
+    fail_io("cannot read the file", path, "check the path");
+  }
+  if (!S_ISREG(info.st_mode)) {
+    fail(ExitCode::kIo, "not a regular file", path, "check the path");
+  }
+  size_ = info.st_size;
+}
+
+PositionedFile::~PositionedFile() {
+  if (fd_ >= 0) {
+    ::close(fd_);
+  }
+}
+
+void PositionedFile::read(int64_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const ssize_t count = ::pread(fd_, out.data(), out.size(), offset);
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      fail_io("cannot read the file", path_);
+    }
+    if (count == 0) {
+      fail(ExitCode::kIo,
+           "the file ends at byte " + std::to_string(offset) + ", it had " + std::to_string(size_) +
+               " bytes when it was opened",
+           path_, "something else changes the file; wait for it, or fetch the file again");
+    }
+    out = out.subspan(static_cast<size_t>(count));
+    offset += count;
+  }
+}
+
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   struct stat info {};

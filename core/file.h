@@ -49,6 +49,25 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// A file that is read at any place without being mapped: memory does not follow its size, and a
+// file that is cut short meanwhile is an error, not a signal.
+class PositionedFile {
+ public:
+  explicit PositionedFile(const std::string& path);  // Errors: kIo
+  ~PositionedFile();
+  PositionedFile(const PositionedFile&) = delete;
+  PositionedFile& operator=(const PositionedFile&) = delete;
+  // Fills `out` with the bytes from `offset` on. Errors: kIo (also when the file ends before).
+  void read(int64_t offset, std::span<std::byte> out) const;
+  int64_t size() const { return size_; }  // when it was opened
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  int64_t size_ = 0;
+};
+
 // Writes a file atomically: `<path>.tmp-<pid>` until commit(), which flushes, syncs, renames and
 // syncs the directory. Destroyed without commit, it removes the temporary file and leaves `path`
 // as it was. Buffered; keeps the SHA-256 of what was written.

@@ -117,6 +117,20 @@ Json header_json(const std::vector<TensorSpec>& specs,
   return header;
 }
 
+// Weights in a form that runs code when it is read.
+void refuse_pickles(const std::string& directory) {
+  if (!directory_exists(directory)) return;
+  for (const std::string& name : list_directory(directory)) {
+    for (const std::string_view end : {".bin", ".pt", ".pth", ".ckpt"}) {
+      if (name.size() > end.size() && name.substr(name.size() - end.size()) == end) {
+        fail(ExitCode::kData, "the weights are a pickle file, which can run code when it is read",
+             join_path(directory, name),
+             "save them as safetensors: model.save_pretrained(directory) in transformers");
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int64_t dtype_bytes(DType dtype) {
@@ -146,17 +160,18 @@ std::string shape_text(std::span<const int64_t> shape) {
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
   constexpr uint64_t kMaxHeaderBytes = 100'000'000;
   const HeaderReader reader(path);
-  const std::string_view text = file_.text();
-  if (text.size() < 8) {
-    reader.refuse("expected at least 8 bytes, got " + std::to_string(text.size()));
+  const int64_t size = file_.size();
+  if (size < 8) {
+    reader.refuse("expected at least 8 bytes, got " + std::to_string(size));
   }
   uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, text.data(), 8);
-  if (header_bytes > kMaxHeaderBytes || header_bytes > text.size() - 8) {
+  file_.read(0, std::as_writable_bytes(std::span(&header_bytes, 1)));
+  if (header_bytes > kMaxHeaderBytes || header_bytes > static_cast<uint64_t>(size - 8)) {
     reader.refuse("the header would take " + std::to_string(header_bytes) +
-                  " bytes, the file has " + std::to_string(text.size() - 8) + " after its length");
+                  " bytes, the file has " + std::to_string(size - 8) + " after its length");
   }
-  const std::string_view header_text = text.substr(8, header_bytes);
+  std::string header_text(header_bytes, '\0');
+  file_.read(8, std::as_writable_bytes(std::span(header_text)));
   if (header_text.empty() || header_text.front() != '{') {
     reader.refuse("the header must begin with '{'");
   }
@@ -189,7 +204,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
     offset = tensor.end;
   }
   data_begin_ = static_cast<int64_t>(8 + header_bytes);
-  const auto data_bytes = static_cast<int64_t>(text.size()) - data_begin_;
+  const int64_t data_bytes = size - data_begin_;
   if (offset != data_bytes) {
     reader.refuse("the tensors need " + std::to_string(offset) + " bytes of data, the file has " +
                   std::to_string(data_bytes));
@@ -220,14 +235,34 @@ const TensorInfo& SafetensorsFile::at(std::string_view name) const {
 }
 
 std::span<const std::byte> SafetensorsFile::bytes(const TensorInfo& tensor) const {
-  return file_.bytes().subspan(static_cast<size_t>(data_begin_ + tensor.begin),
-                               static_cast<size_t>(tensor.end - tensor.begin));
+  if (mapping_ == nullptr) mapping_ = std::make_unique<MappedFile>(path());
+  const auto begin = static_cast<size_t>(data_begin_ + tensor.begin);
+  const auto count = static_cast<size_t>(tensor.end - tensor.begin);
+  if (mapping_->bytes().size() < begin + count) {
+    fail(ExitCode::kIo, "the file became shorter after it was opened", path() + ": " + tensor.name,
+         "something else changes the file; wait for it, or fetch the file again");
+  }
+  return mapping_->bytes().subspan(begin, count);
+}
+
+void SafetensorsFile::read(const TensorInfo& tensor,
+                           int64_t first,
+                           std::span<std::byte> out) const {
+  if (first < 0 || first > tensor.end - tensor.begin ||
+      static_cast<int64_t>(out.size()) > tensor.end - tensor.begin - first) {
+    fail(ExitCode::kBug, "bytes outside the tensor are asked for", path() + ": " + tensor.name);
+  }
+  file_.read(data_begin_ + tensor.begin + first, out);
 }
 
 SafetensorsDirectory::SafetensorsDirectory(const std::string& directory) : directory_(directory) {
   const std::string single = join_path(directory, "model.safetensors");
   const std::string index_path = join_path(directory, "model.safetensors.index.json");
   const auto add = [&](const std::string& path) {
+    if (!file_exists(path)) {
+      fail(ExitCode::kIo, "the shard is missing", path,
+           "fetch the checkpoint again: model.safetensors.index.json names this file");
+    }
     files_.push_back(std::make_unique<SafetensorsFile>(path));
     for (const TensorInfo& info : files_.back()->tensors()) {
       if (!entries_.emplace(info.name, Entry{files_.back().get(), &info}).second) {
@@ -263,6 +298,7 @@ SafetensorsDirectory::SafetensorsDirectory(const std::string& directory) : direc
   } else if (file_exists(single)) {
     add(single);
   } else {
+    refuse_pickles(directory);
     fail(ExitCode::kIo, "no model.safetensors and no model.safetensors.index.json", directory,
          directory_exists(directory)
              ? "give a Hugging Face model directory with safetensors weights"

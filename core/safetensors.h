@@ -1,4 +1,4 @@
-// safetensors files: a hostile-input reader over a mapping, and a byte-stable writer.
+// safetensors files: a hostile-input reader, and a byte-stable writer.
 // Format: https://github.com/huggingface/safetensors (README, "Format").
 #pragma once
 
@@ -56,11 +56,16 @@ class SafetensorsFile {
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // by name
   const TensorInfo* find(std::string_view name) const;
   const TensorInfo& at(std::string_view name) const;  // Errors: kData
+  // The tensor's bytes in a mapping of the file, made at the first call. Not for several threads at
+  // once.
   std::span<const std::byte> bytes(const TensorInfo& tensor) const;
+  // Its bytes from `first` on, read into `out`; nothing is mapped. Errors: kIo.
+  void read(const TensorInfo& tensor, int64_t first, std::span<std::byte> out) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
-  MappedFile file_;
+  PositionedFile file_;
+  mutable std::unique_ptr<MappedFile> mapping_;
   std::vector<TensorInfo> tensors_;
   std::map<std::string, std::string> metadata_;
   int64_t data_begin_ = 0;

@@ -37,6 +37,16 @@ graft_status softcap_backward(
 graft_status dropout(const DropoutRows& call, int64_t rows, graft_stream stream);
 graft_status embedding_forward(const EmbeddingRows& call, graft_stream stream);
 graft_status embedding_backward(const EmbeddingRows& call, graft_stream stream);
+graft_status bias_add(float* y, const float* bias, int64_t rows, int64_t dim, graft_stream stream);
+graft_status bias_backward(
+    const float* dy, int64_t rows, int64_t dim, float* dbias, graft_stream stream);
+graft_status moe_route(const MoeRoute& call, graft_stream stream);
+graft_status moe_route_backward(const MoeRouteBackward& call, graft_stream stream);
+graft_status moe_sort(const MoeSort& call, graft_stream stream);
+graft_status moe_gather(const MoeMove& call, graft_stream stream);
+graft_status moe_combine(const MoeMove& call, graft_stream stream);
+graft_status moe_weigh(const MoeMove& call, graft_stream stream);
+graft_status moe_weigh_backward(const MoeWeighBackward& call, graft_stream stream);
 graft_status attention_forward(const AttentionForward& call, graft_stream stream);
 graft_status attention_backward(const AttentionBackward& call, graft_stream stream);
 graft_status attention_decode(const AttentionDecode& call, graft_stream stream);

@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/decode_rows.h"
 #include "kernels/linear4.h"
+#include "kernels/moe.h"
 #include "kernels/product.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/swiglu.h"
@@ -172,6 +173,47 @@ struct DecodeRows {
   const graft_decode_target* targets;
   int64_t count;
   DecodedType type;
+};
+
+struct MoeRoute {
+  graft_moe_shape shape;
+  const float* logits;
+  float* probabilities;
+  int32_t* expert;
+  float* weight;
+};
+
+struct MoeRouteBackward {
+  graft_moe_shape shape;
+  const float* probabilities;
+  const int32_t* expert;
+  const float *weight, *dweight;
+  float* dlogits;
+};
+
+struct MoeSort {
+  graft_moe_shape shape;
+  const int32_t* expert;
+  int32_t *offsets, *row_pair, *pair_row;
+};
+
+// Rows from one order to another, or weighed in place.
+struct MoeMove {
+  graft_moe_shape shape;
+  const float* from;
+  const int32_t* index;  // row_pair, or pair_row to combine
+  const float* weight;   // to weigh
+  int64_t dim;
+  float* to;
+};
+
+struct MoeWeighBackward {
+  graft_moe_shape shape;
+  const float *dout, *rows;
+  const int32_t* row_pair;
+  const float* weight;
+  int64_t dim;
+  float *drows, *dweight;
 };
 
 // One step over many tensors; the factors without the gradient's scale, which the device computes.

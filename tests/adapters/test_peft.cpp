@@ -5,6 +5,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "adapters/fit.h"
 #include "adapters/peft.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -71,7 +72,7 @@ TEST_CASE("peft: an adapter that PEFT wrote is read with its patterns", "[adapte
   CHECK((adapter.modules[0].in == 24 && adapter.modules[0].out == 16));
   CHECK(adapter.modules[1].scale == 1.5);   // layer 0, o_proj: 6 / 4
   CHECK(adapter.modules[4].scale == 1.25);  // layer 1, o_proj: 5 / 4
-  check_adapter_fits(adapter, SafetensorsDirectory(kGolden + "base"));
+  fit_adapter(adapter, SafetensorsDirectory(kGolden + "base"));
 }
 
 TEST_CASE("peft: writing what was read gives PEFT's tensors to the byte", "[adapters][peft]") {
@@ -131,8 +132,7 @@ TEST_CASE("peft: settings that change the maths are refused by name", "[adapters
       Case{"use_dora", true}, Case{"lora_bias", true}, Case{"bias", "lora_only"},
       Case{"fan_in_fan_out", true}, Case{"modules_to_save", Json::array({"lm_head"})},
       Case{"layer_replication", Json::array({Json::array({0, 4})})},
-      Case{"trainable_token_indices", Json::array({1, 2})},
-      Case{"target_parameters", Json::array({"experts"})}, Case{"use_qalora", true},
+      Case{"trainable_token_indices", Json::array({1, 2})}, Case{"use_qalora", true},
       Case{"alora_invocation_tokens", Json::array({5})}, Case{"init_lora_weights", "pissa"},
       Case{"loftq_config", Json::object({{"bits", 4}})}, Case{"something_new", 1},
       Case{"peft_type", "LOHA"}, Case{"r", 0}, Case{"r", "8"}, Case{"lora_alpha", Json()});
@@ -149,6 +149,7 @@ TEST_CASE("peft: settings that are off, or unknown and empty, are accepted", "[a
   config.set("another", Json::object());
   config.set("use_dora", false);
   config.set("init_lora_weights", "gaussian");
+  config.set("target_parameters", Json::array({"mlp.experts.down_proj"}));
   CHECK(parse_adapter_config(config).r == 4);
 }
 
@@ -202,16 +203,15 @@ TEST_CASE("peft: damaged adapters are refused with the tensor's name", "[adapter
 TEST_CASE("peft: an adapter for another model is refused with both shapes", "[adapters][peft]") {
   Adapter adapter = read_peft(kGolden + "adapter");
   const SafetensorsDirectory model(kGolden + GENERATE("base", "nf4"));
-  check_adapter_fits(adapter, model);
+  fit_adapter(adapter, model);
   SECTION("another width") {
     adapter.modules[0].in = 32;
-    const std::string text = refusal([&] { check_adapter_fits(adapter, model); });
+    const std::string text = refusal([&] { fit_adapter(adapter, model); });
     CHECK(text.find("[16, 24]") != std::string::npos);
     CHECK(text.find("[16, 32]") != std::string::npos);
   }
   SECTION("a module that the model lacks") {
     adapter.modules[0].name = "model.layers.7.mlp.down_proj";
-    CHECK(refusal([&] { check_adapter_fits(adapter, model); }).find("layers.7") !=
-          std::string::npos);
+    CHECK(refusal([&] { fit_adapter(adapter, model); }).find("layers.7") != std::string::npos);
   }
 }

@@ -8,6 +8,7 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace graft::bench {
 namespace {
@@ -29,10 +30,11 @@ struct Step {
   void run() {
     optimizer->zero_gradients();
     const float* residual = decoder->forward(batch, 1);
-    decoder->head_loss(batch, residual, 1.0 / batch.weight_sum, decoder->gradient_buffer(),
-                       nullptr);
+    const double scale = 1.0 / batch.weight_sum;
+    const HeadResult head =
+        decoder->head_loss(batch, residual, scale, decoder->gradient_buffer(), nullptr);
     decoder->backward(batch, decoder->gradient_buffer());
-    optimizer->step({}, 1e-4);
+    optimizer->step({}, 1e-4, head.loss_sum * scale);
   }
 };
 

@@ -6,6 +6,7 @@ const std::vector<CasePart>& case_parts() {
   static const std::vector<CasePart> kParts = {{"rows", row_cases()},
                                                {"elementwise", elementwise_cases()},
                                                {"attention", attention_cases()},
+                                               {"experts", expert_cases()},
                                                {"losses", loss_cases()},
                                                {"optimizer", optimizer_cases()},
                                                {"weights", weight_cases()},

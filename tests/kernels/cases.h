@@ -54,6 +54,7 @@ std::string text_of(const KernelCase& kernel_case, const Problem& problem);
 std::vector<KernelCase> row_cases();
 std::vector<KernelCase> elementwise_cases();
 std::vector<KernelCase> attention_cases();
+std::vector<KernelCase> expert_cases();
 std::vector<KernelCase> loss_cases();
 std::vector<KernelCase> optimizer_cases();
 std::vector<KernelCase> weight_cases();

@@ -59,6 +59,9 @@ TEST_CASE("cases: elementwise operators on every device give the same bits",
 TEST_CASE("cases: attention on every device gives the same bits", "[kernels][emu][cases][slow]") {
   check_part("attention");
 }
+TEST_CASE("cases: experts and biases on every device give the same bits", "[kernels][emu][cases]") {
+  check_part("experts");
+}
 TEST_CASE("cases: losses on every device give the same bits", "[kernels][emu][cases]") {
   check_part("losses");
 }

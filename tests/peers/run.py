@@ -37,6 +37,7 @@ BASE = ROOT / "examples/quickstart/base"
 SCRATCH = tempfile.TemporaryDirectory(prefix="graft-peers-")
 WORK = pathlib.Path(SCRATCH.name)
 CASES = []
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 def case(function):
@@ -133,6 +134,12 @@ def some_ids(vocab, rows=3, length=40):
 def base_logits_equal_transformers():
     ids = some_ids(700)
     check_close("logits", graft_logits(ids, "--model", BASE), hf_logits(BASE, ids), 2e-5)
+
+
+@case
+def every_family_equals_transformers_and_peft():
+    import families
+    families.compare(graft, GRAFT.parent / "graft-gradients", WORK, 20261126, ROOT / "docs/models.md")
 
 
 @case

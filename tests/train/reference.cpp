@@ -1,13 +1,16 @@
 #include "tests/train/reference.h"
 
+#include <algorithm>
 #include <map>
 
 #include <ATen/ATen.h>
 
+#include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
 #include "kernels/elementwise.h"
 #include "train/engine/tensor.h"
+#include "train/model/weights.h"
 
 namespace graft::test {
 namespace {
@@ -26,32 +29,16 @@ class Oracle {
   at::Tensor document(const at::Tensor& ids, const int64_t* token_index) {
     token_index_ = token_index;
     const train::ModelConfig& config = model_.config;
-    const int64_t tokens = ids.size(0);
-    at::Tensor x = at::embedding(get(model_.embedding), ids);
-    const auto [cosines, sines] = rotation(tokens);
-    for (const train::Layer& layer : model_.layers) {
-      const at::Tensor n = norm(x, get(layer.attention_norm));
-      const auto heads = [&](train::Projection projection, int64_t count) {
-        return linear(layer.linears[projection], n)
-            .view({tokens, count, config.head_dim})
-            .transpose(0, 1);
-      };
-      const at::Tensor q = rotate(heads(train::kQ, config.heads), cosines, sines);
-      const int64_t repeat = config.heads / config.kv_heads;
-      const at::Tensor k =
-          rotate(heads(train::kK, config.kv_heads), cosines, sines).repeat_interleave(repeat, 0);
-      const at::Tensor v = heads(train::kV, config.kv_heads).repeat_interleave(repeat, 0);
-      const double scale = 1 / std::sqrt(static_cast<double>(config.head_dim));
-      const at::Tensor mask = at::ones({tokens, tokens}, at::kBool).tril().logical_not();
-      const at::Tensor scores = (q.matmul(k.transpose(1, 2)) * scale).masked_fill(mask, -INFINITY);
-      const at::Tensor attended =
-          scores.softmax(-1).matmul(v).transpose(0, 1).reshape({tokens, config.q_width()});
-      x = x + linear(layer.linears[train::kO], attended);
-      const at::Tensor m = norm(x, get(layer.mlp_norm));
-      x = x + linear(layer.linears[train::kDown], at::silu(linear(layer.linears[train::kGate], m)) *
-                                                      linear(layer.linears[train::kUp], m));
+    at::Tensor x = at::embedding(get(model_.embedding), ids) * scalar(config.embedding_scale);
+    for (size_t index = 0; index < model_.layers.size(); ++index) {
+      const train::Layer& layer = model_.layers[index];
+      const at::Tensor a = attention(layer, config.layers[index], norm(layer.attention_norm, x));
+      x = x + norm(layer.attention_out_norm, a) * scalar(config.residual_scale);
+      const at::Tensor m = mlps(layer, norm(layer.mlp_norm, x));
+      x = x + norm(layer.mlp_out_norm, m) * scalar(config.residual_scale);
     }
-    return norm(x, get(model_.final_norm)).matmul(get(model_.head).t());
+    const at::Tensor logits = norm(model_.final_norm, x).matmul(get(model_.head).t());
+    return capped(logits * scalar(config.logit_scale), config.logit_cap);
   }
 
   Leaves& leaves() { return leaves_; }
@@ -63,44 +50,128 @@ class Oracle {
     return found != by_data_.end() ? found->second : tensor.to(dtype_);
   }
 
+  static double scalar(float value) { return static_cast<double>(value); }
+
+  static at::Tensor capped(const at::Tensor& x, float cap) {
+    return cap > 0 ? (x / scalar(cap)).tanh() * scalar(cap) : x;
+  }
+
+  at::Tensor attention(const train::Layer& layer,
+                       const train::LayerConfig& shape,
+                       const at::Tensor& x) {
+    const train::ModelConfig& config = model_.config;
+    const int64_t tokens = x.size(0);
+    std::vector<at::Tensor> planes;
+    for (const train::Linear& one : layer.qkv) {
+      const std::vector<at::Tensor> parts = linear(one, x).split_with_sizes(one.parts, 1);
+      planes.insert(planes.end(), parts.begin(), parts.end());
+    }
+    const auto heads = [&](const at::Tensor& plane) {
+      return plane.view({tokens, -1, config.head_dim});
+    };
+    const auto turned = [&](const at::Tensor& plane, const train::Norm& weight) {
+      const bool whole = config.qk_norm == train::QkNorm::kFull;
+      const at::Tensor normed = whole ? heads(norm(weight, plane)) : norm(weight, heads(plane));
+      return rotate(normed.transpose(0, 1), shape);
+    };
+    const int64_t repeat = config.heads / config.kv_heads;
+    const at::Tensor q = turned(planes[0], layer.q_norm);
+    const at::Tensor k = turned(planes[1], layer.k_norm).repeat_interleave(repeat, 0);
+    const at::Tensor v = heads(planes[2]).transpose(0, 1).repeat_interleave(repeat, 0);
+    at::Tensor seen = at::ones({tokens, tokens}, at::kBool).tril();
+    if (shape.window > 0) seen = seen.logical_and(at::ones_like(seen).triu(1 - shape.window));
+    const at::Tensor scores =
+        capped(q.matmul(k.transpose(1, 2)) * scalar(config.attention_scale), config.attention_cap);
+    const at::Tensor attended = scores.masked_fill(seen.logical_not(), -INFINITY)
+                                    .softmax(-1)
+                                    .matmul(v)
+                                    .transpose(0, 1)
+                                    .reshape({tokens, config.q_width()});
+    return linear(layer.o, attended);
+  }
+
+  at::Tensor mlp(const train::Mlp& mlp, const at::Tensor& x, const at::Tensor& rows) {
+    std::vector<at::Tensor> planes;
+    for (const train::Linear& one : mlp.in) {
+      const std::vector<at::Tensor> parts = linear(one, x, rows).split_with_sizes(one.parts, 1);
+      planes.insert(planes.end(), parts.begin(), parts.end());
+    }
+    const at::Tensor gate = model_.config.activation == train::Activation::kSilu
+                                ? at::silu(planes[0])
+                                : at::gelu(planes[0], "tanh");
+    return linear(mlp.down, gate * planes[1], rows);
+  }
+
+  at::Tensor mlps(const train::Layer& layer, const at::Tensor& x) {
+    const at::Tensor all = at::arange(x.size(0));
+    if (!layer.router) return mlp(layer.mlps[0], x, all);
+    at::Tensor probabilities = linear(*layer.router, x).softmax(-1);
+    auto [weight, chosen] = probabilities.topk(model_.config.experts_per_token, -1);
+    if (model_.config.renormalises_experts) weight = weight / weight.sum(-1, true);
+    at::Tensor sum = at::zeros_like(x);
+    for (size_t expert = 0; expert < layer.mlps.size(); ++expert) {
+      const at::Tensor places = chosen.eq(static_cast<int64_t>(expert)).nonzero();
+      if (places.size(0) == 0) continue;
+      const at::Tensor rows = places.select(1, 0);
+      const at::Tensor share = weight.index({rows, places.select(1, 1)}).unsqueeze(1);
+      sum = sum.index_add(0, rows, mlp(layer.mlps[expert], x.index_select(0, rows), rows) * share);
+    }
+    return sum;
+  }
+
   at::Tensor linear(const train::Linear& linear, const at::Tensor& x) {
+    return this->linear(linear, x, at::arange(x.size(0)));
+  }
+
+  // rows: which tokens of the document x holds.
+  at::Tensor linear(const train::Linear& linear, const at::Tensor& x, const at::Tensor& rows) {
     at::Tensor y = x.matmul(get(linear.base.dense).t());
+    if (linear.has_bias) y = y + get(linear.bias);
     if (linear.lora.rank > 0) {
-      y = y + static_cast<double>(linear.lora.scale) *
-                  dropped(linear, x).matmul(get(linear.lora.a).t()).matmul(get(linear.lora.b).t());
+      y = y + scalar(linear.lora.scale) * dropped(linear, x, rows)
+                                              .matmul(get(linear.lora.a).t())
+                                              .matmul(get(linear.lora.b).t());
     }
     return y;
   }
 
-  at::Tensor dropped(const train::Linear& linear, const at::Tensor& x) {
+  at::Tensor dropped(const train::Linear& linear, const at::Tensor& x, const at::Tensor& rows) {
     if (dropout_seed_ == 0 || linear.lora.dropout == 0) {
       return x;
     }
     const at::Tensor mask = at::ones({x.size(0), linear.in}, at::kFloat);
+    std::vector<int64_t> index;
+    for (int64_t row = 0; row < x.size(0); ++row) {
+      index.push_back(token_index_[rows[row].item<int64_t>()]);
+    }
     train::check(graft_dropout_mask_apply(mask.data_ptr<float>(), x.size(0), linear.in,
-                                          token_index_, dropout_seed_, linear.lora.stream,
+                                          index.data(), dropout_seed_, linear.lora.stream,
                                           linear.lora.dropout));
     return x * mask.to(dtype_);
   }
 
-  at::Tensor norm(const at::Tensor& x, const at::Tensor& weight) {
-    const double eps = static_cast<double>(model_.config.rms_norm_eps);
-    return x * (x.pow(2).mean(-1, true) + eps).rsqrt() * weight;
+  // Over the last dimension; x itself where there is no such norm.
+  at::Tensor norm(const train::Norm& norm, const at::Tensor& x) {
+    if (norm.size == 0) return x;
+    const bool plus_one = model_.config.norm == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
+    const at::Tensor factor = plus_one ? 1 + get(norm.weight) : get(norm.weight);
+    return x * (x.pow(2).mean(-1, true) + scalar(model_.config.rms_norm_eps)).rsqrt() * factor;
   }
 
-  std::pair<at::Tensor, at::Tensor> rotation(int64_t tokens) {
-    const at::Tensor frequencies = at::tensor(at::ArrayRef<float>(model_.inv_freq)).to(dtype_);
-    const at::Tensor angles = at::arange(tokens, dtype_).unsqueeze(1) * frequencies.unsqueeze(0);
+  // x [heads, tokens, head_dim], from position 0 on.
+  at::Tensor rotate(const at::Tensor& x, const train::LayerConfig& shape) {
+    if (shape.rope < 0) return x;
+    const train::RopeConfig& rope = model_.config.ropes[static_cast<size_t>(shape.rope)];
+    const std::vector<float> inverse = train::rope_frequencies(rope, x.size(1));
+    const at::Tensor frequencies = at::tensor(at::ArrayRef<float>(inverse)).to(dtype_);
+    const at::Tensor angles = at::arange(x.size(1), dtype_).unsqueeze(1) * frequencies.unsqueeze(0);
     const at::Tensor both = at::cat({angles, angles}, 1);
-    return {both.cos(), both.sin()};
-  }
-
-  static at::Tensor rotate(const at::Tensor& x,
-                           const at::Tensor& cosines,
-                           const at::Tensor& sines) {
-    const int64_t half = x.size(-1) / 2;
-    const at::Tensor turned = at::cat({-x.narrow(-1, half, half), x.narrow(-1, 0, half)}, -1);
-    return x * cosines + turned * sines;
+    const int64_t half = rope.rotary_dim / 2;
+    const at::Tensor turning = x.narrow(-1, 0, rope.rotary_dim);
+    const at::Tensor swapped =
+        at::cat({-turning.narrow(-1, half, half), turning.narrow(-1, 0, half)}, -1);
+    const at::Tensor turned = (turning * both.cos() + swapped * both.sin()) * rope.cos_sin_scale;
+    return at::cat({turned, x.narrow(-1, rope.rotary_dim, x.size(-1) - rope.rotary_dim)}, -1);
   }
 
   const train::Model& model_;
@@ -144,10 +215,77 @@ ReferenceResult reference(const train::Model& model,
     loss.backward();
   }
   for (auto& [name, leaf] : oracle.leaves()) {
-    result.gradients.emplace_back(name, leaf.grad());
+    // An expert that no token chose has none.
+    result.gradients.emplace_back(name, leaf.grad().defined() ? leaf.grad() : at::zeros_like(leaf));
   }
   result.logits = result.logits.detach();
   return result;
+}
+
+namespace {
+
+constexpr TinyFamily kFamilies[] = {
+    {"llama", R"("model_type": "llama", "rms_norm_eps": 1e-5, "attention_bias": true,
+        "mlp_bias": true, "rope_scaling": {"rope_type": "llama3", "factor": 8,
+        "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 16})"},
+    {"mistral", R"("model_type": "mistral", "sliding_window": 5, "head_dim": 16)"},
+    {"qwen2", R"("model_type": "qwen2", "use_sliding_window": true, "sliding_window": 4,
+        "max_window_layers": 1, "tie_word_embeddings": true,
+        "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32})"},
+    {"qwen3", R"("model_type": "qwen3", "head_dim": 16, "attention_bias": true,
+        "rope_scaling": {"type": "dynamic", "factor": 2}, "max_position_embeddings": 8)"},
+    {"gemma", R"("model_type": "gemma", "head_dim": 16)"},
+    {"gemma2", R"("model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 12,
+        "sliding_window": 5, "attn_logit_softcapping": 0.8, "final_logit_softcapping": 1.2)"},
+    {"gemma3", R"("model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 12,
+        "sliding_window": 5, "sliding_window_pattern": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8})"},
+    {"phi3", R"("model_type": "phi3", "sliding_window": 7, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 12, "rope_scaling": {"type": "longrope",
+        "short_factor": [1, 1.1, 1.2], "long_factor": [1.5, 2, 3]})"},
+    {"olmo2", R"("model_type": "olmo2", "attention_bias": true)"},
+    {"granite", R"("model_type": "granite", "embedding_multiplier": 6, "logits_scaling": 3,
+        "residual_multiplier": 0.4, "attention_multiplier": 0.3, "attention_bias": true,
+        "mlp_bias": true, "tie_word_embeddings": true)"},
+    {"smollm3", R"("model_type": "smollm3", "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": true, "sliding_window": 5)"},
+    {"mixtral", R"("model_type": "mixtral", "sliding_window": 9, "num_local_experts": 6,
+        "num_experts_per_tok": 3)"},
+    {"qwen3_moe", R"("model_type": "qwen3_moe", "head_dim": 16, "num_experts": 6,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 20, "mlp_only_layers": [1])"},
+};
+
+}  // namespace
+
+std::span<const TinyFamily> tiny_families() {
+  return kFamilies;
+}
+
+const TinyFamily& tiny_family(std::string_view name) {
+  const auto* found = std::find_if(std::begin(kFamilies), std::end(kFamilies),
+                                   [&](const TinyFamily& one) { return one.name == name; });
+  if (found == std::end(kFamilies)) fail(ExitCode::kBug, "no tiny family " + std::string(name));
+  return *found;
+}
+
+std::string write_family_config(const std::string& directory, const TinyFamily& family) {
+  write_file_atomically(join_path(directory, "config.json"), R"({"hidden_size": 32,
+  "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "vocab_size": 37, "initializer_range": 0.15, )" +
+                                                                 std::string(family.config) + "}");
+  return directory;
+}
+
+std::unique_ptr<train::Model> make_rough_model(const std::string& directory, uint64_t seed) {
+  std::unique_ptr<train::Model> model = train::make_model(directory, seed);
+  for (const train::BaseTensor& tensor : train::base_tensors(*model)) {
+    if (tensor.shape.size() > 1) continue;
+    const Philox random(seed, xxh3_64(tensor.name));
+    for (int64_t i = 0; i < tensor.value->numel(); ++i) {
+      train::f32(*tensor.value)[i] += 0.4F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    }
+  }
+  return model;
 }
 
 std::string write_tiny_config(const std::string& directory, bool tied) {

@@ -1,7 +1,10 @@
 // The oracle of the engine: the same decoder in plain ATen operators, differentiated by autograd.
 #pragma once
 
+#include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -30,8 +33,22 @@ ReferenceResult reference(const train::Model& model,
                           at::ScalarType dtype,
                           uint64_t dropout_seed = 0);
 
-// A small random model with two query heads a key head, and a batch of several documents.
+// A small Llama with two query heads a key head, and a batch of several documents.
 std::string write_tiny_config(const std::string& directory, bool tied);
+
+// A small model of each family, with everything that its table row and its config.json can switch
+// on: the members of a config.json beside the sizes.
+struct TinyFamily {
+  const char* name;
+  const char* config;
+};
+std::span<const TinyFamily> tiny_families();
+const TinyFamily& tiny_family(std::string_view name);
+std::string write_family_config(const std::string& directory, const TinyFamily& family);
+
+// Fresh weights whose norms and biases are not trivial, so that a missing one shows.
+std::unique_ptr<train::Model> make_rough_model(const std::string& directory, uint64_t seed);
+
 train::Batch tiny_batch(int64_t vocab_size, std::vector<int64_t> lengths, uint64_t seed);
 
 }  // namespace graft::test

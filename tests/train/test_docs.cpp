@@ -7,6 +7,7 @@
 #include "core/file.h"
 #include "tests/support/support.h"
 #include "train/job/config.h"
+#include "train/model/families.h"
 
 namespace {
 
@@ -99,4 +100,20 @@ TEST_CASE("docs: the README names only commands that exist", "[docs]") {
     ++commands;
   }
   CHECK(commands >= 10);
+}
+
+TEST_CASE("docs: every row of the family table is in the list of models, with PEFT's targets",
+          "[docs]") {
+  const std::string models = graft::read_file(source_path("docs/models.md"));
+  for (const graft::train::Family& family : graft::train::families()) {
+    CAPTURE(family.model_type);
+    const size_t row = models.find("| `" + std::string(family.model_type) + "` |");
+    REQUIRE(row != std::string::npos);
+    std::string targets(family.peft_targets);
+    for (size_t at = 0; (at = targets.find(' ', at)) != std::string::npos; at += 2) {
+      targets.replace(at, 1, ", ");
+    }
+    const std::string line = models.substr(row, models.find('\n', row) - row);
+    CHECK(line.find("| " + (targets.empty() ? "none" : targets) + " |") != std::string::npos);
+  }
 }

@@ -13,6 +13,7 @@
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace {
 
@@ -109,18 +110,15 @@ TEST_CASE("engine: a base of which only some linears are in 4 bits runs and trai
   const auto mixed = load_model(dir.file("base"), Precision::kNf4);
   const auto dense = load_model(dir.file("base"), Precision::kFull);
   CHECK_FALSE(dense->quantized());
-  mixed->layers[0].linears[kQ].base = dense->layers[0].linears[kQ].base;
+  mixed->layers[0].qkv[0].base = dense->layers[0].qkv[0].base;
   CHECK(mixed->quantized());
   const Batch batch = test::tiny_batch(37, {9, 17}, 3);
   // The same weights, decoded beforehand.
-  for (size_t layer = 0; layer < dense->layers.size(); ++layer) {
-    for (size_t p = 0; p < kProjections; ++p) {
-      const BaseWeight& base = mixed->layers[layer].linears[p].base;
-      if (base.quantized()) {
-        const graft_nf4_weight packed = base.nf4();
-        check(graft_nf4_decode(&packed, f32(dense->layers[layer].linears[p].base.dense), GRAFT_CPU,
-                               nullptr));
-      }
+  const std::vector<Linear*> stored = mixed->linears(), decoded = dense->linears();
+  for (size_t i = 0; i < stored.size(); ++i) {
+    if (stored[i]->base.quantized()) {
+      const graft_nf4_weight packed = stored[i]->base.nf4();
+      check(graft_nf4_decode(&packed, f32(decoded[i]->base.dense), GRAFT_CPU, nullptr));
     }
   }
   CHECK(all_logits(*mixed, batch) == all_logits(*dense, batch));
@@ -305,7 +303,7 @@ TEST_CASE("optimizer: eight steps equal AdamW written in ATen, with decay and cl
     const double scale = norm > 2.0 ? 2.0 / norm : 1.0;
     (norm > 2.0 ? clipped : whole) = true;
     const double lr = 0.01 / static_cast<double>(step);
-    const StepResult result = optimizer.step(settings, lr);
+    const StepResult result = optimizer.step(settings, lr, 1.0);
     CHECK(result.grad_norm == Approx(norm).epsilon(1e-9));
     for (size_t i = 0; i < values.size(); ++i) {
       CAPTURE(step, model->trained[i].name);
@@ -357,9 +355,9 @@ TEST_CASE("optimizer: a gradient that is not finite changes nothing", "[train][o
   optimizer.zero_gradients();
   f32(model->trained[1].grad)[3] = NAN;
   const at::Tensor before = model->trained[0].value.clone();
-  const StepResult result = optimizer.step({}, 0.1);
+  const StepResult result = optimizer.step({}, 0.1, 1.0);
   CHECK(result.skipped);
-  CHECK(result.not_finite == model->trained[1].name);
+  CHECK(result.not_finite == "the gradient of " + model->trained[1].name);
   CHECK(optimizer.step_count() == 0);
   CHECK(at::equal(before, model->trained[0].value));
 }
@@ -372,33 +370,28 @@ TEST_CASE("lora: a target that matches nothing is refused with the nearest name"
       Catch::Contains("did you mean \"q_proj\"?"));
 }
 
-TEST_CASE("model config: what would change the maths is refused by name", "[train][model]") {
-  const test::TempDir dir;
-  const std::string base = R"("hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "vocab_size": 37)";
-  const auto error_of = [&](const std::string& extra) -> std::string {
-    write_file_atomically(dir.file("config.json"), "{" + base + ", " + extra + "}");
-    try {
-      read_model_config(dir.path());
-    } catch (const Error& error) {
-      return error.what();
+TEST_CASE("lora: targets are names of the model's own linears", "[train][lora][families]") {
+  const auto adapted = [](const char* family, const std::string& target) {
+    const test::TempDir dir;
+    const auto model =
+        make_model(test::write_family_config(dir.path(), test::tiny_family(family)), 7);
+    add_lora(*model, {.rank = 2, .alpha = 2, .dropout = 0, .rslora = false, .targets = {target}},
+             1);
+    std::vector<std::string> names;
+    for (const Linear* linear : model->layers[0].linears()) {
+      if (linear->lora.rank > 0) names.push_back(linear->name.substr(15));
     }
-    return "";
+    return names;
   };
-  CHECK(error_of(R"("model_type": "llama")").empty());
-  CHECK(error_of(R"("model_type": "mistral")").find("known: llama") != std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "sliding_window": 8)").find("sliding_window") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "rope_scaling": {"rope_type": "yarn"})").find("yarn") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "attention_bias": true)").find("attention_bias") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 3)").find("multiple") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "rope_parameters": {"rope_theta": 0})")
-            .find("rope_theta must be") != std::string::npos);
-  // Products of unbounded sizes would overflow before any weight is looked at.
-  CHECK(error_of(R"("model_type": "llama", "num_key_value_heads": 268435456)").find("1..4096") !=
-        std::string::npos);
-  CHECK(error_of(R"("model_type": "llama", "head_dim": 7)").find("head_dim") != std::string::npos);
+  using Names = std::vector<std::string>;
+  CHECK(adapted("llama", "peft-default") == Names{"self_attn.q_proj", "self_attn.v_proj"});
+  CHECK(adapted("llama", "all-linear").size() == 7);
+  CHECK(adapted("phi3", "all-linear") ==
+        Names{"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"});
+  CHECK(adapted("mixtral", "w1").size() == 6);
+  CHECK(adapted("mixtral", "gate") == Names{"block_sparse_moe.gate"});
+  CHECK(adapted("mixtral", "all-linear").size() == 4 + 1 + 6 * 3);
+  CHECK_THROWS_WITH(adapted("phi3", "peft-default"), Catch::Contains("PEFT has no default"));
+  CHECK_THROWS_WITH(adapted("phi3", "q_proj"), Catch::Contains("peft-default, qkv_proj, o_proj"));
+  CHECK_THROWS_WITH(adapted("qwen2", "w1"), Catch::Contains("known: all-linear, peft-default"));
 }

@@ -11,6 +11,7 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
+#include "train/model/weights.h"
 
 namespace {
 

@@ -13,6 +13,7 @@
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace {
 
@@ -21,31 +22,35 @@ using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
 enum class Training { kLora, kFull };
 
-// A model whose B is not zero, so that every product of the backward pass matters.
-std::unique_ptr<Model> tiny_model(Training training, bool tied) {
-  const test::TempDir dir;
-  std::unique_ptr<Model> model = make_model(test::write_tiny_config(dir.path(), tied), 7);
-  if (training == Training::kFull) {
-    train_everything(*model);
-    // Norm weights of exactly 1 would hide a missing factor.
-    for (Parameter& parameter : model->trained) {
-      if (parameter.value.dim() == 1) {
-        for (int64_t i = 0; i < parameter.value.numel(); ++i) {
-          f32(parameter.value)[i] = 1.0F + 0.1F * static_cast<float>(i % 5);
-        }
-      }
-    }
-    return model;
-  }
-  add_lora(*model,
-           {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}}, 5);
-  for (Parameter& parameter : model->trained) {
+// Adapters whose B is not zero, so that every product of the backward pass matters.
+void add_rough_lora(Model& model) {
+  add_lora(model, {.rank = 3, .alpha = 7, .dropout = 0, .rslora = false, .targets = {"all-linear"}},
+           5);
+  for (Parameter& parameter : model.trained) {
     const Philox random(11, xxh3_64(parameter.name));
     for (int64_t i = 0; i < parameter.value.numel(); ++i) {
       f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
     }
   }
+}
+
+std::unique_ptr<Model> with(std::unique_ptr<Model> model, Training training) {
+  if (training == Training::kFull) {
+    train_everything(*model);
+  } else {
+    add_rough_lora(*model);
+  }
   return model;
+}
+
+std::unique_ptr<Model> tiny_model(Training training, bool tied) {
+  const test::TempDir dir;
+  return with(test::make_rough_model(test::write_tiny_config(dir.path(), tied), 7), training);
+}
+
+std::unique_ptr<Model> family_model(const test::TinyFamily& family, Training training) {
+  const test::TempDir dir;
+  return with(test::make_rough_model(test::write_family_config(dir.path(), family), 7), training);
 }
 
 double run_backward(Decoder& decoder, const Batch& batch, double scale, uint64_t dropout_seed = 0) {
@@ -61,10 +66,13 @@ void zero(Model& model) {
   }
 }
 
+// |a - b| / |b|; where b is zero, a must be.
 double relative_difference(const at::Tensor& got, const at::Tensor& expected) {
   const at::Tensor a = got.to(at::kDouble);
   const at::Tensor b = expected.to(at::kDouble);
-  return ((a - b).norm() / b.norm()).item<double>();
+  const auto size = b.norm().item<double>();
+  const auto distance = (a - b).norm().item<double>();
+  return size > 0 ? distance / size : distance;
 }
 
 }  // namespace
@@ -85,6 +93,55 @@ TEST_CASE("gradients: every trained tensor equals autograd within 1e-5", "[train
     CAPTURE(model->trained[i].name);
     CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
   }
+}
+
+TEST_CASE("gradients: of every family, every trained tensor equals autograd within 1e-5",
+          "[train][gradients][families][slow]") {
+  // The documents are longer than the windows, and some than the lengths at which rotations change.
+  const Batch batch = test::tiny_batch(37, {9, 1, 17, 2, 13}, 3);
+  const double scale = 1 / batch.weight_sum;
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    for (const Training training : {Training::kLora, Training::kFull}) {
+      CAPTURE(family.name, training == Training::kFull);
+      const auto model = family_model(family, training);
+      Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+      zero(*model);
+      const double loss = run_backward(decoder, batch, scale);
+      const auto expected = test::reference(*model, batch, scale, at::kFloat);
+      CHECK(loss == Approx(expected.loss).epsilon(1e-6));
+      REQUIRE(expected.gradients.size() == model->trained.size());
+      for (size_t i = 0; i < model->trained.size(); ++i) {
+        CAPTURE(model->trained[i].name);
+        CHECK(relative_difference(model->trained[i].grad, expected.gradients[i].second) <= 1e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients: of experts that no token chose are exactly zero", "[train][gradients][moe]") {
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const auto model = family_model(test::tiny_family("mixtral"), training);
+  // Two tokens with three choices of six experts.
+  Batch batch;
+  batch.clear();
+  const float weights[2] = {0.0F, 1.0F};
+  const int32_t ids[2] = {5, 9};
+  const uint8_t loss[2] = {0, 1};
+  batch.add(ids, loss, weights, 0);
+  Decoder decoder(*model, 2, Keep::kForBackward);
+  zero(*model);
+  run_backward(decoder, batch, 1);
+  const auto expected = test::reference(*model, batch, 1, at::kFloat);
+  int64_t unused = 0;
+  for (size_t i = 0; i < model->trained.size(); ++i) {
+    const Parameter& parameter = model->trained[i];
+    if (parameter.name.find(".experts.") == std::string::npos) continue;
+    CAPTURE(parameter.name);
+    const bool is_zero = expected.gradients[i].second.abs().max().item<float>() == 0;
+    CHECK((parameter.grad.abs().max().item<float>() == 0) == is_zero);
+    unused += is_zero ? 1 : 0;
+  }
+  CHECK(unused > 0);
 }
 
 TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",
@@ -124,11 +181,7 @@ TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",
 TEST_CASE("gradients: with dropout they equal autograd's under the same masks",
           "[train][gradients]") {
   const auto model = tiny_model(Training::kLora, true);
-  for (Layer& layer : model->layers) {
-    for (Linear& linear : layer.linears) {
-      linear.lora.dropout = 0.4F;
-    }
-  }
+  for (Linear* const linear : model->linears()) linear->lora.dropout = 0.4F;
   // Two micro-batches of one step: the second one's tokens have indices of their own.
   const Batch first = test::tiny_batch(37, {9, 1, 17}, 3);
   Batch second = test::tiny_batch(37, {12, 5}, 4);

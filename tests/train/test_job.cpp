@@ -13,6 +13,8 @@
 #include "core/json.h"
 #include "core/safetensors.h"
 #include "tests/support/support.h"
+#include "tests/train/reference.h"
+#include "train/model/weights.h"
 
 namespace {
 
@@ -367,4 +369,73 @@ TEST_CASE("generate: stories260K's greedy text equals Hugging Face's", "[train][
   // The golden text may be shorter or end in white space; all of it must be there.
   const std::string wanted = expected.substr(0, expected.find_last_not_of(" \n") + 1);
   CHECK(got.substr(0, wanted.size()) == wanted);
+}
+
+TEST_CASE("train: every kind of block is trained, evaluated, merged and generated from",
+          "[train][job][families][slow]") {
+  const char* name = GENERATE("phi3", "gemma3", "mixtral", "olmo2");
+  const Fixture fixture;
+  const std::string quickstart = source_path("examples/quickstart/base");
+  const std::string base = fixture.out("base");
+  // The family's blocks under the quickstart's tokenizer.
+  graft::Json config = graft::read_json_file(
+      graft::test::write_family_config(fixture.dir().path(), graft::test::tiny_family(name)) +
+      "/config.json");
+  config.set("vocab_size", graft::read_json_file(quickstart + "/config.json").at("vocab_size"));
+  config.set("max_position_embeddings", 256);
+  graft::make_directories(base);
+  for (const std::string& file : graft::list_directory(quickstart)) {
+    if (file.rfind("tokenizer", 0) == 0) {
+      graft::write_file_atomically(base + "/" + file, graft::read_file(quickstart + "/" + file));
+    }
+  }
+  graft::write_file_atomically(base + "/config.json", graft::dump_json(config));
+  graft::train::save_model(*graft::test::make_rough_model(base, 7), base, base);
+
+  const std::string data = fixture.out("train.jsonl");
+  const auto loss_of = [&](std::vector<std::string> options) {
+    std::vector<std::string> words = {"graft", "eval", "--data", data, "--json"};
+    words.insert(words.end(), options.begin(), options.end());
+    const RunResult result = run(words);
+    INFO(result.err);
+    REQUIRE(result.exit_code == 0);
+    return graft::parse_json(result.out, "eval").at("loss").as_double();
+  };
+  const RunResult trained = fixture.train("run", {"base_model=" + base, "max_steps=8"});
+  INFO(trained.err);
+  REQUIRE(trained.exit_code == 0);
+  CHECK(trained.err.find("adapter reloaded: logits equal") != std::string::npos);
+  const std::string adapter = fixture.out("run") + "/adapter";
+  const double adapted = loss_of({"--model", base, "--adapter", adapter, "--load-in-4bit"});
+  CHECK(adapted < 0.95 * loss_of({"--model", base, "--load-in-4bit"}));
+  // Merged onto the weights that it was trained on: the same sums in another order.
+  const RunResult merged = run({"graft", "adapter", "merge", "--model", base, "--adapter", adapter,
+                                "--out", fixture.out("merged")});
+  INFO(merged.err);
+  REQUIRE(merged.exit_code == 0);
+  CHECK(loss_of({"--model", fixture.out("merged")}) == Approx(adapted).epsilon(1e-5));
+  const auto text_of = [&](const std::string& model, const std::vector<std::string>& options) {
+    std::vector<std::string> words = {"graft",
+                                      "generate",
+                                      "--model",
+                                      model,
+                                      "--prompt",
+                                      "good morning, how can i clean",
+                                      "--max-new-tokens",
+                                      "24",
+                                      "--json"};
+    words.insert(words.end(), options.begin(), options.end());
+    const RunResult result = run(words);
+    INFO(result.err);
+    REQUIRE(result.exit_code == 0);
+    return graft::parse_json(result.out, "generate").at("ids");
+  };
+  CHECK(text_of(base, {"--adapter", adapter, "--load-in-4bit"}) ==
+        text_of(fixture.out("merged"), {}));
+  // Every tensor, in place of adapters.
+  const RunResult full = fixture.train(
+      "full", {"base_model=" + base, "adapter=none", "max_steps=4", "learning_rate=0.002"});
+  INFO(full.err);
+  REQUIRE(full.exit_code == 0);
+  CHECK(loss_of({"--model", fixture.out("full") + "/model"}) < loss_of({"--model", base}));
 }

@@ -6,6 +6,7 @@ void Batch::clear() {
   ids.clear();
   positions.clear();
   cu_seqlens.assign(1, 0);
+  text_length.clear();
   token_index.clear();
   predicting.clear();
   labels.clear();
@@ -19,6 +20,7 @@ void Batch::set_single(int32_t id, int32_t position) {
   positions.push_back(position);
   token_index.push_back(position);
   cu_seqlens.push_back(1);
+  text_length.push_back(int64_t{position} + 1);
 }
 
 void Batch::add(std::span<const int32_t> tokens,
@@ -42,6 +44,7 @@ void Batch::add(std::span<const int32_t> tokens,
     }
   }
   cu_seqlens.push_back(static_cast<int32_t>(ids.size()));
+  text_length.push_back(static_cast<int64_t>(tokens.size()));
 }
 
 void fill_batch(const data::TokenStore& store,

@@ -16,6 +16,8 @@ struct Batch {
   std::vector<int32_t> ids;          // [tokens]
   std::vector<int32_t> positions;    // [tokens] place in the document
   std::vector<int32_t> cu_seqlens;   // [documents + 1]
+  std::vector<int64_t> text_length;  // [documents] of the whole text: more than the document's own
+                                     // tokens when those before are in a cache
   std::vector<int64_t> token_index;  // [tokens] index in the whole step, whatever the micro-batch
   std::vector<int32_t> predicting;   // [supervised] token places whose next token is trained on
   std::vector<int32_t> labels;       // [supervised] that next token
@@ -26,7 +28,7 @@ struct Batch {
   int64_t documents() const { return static_cast<int64_t>(cu_seqlens.size()) - 1; }
   int64_t supervised() const { return static_cast<int64_t>(labels.size()); }
   void clear();
-  // One token at a position, for generation.
+  // The token at a position of a text whose tokens before it are in a cache, for generation.
   void set_single(int32_t id, int32_t position);
   // Appends one document; `first_index` is the token_index of its first token.
   void add(std::span<const int32_t> tokens,

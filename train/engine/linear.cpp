@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/bias.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "train/engine/tensor.h"
@@ -41,28 +42,43 @@ const float* low_rank_input(const Linear& linear,
   return workspace.dropped;
 }
 
+// Calls body(part, first row of W, rows) for each part.
+template <typename Body>
+void for_parts(const Linear& linear, const Body& body) {
+  int64_t row = 0;
+  for (size_t part = 0; part < linear.parts.size(); ++part) {
+    body(part, row, linear.parts[part]);
+    row += linear.parts[part];
+  }
+}
+
 }  // namespace
 
 void linear_forward(const Linear& linear,
                     const LinearWorkspace& workspace,
                     const float* x,
                     int64_t tokens,
-                    float* y,
-                    int64_t ldy,
+                    std::span<float* const> y,
                     float* u) {
   const int64_t in = linear.in;
-  const int64_t out = linear.out;
-  const float* weight = dense_weight(linear.base, workspace.weight);
-  check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, out, in, 1, x, in, weight, in, 0, y, ldy));
   const int64_t rank = linear.lora.rank;
-  if (rank == 0) {
-    return;
+  const float* weight = dense_weight(linear.base, workspace.weight);
+  if (rank > 0) {
+    const float* x_low = low_rank_input(linear, workspace, x, tokens);
+    check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, in, f32(linear.lora.a), in,
+                         0, u, rank));
   }
-  const float* x_low = low_rank_input(linear, workspace, x, tokens);
-  check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, in, f32(linear.lora.a), in, 0,
-                       u, rank));
-  check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, out, rank, linear.lora.scale, u, rank,
-                       f32(linear.lora.b), rank, 1, y, ldy));
+  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rows, in, 1, x, in, weight + row * in, in, 0,
+                         y[part], rows));
+    if (linear.has_bias) {
+      check(graft_bias_add(y[part], f32(linear.bias) + row, tokens, rows));
+    }
+    if (rank > 0) {
+      check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u, rank,
+                           f32(linear.lora.b) + row * rank, rank, 1, y[part], rows));
+    }
+  });
 }
 
 void linear_backward(const Linear& linear,
@@ -70,38 +86,46 @@ void linear_backward(const Linear& linear,
                      const float* x,
                      const float* u,
                      int64_t tokens,
-                     const float* dy,
-                     int64_t ld_dy,
+                     std::span<const float* const> dy,
                      float* dx,
                      InputGrad input_grad) {
   const int64_t in = linear.in;
-  const int64_t out = linear.out;
   const int64_t rank = linear.lora.rank;
-  if (linear.base_grad.defined()) {
-    check(graft_gemm_f32(GRAFT_T, GRAFT_N, out, in, tokens, 1, dy, ld_dy, x, in, 1,
-                         f32(linear.base_grad), in));
-  }
-  if (input_grad != InputGrad::kSkip) {
-    const float* weight = dense_weight(linear.base, workspace.weight);
-    const float beta = input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
-    check(
-        graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, out, 1, dy, ld_dy, weight, in, beta, dx, in));
-  }
+  const bool needs_dx = input_grad != InputGrad::kSkip;
+  const float* weight = needs_dx ? dense_weight(linear.base, workspace.weight) : nullptr;
+  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    if (linear.base_grad.defined()) {
+      check(graft_gemm_f32(GRAFT_T, GRAFT_N, rows, in, tokens, 1, dy[part], rows, x, in, 1,
+                           f32(linear.base_grad) + row * in, in));
+    }
+    if (linear.bias_grad.defined()) {
+      check(graft_bias_backward(dy[part], tokens, rows, f32(linear.bias_grad) + row));
+    }
+    if (needs_dx) {
+      const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
+      check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rows, 1, dy[part], rows, weight + row * in,
+                           in, beta, dx, in));
+    }
+  });
   if (rank == 0) {
     return;
   }
   const float scale = linear.lora.scale;
   float* du = workspace.low_rank;
-  check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, rank, out, scale, dy, ld_dy, f32(linear.lora.b),
-                       rank, 0, du, rank));
-  if (linear.lora.grad_b.defined()) {
-    check(graft_gemm_f32(GRAFT_T, GRAFT_N, out, rank, tokens, scale, dy, ld_dy, u, rank, 1,
-                         f32(linear.lora.grad_b), rank));
+  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, rank, rows, scale, dy[part], rows,
+                         f32(linear.lora.b) + row * rank, rank, part > 0 ? 1.0F : 0.0F, du, rank));
+    if (linear.lora.grad_b.defined()) {
+      check(graft_gemm_f32(GRAFT_T, GRAFT_N, rows, rank, tokens, scale, dy[part], rows, u, rank, 1,
+                           f32(linear.lora.grad_b) + row * rank, rank));
+    }
+  });
+  if (linear.lora.grad_a.defined()) {
     const float* x_low = low_rank_input(linear, workspace, x, tokens);
     check(graft_gemm_f32(GRAFT_T, GRAFT_N, rank, in, tokens, 1, du, rank, x_low, in, 1,
                          f32(linear.lora.grad_a), in));
   }
-  if (input_grad == InputGrad::kSkip) {
+  if (!needs_dx) {
     return;
   }
   if (!drops(linear.lora, workspace)) {

@@ -1,12 +1,16 @@
-// A linear layer's forward and backward pass: frozen or trained base, optional A/B pair.
+// A linear layer's forward and backward pass: frozen or trained base, optional bias and A/B pair.
 //
-// With u = drop(x) A^T:      y  = x W^T + s u B^T
+// With u = drop(x) A^T:      y  = x W^T + bias + s u B^T
 // and, given dy, du = s dy B: dB = s dy^T u    dA = du^T drop(x)    dx = dy W + drop'(du A)
-// (LoRA, arXiv 2106.09685, section 4.1). dW = dy^T x in full-parameter training only: a frozen base
-// costs 4 flops a weight and token, not 6.
+// (LoRA, arXiv 2106.09685, section 4.1). dW = dy^T x and dbias = sum dy in full-parameter training
+// only: a frozen base costs 4 flops a weight and token, not 6.
+//
+// y and dy are one array for each part of the linear (Linear::parts), so that the parts of a fused
+// weight lie as those of separate ones do.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "train/model/model.h"
 
@@ -17,29 +21,27 @@ struct LinearWorkspace {
   float* weight = nullptr;               // [max out * in], for a 4-bit base
   float* low_rank = nullptr;             // [tokens, max rank]: du
   float* dropped = nullptr;              // [tokens, max in]: drop(x), then du A; only with dropout
-  const int64_t* token_index = nullptr;  // [tokens] index of each token in the whole step
+  const int64_t* token_index = nullptr;  // [tokens] index of each row's token in the whole step
   uint64_t dropout_seed = 0;             // of this step; 0 = dropout off (evaluation)
 };
 
-// x [tokens, in] -> y [tokens, out] with row stride ldy; u [tokens, rank] is kept for the backward.
+// x [tokens, in] -> y[p] [tokens, parts[p]]; u [tokens, rank] is kept for the backward.
 void linear_forward(const Linear& linear,
                     const LinearWorkspace& workspace,
                     const float* x,
                     int64_t tokens,
-                    float* y,
-                    int64_t ldy,
+                    std::span<float* const> y,
                     float* u);
 
 enum class InputGrad { kSkip, kOverwrite, kAdd };
 
-// dy [tokens, out] with row stride ld_dy. Adds to the linear's gradients; dx [tokens, in].
+// dy[p] [tokens, parts[p]]. Adds to the linear's gradients; dx [tokens, in].
 void linear_backward(const Linear& linear,
                      const LinearWorkspace& workspace,
                      const float* x,
                      const float* u,
                      int64_t tokens,
-                     const float* dy,
-                     int64_t ld_dy,
+                     std::span<const float* const> dy,
                      float* dx,
                      InputGrad input_grad);
 

@@ -39,8 +39,13 @@ void AdamW::zero_gradients() {
   }
 }
 
-StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate) {
+StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, double loss) {
   StepResult result;
+  if (!std::isfinite(loss)) {
+    result.skipped = true;
+    result.not_finite = "the loss";
+    return result;
+  }
   double sum = 0;
   for (const Parameter& parameter : parameters_) {
     double squares = 0;
@@ -48,7 +53,7 @@ StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate) 
     if (!std::isfinite(squares)) {
       // The sum of squares in double of finite float32 values cannot overflow.
       result.skipped = true;
-      result.not_finite = parameter.name;
+      result.not_finite = "the gradient of " + parameter.name;
       return result;
     }
     sum += squares;

@@ -30,8 +30,8 @@ double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t
 
 struct StepResult {
   double grad_norm = 0;    // before clipping
-  bool skipped = false;    // a gradient was not finite: nothing was changed
-  std::string not_finite;  // the first such tensor
+  bool skipped = false;    // the loss or a gradient was not finite: nothing was changed
+  std::string not_finite;  // "the loss", or "the gradient of NAME", the first such tensor
 };
 
 class AdamW {
@@ -39,8 +39,9 @@ class AdamW {
   explicit AdamW(std::vector<Parameter>& parameters);
 
   void zero_gradients();
-  // One update of all parameters with step counter + 1. Deterministic for any thread count.
-  StepResult step(const OptimizerSettings& settings, double learning_rate);
+  // One update of all parameters with step counter + 1. Deterministic for any thread count. `loss`
+  // is the step's: it may be infinite where no gradient is.
+  StepResult step(const OptimizerSettings& settings, double learning_rate, double loss);
 
   int64_t step_count() const { return step_count_; }
   void set_step_count(int64_t count) { step_count_ = count; }

@@ -25,6 +25,8 @@ int run_train(const Args& args) {
 constexpr Option kModel = {"--model", "DIR", "", "Hugging Face directory of the base (required)"};
 constexpr Option kAdapter = {"--adapter", "DIR", "", "PEFT directory of a LoRA adapter"};
 constexpr Option k4Bit = {"--load-in-4bit", "", "", "quantize the linears to NF4 while loading"};
+constexpr Option kNoCache = {"--no-quantized-cache", "", "",
+                             "neither use nor keep 4-bit weights in $XDG_CACHE_HOME/graft"};
 constexpr Option kThreads = {"--threads", "N", "0", "CPU threads; 0 = every processor"};
 constexpr Option kMaxNew = {"--max-new-tokens", "N", "128", "longest answer, in tokens"};
 
@@ -50,6 +52,7 @@ std::vector<Command> train_commands() {
        {kModel,
         kAdapter,
         k4Bit,
+        kNoCache,
         {"--data", "FILE", "", "records, JSONL or JSON (required)"},
         {"--generate", "", "", "answer every record greedily and compare with its last turn"},
         kMaxNew,
@@ -67,6 +70,7 @@ std::vector<Command> train_commands() {
        {kModel,
         kAdapter,
         k4Bit,
+        kNoCache,
         {"--ids", "FILE", "", "safetensors file with input_ids (required)"},
         {"--out", "FILE", "", "safetensors file to write (required)"},
         kThreads},
@@ -80,6 +84,7 @@ std::vector<Command> train_commands() {
        {kModel,
         kAdapter,
         k4Bit,
+        kNoCache,
         {"--prompt", "TEXT", "", "continue this text"},
         {"--chat", "FILE", "", "answer a JSON list of messages through the chat template"},
         kMaxNew,

@@ -16,10 +16,16 @@ constexpr ConfigKey kKeys[] = {
      "random starts from fresh weights and needs only config.json and the tokenizer"},
     {"adapter", "qlora | lora | none", "qlora",
      "qlora: A/B on a base in NF4; lora: A/B on the base as it is; none: train every tensor"},
+    {"quantized_cache", "true | false", "true",
+     "keep the 4-bit weights of large bases in $XDG_CACHE_HOME/graft (~/.cache/graft) for the next "
+     "start"},
     {"lora_r", "1..512", "16", "rank of A and B"},
     {"lora_alpha", "number", "32", "the adapter is scaled by lora_alpha / lora_r"},
     {"lora_dropout", "0..0.9", "0", "dropout of the adapter's input"},
-    {"lora_target_modules", "list", "all-linear", "names of linears, such as [q_proj, v_proj]"},
+    {"lora_target_modules", "list", "all-linear",
+     "names of linears, such as [q_proj, v_proj]; all-linear: every one but the head; "
+     "peft-default: "
+     "those that PEFT takes for this architecture"},
     {"use_rslora", "true | false", "false", "scale by lora_alpha / sqrt(lora_r)"},
     {"datasets", "list", "", "training records: files, or entries with the keys below"},
     {"test_datasets", "list", "[]", "held-out records: evaluated, never trained on"},
@@ -293,6 +299,7 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
   config.base_model = reader.need_string("base_model", "add `base_model: DIRECTORY` to the config");
   config.random_weights = choose(reader, "base_weights", "pretrained", kWeights) == 1;
   config.method = static_cast<Method>(choose(reader, "adapter", "qlora", kMethods));
+  config.quantized_cache = reader.get_bool("quantized_cache", true);
   read_lora(reader, config.lora);
   config.datasets = read_datasets(reader, "datasets", path);
   config.test_datasets = read_datasets(reader, "test_datasets", path);
@@ -330,6 +337,7 @@ Json config_to_json(const TrainConfig& config) {
       {"base_model", config.base_model},
       {"base_weights", kWeights[config.random_weights ? 1 : 0]},
       {"adapter", kMethods[static_cast<size_t>(config.method)]},
+      {"quantized_cache", config.quantized_cache},
       {"lora_r", config.lora.rank},
       {"lora_alpha", config.lora.alpha},
       {"lora_dropout", config.lora.dropout},
@@ -374,9 +382,9 @@ Json config_to_json(const TrainConfig& config) {
 }
 
 bool decides_result(std::string_view key) {
-  constexpr std::string_view kIrrelevant[] = {"output_dir",    "save_steps", "save_total_limit",
-                                              "logging_steps", "threads",    "test_datasets",
-                                              "eval_steps",    "base_model", "datasets"};
+  constexpr std::string_view kIrrelevant[] = {
+      "output_dir",    "save_steps", "save_total_limit", "logging_steps", "threads",
+      "test_datasets", "eval_steps", "base_model",       "datasets",      "quantized_cache"};
   return std::find(std::begin(kIrrelevant), std::end(kIrrelevant), key) == std::end(kIrrelevant);
 }
 

@@ -33,6 +33,7 @@ struct TrainConfig {
   std::string base_model;
   bool random_weights = false;  // base_weights: random - config.json and tokenizer only
   Method method = Method::kQlora;
+  bool quantized_cache = true;
   LoraSettings lora;
   std::vector<Dataset> datasets;
   std::vector<Dataset> test_datasets;  // repeat, weight and budget are 0

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
+#include "train/model/weights.h"
 
 namespace graft::train {
 namespace {
@@ -49,11 +50,7 @@ void check_reload(Model& model,
                   const data::TokenStore& store,
                   const std::string& directory) {
   const uint64_t trained = digest_logits(model, decoder, store);
-  for (Layer& layer : model.layers) {
-    for (Linear& linear : layer.linears) {
-      linear.lora.rank = 0;
-    }
-  }
+  for (Linear* const linear : model.linears()) linear->lora.rank = 0;
   load_adapter(model, directory);
   if (digest_logits(model, decoder, store) != trained) {
     fail(ExitCode::kBug, "the adapter read back from its files gives other logits", directory,

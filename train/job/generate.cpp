@@ -62,6 +62,20 @@ Generator::Generator(Model& model, int64_t max_positions)
       cache_(model.config, decoder_.max_tokens()),
       logits_(static_cast<size_t>(model.config.vocab_size)) {}
 
+const float* Generator::forward_text(const std::vector<int32_t>& text) {
+  const auto length = static_cast<int64_t>(text.size());
+  if (cache_.serves(model_.config, length)) {
+    batch_.set_single(text.back(), static_cast<int32_t>(cache_.positions()));
+    return decoder_.forward(batch_, 0, &cache_);
+  }
+  const std::vector<uint8_t> no_loss(text.size(), 0);
+  const float weights[1] = {0.0F};
+  cache_.clear();
+  batch_.clear();
+  batch_.add(text, no_loss, weights, 0);
+  return decoder_.forward(batch_, 0, &cache_) + (length - 1) * model_.config.hidden_size;
+}
+
 Generated Generator::generate(std::span<const int32_t> prompt,
                               const GenerateOptions& options,
                               const std::function<void(int32_t)>& on_token) {
@@ -73,16 +87,11 @@ Generated Generator::generate(std::span<const int32_t> prompt,
          "", "shorten the prompt");
   }
   const Philox random(options.seed, xxh3_64("generate"));
-  const std::vector<uint8_t> no_loss(prompt.size(), 0);
-  const float weights[1] = {0.0F};
   Generated result;
+  std::vector<int32_t> text(prompt.begin(), prompt.end());
   cache_.clear();
-  batch_.clear();
-  batch_.add(prompt, no_loss, weights, 0);
   auto start = Clock::now();
-  const int64_t hidden = model_.config.hidden_size;
-  const float* residual = decoder_.forward(batch_, 0, &cache_);
-  residual += (batch_.tokens() - 1) * hidden;
+  const float* residual = forward_text(text);
   const int64_t limit = std::min(options.max_new_tokens, room);
   while (static_cast<int64_t>(result.ids.size()) < limit) {
     decoder_.head_logits(residual, 1, logits_.data());
@@ -109,8 +118,8 @@ Generated Generator::generate(std::span<const int32_t> prompt,
     if (static_cast<int64_t>(result.ids.size()) == limit) {
       break;
     }
-    batch_.set_single(id, static_cast<int32_t>(cache_.positions()));
-    residual = decoder_.forward(batch_, 0, &cache_);
+    text.push_back(id);
+    residual = forward_text(text);
   }
   const auto further = static_cast<double>(std::max<size_t>(result.ids.size(), 2) - 1);
   result.per_token_s = seconds_since(start) / further;

@@ -44,6 +44,10 @@ class Generator {
                      const std::function<void(int32_t)>& on_token = {});
 
  private:
+  // The last row of the residual stream of `text`, whose tokens but the last one the cache holds;
+  // with an empty cache, or one whose keys turn otherwise for a text of this length, of all of it.
+  const float* forward_text(const std::vector<int32_t>& text);
+
   Model& model_;
   Decoder decoder_;
   KvCache cache_;

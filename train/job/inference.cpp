@@ -22,6 +22,7 @@
 #include "train/job/evaluate.h"
 #include "train/job/generate.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace graft::train {
 namespace {
@@ -35,7 +36,8 @@ std::unique_ptr<Model> load(const Args& args) {
     omp_set_num_threads(static_cast<int>(threads));
   }
   std::unique_ptr<Model> model = load_model(
-      args.need("--model"), args.flag("--load-in-4bit") ? Precision::kNf4 : Precision::kFull);
+      args.need("--model"), args.flag("--load-in-4bit") ? Precision::kNf4 : Precision::kFull,
+      args.flag("--no-quantized-cache") ? QuantizedCache{} : QuantizedCache::in_home());
   if (args.has("--adapter")) {
     load_adapter(*model, args.text("--adapter"));
   }

@@ -23,6 +23,7 @@
 #include "train/job/evaluate.h"
 #include "train/job/export.h"
 #include "train/job/report.h"
+#include "train/model/weights.h"
 
 namespace graft::train {
 namespace {
@@ -195,7 +196,8 @@ void Training::prepare_model() {
   const bool quantizes = config_.method == Method::kQlora;
   model_ = config_.random_weights
                ? make_model(config_.base_model, config_.seed)
-               : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull);
+               : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull,
+                            config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{});
   if (config_.method == Method::kFull) {
     train_everything(*model_);
   } else {
@@ -279,7 +281,7 @@ void Training::print_plan() {
   const auto share = 100.0 * static_cast<double>(supervised) /
                      static_cast<double>(std::max<int64_t>(store.token_count(), 1));
   std::fprintf(stderr, "model   %s parameters, base %s in memory%s, %s trained\n",
-               format_count(model_->config.parameter_count()).c_str(),
+               format_count(model_->parameter_count()).c_str(),
                format_bytes(model_->base_bytes()).c_str(),
                model_->quantized() ? " (linears in NF4)" : "",
                format_count(model_->trained_count()).c_str());
@@ -375,18 +377,19 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
     supervised += head.supervised;
   }
   const double rate = learning_rate_at(schedule_, step, total_steps_);
-  const StepResult result = optimizer_->step(schedule_, rate);
   const double loss = loss_sum * scale;
+  const StepResult result = optimizer_->step(schedule_, rate, loss);
   progressed.trained_tokens += supervised;
   if (result.skipped) {
     ++progressed.skipped;
-    std::fprintf(
-        stderr, "warning: step %lld skipped: the gradient of %s is not finite (rows: %s)\n",
-        static_cast<long long>(step + 1), result.not_finite.c_str(), batch_sources(step).c_str());
+    std::fprintf(stderr, "warning: step %lld skipped: %s is not finite (rows: %s)\n",
+                 static_cast<long long>(step + 1), result.not_finite.c_str(),
+                 batch_sources(step).c_str());
     if (progressed.skipped > config_.max_skipped_steps) {
-      fail(ExitCode::kNumeric,
-           std::to_string(progressed.skipped) + " steps had gradients that are not finite",
-           result.not_finite, "lower learning_rate, or look at the rows named above");
+      fail(
+          ExitCode::kNumeric,
+          std::to_string(progressed.skipped) + " steps had losses or gradients that are not finite",
+          result.not_finite, "lower learning_rate, or look at the rows named above");
     }
   }
   metrics = Json::object({{"step", step + 1},

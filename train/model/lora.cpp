@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <set>
 
+#include "adapters/fit.h"
 #include "adapters/peft.h"
 #include "core/error.h"
 #include "core/hash.h"
@@ -13,33 +15,66 @@
 namespace graft::train {
 namespace {
 
-// "q_proj" of "self_attn.q_proj".
-std::string_view short_name(Projection projection) {
-  const std::string_view name = projection_name(projection);
-  return name.substr(name.find('.') + 1);
+// A linear's path in the model that transformers makes of the checkpoint, which is PEFT's name for
+// it.
+std::string module_path(const Model& model, const Linear& linear) {
+  constexpr std::string_view kModel = "model.";
+  return model.config.nested ? "model.language_model." + linear.name.substr(kModel.size())
+                             : linear.name;
 }
 
-bool is_target(const LoraSettings& settings, Projection projection) {
-  return std::any_of(settings.targets.begin(), settings.targets.end(), [&](const auto& target) {
-    return target == "all-linear" || target == short_name(projection);
-  });
+// "q_proj" of "model.layers.0.self_attn.q_proj".
+std::string_view short_name(const Linear& linear) {
+  return std::string_view(linear.name).substr(linear.name.rfind('.') + 1);
 }
 
-void check_targets(const LoraSettings& settings) {
-  std::vector<std::string_view> known = {"all-linear"};
-  for (int p = 0; p < kProjections; ++p) {
-    known.push_back(short_name(static_cast<Projection>(p)));
+std::vector<std::string_view> short_names(const Model& model) {
+  std::vector<std::string_view> names;
+  for (const Linear* linear : model.linears()) {
+    if (std::find(names.begin(), names.end(), short_name(*linear)) == names.end()) {
+      names.push_back(short_name(*linear));
+    }
   }
+  return names;
+}
+
+constexpr std::string_view kAll = "all-linear";
+constexpr std::string_view kPeftDefault = "peft-default";
+
+// The short names that the settings target.
+std::set<std::string_view> targeted_names(const Model& model, const LoraSettings& settings) {
+  const std::vector<std::string_view> known = short_names(model);
+  std::set<std::string_view> names;
   for (const std::string& target : settings.targets) {
-    if (std::find(known.begin(), known.end(), target) == known.end()) {
-      fail(ExitCode::kUsage, unknown_name("linear", target, known), "lora_target_modules",
+    if (target == kAll) {
+      names.insert(known.begin(), known.end());
+    } else if (target == kPeftDefault) {
+      std::string_view rest = model.config.family->peft_targets;
+      if (rest.empty()) {
+        fail(ExitCode::kUsage,
+             "PEFT has no default targets for " + std::string(model.config.family->model_type),
+             "lora_target_modules", "name linears of the model, or all-linear");
+      }
+      while (!rest.empty()) {
+        const size_t end = std::min(rest.find(' '), rest.size());
+        names.insert(rest.substr(0, end));
+        rest.remove_prefix(std::min(end + 1, rest.size()));
+      }
+    } else if (const auto found = std::find(known.begin(), known.end(), target);
+               found != known.end()) {
+      names.insert(*found);
+    } else {
+      std::vector<std::string_view> all = {kAll, kPeftDefault};
+      all.insert(all.end(), known.begin(), known.end());
+      fail(ExitCode::kUsage, unknown_name("linear", target, all), "lora_target_modules",
            "name linears of the model, or all-linear");
     }
   }
-  if (settings.targets.empty()) {
+  if (names.empty()) {
     fail(ExitCode::kUsage, "no linear is targeted", "lora_target_modules",
          "set it to all-linear or a list of names");
   }
+  return names;
 }
 
 }  // namespace
@@ -50,60 +85,42 @@ float lora_scale(const LoraSettings& settings) {
 }
 
 void add_lora(Model& model, const LoraSettings& settings, uint64_t seed) {
-  check_targets(settings);
-  for (Layer& layer : model.layers) {
-    for (int p = 0; p < kProjections; ++p) {
-      if (!is_target(settings, static_cast<Projection>(p))) {
-        continue;
-      }
-      Linear& linear = layer.linears[static_cast<size_t>(p)];
-      Lora& lora = linear.lora;
-      lora.rank = settings.rank;
-      lora.scale = lora_scale(settings);
-      lora.dropout = static_cast<float>(settings.dropout);
-      lora.a = empty_f32({lora.rank, linear.in});
-      lora.b = zeros_f32({linear.out, lora.rank});
-      lora.grad_a = zeros_f32({lora.rank, linear.in});
-      lora.grad_b = zeros_f32({linear.out, lora.rank});
-      const std::string name_a = linear.name + ".lora_A.weight";
-      const float bound = 1.0F / std::sqrt(static_cast<float>(linear.in));
-      const Philox random(seed, xxh3_64(name_a));
-      float* values = f32(lora.a);
-      for (int64_t i = 0; i < lora.a.numel(); ++i) {
-        values[i] = bound * (2.0F * random.uniform(static_cast<uint64_t>(i)) - 1.0F);
-      }
-      model.trained.push_back({name_a, lora.a, lora.grad_a, true});
-      model.trained.push_back({linear.name + ".lora_B.weight", lora.b, lora.grad_b, true});
+  const std::set<std::string_view> names = targeted_names(model, settings);
+  for (Linear* const linear : model.linears()) {
+    if (names.count(short_name(*linear)) == 0) continue;
+    Lora& lora = linear->lora;
+    lora.rank = settings.rank;
+    lora.scale = lora_scale(settings);
+    lora.dropout = static_cast<float>(settings.dropout);
+    lora.a = empty_f32({lora.rank, linear->in});
+    lora.b = zeros_f32({linear->out, lora.rank});
+    lora.grad_a = zeros_f32({lora.rank, linear->in});
+    lora.grad_b = zeros_f32({linear->out, lora.rank});
+    const std::string name_a = linear->name + ".lora_A.weight";
+    const float bound = 1.0F / std::sqrt(static_cast<float>(linear->in));
+    const Philox random(seed, xxh3_64(name_a));
+    float* values = f32(lora.a);
+    for (int64_t i = 0; i < lora.a.numel(); ++i) {
+      values[i] = bound * (2.0F * random.uniform(static_cast<uint64_t>(i)) - 1.0F);
     }
+    model.trained.push_back({name_a, lora.a, lora.grad_a, true});
+    model.trained.push_back({linear->name + ".lora_B.weight", lora.b, lora.grad_b, true});
   }
 }
 
 void load_adapter(Model& model, const std::string& directory) {
-  const adapters::Adapter adapter = adapters::read_peft(directory);
-  std::map<std::string_view, Linear*> by_name;
-  std::vector<std::string_view> names;
-  for (Layer& layer : model.layers) {
-    for (Linear& linear : layer.linears) {
-      by_name[linear.name] = &linear;
-      names.push_back(linear.name);
-    }
-  }
+  std::map<std::string, Linear*, std::less<>> by_name;
+  for (Linear* const linear : model.linears()) by_name[linear->name] = linear;
+  const adapters::FindLinear find =
+      [&](const std::string& name) -> std::optional<adapters::LinearShape> {
+    const auto found = by_name.find(name);
+    if (found == by_name.end()) return std::nullopt;
+    return adapters::LinearShape{found->second->out, found->second->in};
+  };
+  const adapters::Adapter adapter =
+      adapters::fit_adapter(adapters::read_peft(directory), find, directory);
   for (const adapters::AdapterModule& module : adapter.modules) {
-    const auto found = by_name.find(module.name);
-    if (found == by_name.end()) {
-      const std::string near = nearest_name(module.name, names);
-      fail(ExitCode::kData, "the model has no linear \"" + module.name + "\"", directory,
-           near.empty() ? "use the base that the adapter was trained on"
-                        : "the nearest name there is \"" + near + "\"");
-    }
-    Linear& linear = *found->second;
-    if (module.in != linear.in || module.out != linear.out) {
-      fail(ExitCode::kData,
-           "the adapter is for a linear of [" + std::to_string(module.out) + ", " +
-               std::to_string(module.in) + "], the model's is [" + std::to_string(linear.out) +
-               ", " + std::to_string(linear.in) + "]",
-           directory + ": " + module.name, "use the base that the adapter was trained on");
-    }
+    Linear& linear = *by_name.at(module.name);
     linear.lora.rank = module.rank;
     linear.lora.scale = static_cast<float>(module.scale);
     linear.lora.a = empty_f32({module.rank, module.in});
@@ -123,21 +140,16 @@ std::string save_adapter(const Model& model,
   spec.use_rslora = settings.rslora;
   spec.lora_dropout = settings.dropout;
   spec.base_model_name_or_path = base_name;
-  for (int p = 0; p < kProjections; ++p) {
-    if (is_target(settings, static_cast<Projection>(p))) {
-      spec.target_modules.emplace_back(short_name(static_cast<Projection>(p)));
-    }
-  }
-  std::sort(spec.target_modules.begin(), spec.target_modules.end());
+  std::set<std::string_view> targets;
   std::vector<adapters::AdapterTensors> modules;
-  for (const Layer& layer : model.layers) {
-    for (const Linear& linear : layer.linears) {
-      if (linear.lora.rank > 0) {
-        modules.push_back({linear.name, linear.in, linear.out, linear.lora.rank, f32(linear.lora.a),
-                           f32(linear.lora.b)});
-      }
-    }
+  for (const Linear* const linear : model.linears()) {
+    const Lora& lora = linear->lora;
+    if (lora.rank == 0) continue;
+    targets.insert(short_name(*linear));
+    modules.push_back({module_path(model, *linear), linear->in, linear->out, lora.rank, f32(lora.a),
+                       f32(lora.b)});
   }
+  spec.target_modules.assign(targets.begin(), targets.end());
   // Merging has to know which weights the adapter was trained on.
   return adapters::write_peft(directory, spec, modules,
                               {{"base_quantization", model.quantized() ? "nf4" : "none"}});

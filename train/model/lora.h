@@ -13,15 +13,18 @@ struct LoraSettings {
   int64_t rank = 16;
   double alpha = 32;
   double dropout = 0;
-  bool rslora = false;               // scale alpha / sqrt(r) in place of alpha / r
-  std::vector<std::string> targets;  // names such as "q_proj"; {"all-linear"} = all seven
+  bool rslora = false;  // scale alpha / sqrt(r) in place of alpha / r
+  // Last parts of linears' names, such as "q_proj"; "all-linear" = every linear but the head;
+  // "peft-default" = those that PEFT takes for the family.
+  std::vector<std::string> targets;
 };
 
 // alpha / r, or alpha / sqrt(r) with rslora.
 float lora_scale(const LoraSettings& settings);
 
-// Puts a pair on every targeted linear: A uniform in ±1/sqrt(in) (PEFT's kaiming_uniform with
-// a = sqrt(5)), B zero, both trained. Errors: kUsage for a target that matches no linear.
+// Puts a pair on every targeted linear, of every layer and expert: A uniform in ±1/sqrt(in) (PEFT's
+// kaiming_uniform with a = sqrt(5)), B zero, both trained. Errors: kUsage for a target that matches
+// no linear.
 void add_lora(Model& model, const LoraSettings& settings, uint64_t seed);
 
 // Loads a PEFT directory into the model for inference; the model must have no adapter yet.

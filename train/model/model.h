@@ -1,12 +1,9 @@
-// A Llama-family decoder's weights: frozen, trained, or frozen in 4 bits with trained A and B.
+// A decoder's weights: frozen, trained, or frozen in 4 bits with trained A and B.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <memory>
-#include <span>
+#include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -16,16 +13,12 @@
 
 namespace graft::train {
 
-enum Projection { kQ, kK, kV, kO, kGate, kUp, kDown, kProjections };
-// "self_attn.q_proj", …, as in Hugging Face names.
-std::string_view projection_name(Projection projection);
-
 // A trained tensor, float32 master and gradient of the same shape.
 struct Parameter {
   std::string name;  // "model.layers.0.self_attn.q_proj.lora_A.weight"
   at::Tensor value;
   at::Tensor grad;
-  bool decays = true;  // takes part in weight decay: matrices do, norms do not
+  bool decays = true;  // takes part in weight decay: matrices do, norms and biases do not
 };
 
 // A frozen matrix [out, in]: float32, or 4-bit as kernels/nf4.h describes it.
@@ -55,61 +48,91 @@ struct Lora {
   at::Tensor grad_b;
 };
 
-// y = x W^T + scale * (x A^T) B^T
+// y = x W^T + bias + scale * (x A^T) B^T. A linear of several projections at once (qkv_proj,
+// gate_up_proj) gives one array for each part.
 struct Linear {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int64_t in = 0;
   int64_t out = 0;
+  std::vector<int64_t> parts;  // rows of W of each array; together `out`
+  bool has_bias = false;
+  bool quantizes = true;  // false: stays in full precision (a router)
   BaseWeight base;
   at::Tensor base_grad;  // [out, in] in full-parameter training, else undefined
+  at::Tensor bias;       // [out]
+  at::Tensor bias_grad;
   Lora lora;
+
+  bool trains() const { return base_grad.defined() || lora.grad_b.defined(); }
+};
+
+// An RMS norm with a learned weight; `size` 0 where the family has none in this place.
+struct Norm {
+  std::string name;
+  int64_t size = 0;
+  at::Tensor weight;  // [size]
+  at::Tensor grad;    // undefined when frozen
+};
+
+// down(activation(gate(x)) * up(x))
+struct Mlp {
+  std::vector<Linear> in;  // gate and up, or one linear with both as its parts
+  Linear down;
 };
 
 struct Layer {
-  at::Tensor attention_norm;  // [hidden]
-  at::Tensor mlp_norm;        // [hidden]
-  at::Tensor attention_norm_grad;
-  at::Tensor mlp_norm_grad;
-  std::array<Linear, kProjections> linears;
+  Norm attention_norm;      // of the attention's input
+  Norm attention_out_norm;  // of its output, before it joins the residual stream
+  Norm mlp_norm;
+  Norm mlp_out_norm;
+  Norm q_norm;  // of a head, or of all heads of a token together
+  Norm k_norm;
+  std::vector<Linear> qkv;  // q, k and v, or one linear with all as its parts
+  Linear o;
+  std::optional<Linear> router;  // with experts
+  std::vector<Mlp> mlps;         // one, or the experts
+
+  std::vector<Linear*> linears();  // in a fixed order: qkv, o, router, gate, up, down
+  std::vector<const Linear*> linears() const;
+  bool trains() const;
 };
 
 struct Model {
   ModelConfig config;
   at::Tensor embedding;  // [vocab, hidden]
   at::Tensor embedding_grad;
-  at::Tensor final_norm;  // [hidden]
-  at::Tensor final_norm_grad;
+  Norm final_norm;
   at::Tensor head;  // [vocab, hidden]; the same tensor as `embedding` when tied
   at::Tensor head_grad;
   std::vector<Layer> layers;
-  std::vector<float> inv_freq;     // [head_dim / 2] rotary frequencies
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
 
+  std::vector<Linear*> linears();  // of all layers, in order
+  std::vector<const Linear*> linears() const;
   bool quantized() const;  // any linear: a checkpoint may leave some of them dense
   bool trains_everything() const { return embedding_grad.defined(); }
+  int64_t parameter_count() const;
   int64_t trained_count() const;
   int64_t base_bytes() const;  // memory of the frozen or trained base
 };
 
-enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and head stay float32
-constexpr int kNf4BlockSize = 64;
+// One tensor of the base by its name in a checkpoint.
+struct BaseTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  at::Tensor* value = nullptr;
+  at::Tensor* grad = nullptr;
+  Linear* linear = nullptr;  // whose weight it is; nullptr for norms, biases, embeddings and head
+};
 
-// Loads a Hugging Face directory (safetensors in F32, F16 or BF16; or a bitsandbytes-4bit
-// checkpoint as `graft quantize` writes it). With kNf4 each linear is quantized while loading, at
-// most one of them in full precision in memory. Weights must be finite. Errors: kIo, kData naming
-// the tensor.
-std::unique_ptr<Model> load_model(const std::string& directory, Precision precision);
+// Every tensor of the base, in a fixed order; without the head where it is tied.
+std::vector<BaseTensor> base_tensors(Model& model);
 
-// A model of the directory's config.json with fresh weights: normal(0, initializer_range), norms 1.
-std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed);
+// Names and shapes; no weights yet.
+std::unique_ptr<Model> empty_model(const ModelConfig& config);
 
-// Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits.
+// Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits, and for
+// a language model that is one part of its checkpoint.
 void train_everything(Model& model);
-
-// Writes base weights as a Hugging Face directory beside the files of `template_directory` (config,
-// tokenizer). Dense models only.
-void save_model(const Model& model,
-                const std::string& template_directory,
-                const std::string& directory);
 
 }  // namespace graft::train

@@ -1,0 +1,159 @@
+// graft-gradients: what graft computes of a batch - loss, logits, every gradient - as a safetensors
+// file, for tests/peers/families.py. Not installed.
+//
+// usage: graft-gradients MODEL BATCH OUT [--adapter DIR | --new-adapter DIR] [--load-in-4bit]
+//   BATCH          input_ids and labels, I64 [B, T]; -100: not trained on; not shifted
+//   OUT            loss [1], logits [B, T, V], grad.NAME of everything trained
+//   --adapter      trains the pairs of this PEFT directory
+//   --new-adapter  trains fresh pairs of rank 3 on every linear, with random B, and writes them
+//   there neither        trains every tensor of the model
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/hash.h"
+#include "core/safetensors.h"
+#include "train/engine/decoder.h"
+#include "train/engine/tensor.h"
+#include "train/model/lora.h"
+#include "train/model/weights.h"
+
+namespace {
+
+using namespace graft;         // NOLINT(google-build-using-namespace)
+using namespace graft::train;  // NOLINT(google-build-using-namespace)
+
+struct Options {
+  std::string model, batch, out, adapter, new_adapter;
+  bool four_bits = false;
+};
+
+Options read_options(int argc, char** argv) {
+  Options options;
+  std::vector<std::string> places;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool value = (word == "--adapter" || word == "--new-adapter") && i + 1 < argc;
+    if (value) {
+      (word == "--adapter" ? options.adapter : options.new_adapter) = argv[++i];
+    } else if (word == "--load-in-4bit") {
+      options.four_bits = true;
+    } else {
+      places.push_back(word);
+    }
+  }
+  if (places.size() != 3) {
+    fail(ExitCode::kUsage,
+         "usage: graft-gradients MODEL BATCH OUT [--adapter DIR | "
+         "--new-adapter DIR] [--load-in-4bit]");
+  }
+  options.model = places[0];
+  options.batch = places[1];
+  options.out = places[2];
+  return options;
+}
+
+void train_pairs(Model& model) {
+  for (Linear* const linear : model.linears()) {
+    Lora& lora = linear->lora;
+    if (lora.rank == 0) continue;
+    lora.grad_a = zeros_f32({lora.rank, linear->in});
+    lora.grad_b = zeros_f32({linear->out, lora.rank});
+    model.trained.push_back({linear->name + ".lora_A.weight", lora.a, lora.grad_a, true});
+    model.trained.push_back({linear->name + ".lora_B.weight", lora.b, lora.grad_b, true});
+  }
+}
+
+void make_pairs(Model& model, const std::string& directory) {
+  const LoraSettings settings = {
+      .rank = 3, .alpha = 5, .dropout = 0, .rslora = false, .targets = {"all-linear"}};
+  add_lora(model, settings, 1);
+  for (const Parameter& parameter : model.trained) {
+    const Philox random(2, xxh3_64(parameter.name));
+    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
+      f32(parameter.value)[i] = 0.2F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    }
+  }
+  save_adapter(model, settings, "base", directory);
+}
+
+std::vector<int64_t> integers(const SafetensorsFile& file, const std::string& name) {
+  const TensorInfo& info = file.at(name);
+  if (info.dtype != DType::kI64 || info.shape.size() != 2) {
+    fail(ExitCode::kData, "expected I64 [B, T]", file.path() + ": " + name);
+  }
+  std::vector<int64_t> values(static_cast<size_t>(info.count()));
+  file.read(info, 0, std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+Batch read_batch(const SafetensorsFile& file) {
+  const std::vector<int64_t> ids = integers(file, "input_ids"), labels = integers(file, "labels");
+  const auto length = static_cast<size_t>(file.at("input_ids").shape[1]);
+  const float weights[2] = {0.0F, 1.0F};
+  Batch batch;
+  batch.clear();
+  for (size_t begin = 0; begin < ids.size(); begin += length) {
+    std::vector<int32_t> row;
+    std::vector<uint8_t> loss;
+    for (size_t t = begin; t < begin + length; ++t) {
+      row.push_back(static_cast<int32_t>(ids[t]));
+      loss.push_back(labels[t] != -100 ? 1 : 0);
+    }
+    batch.add(row, loss, weights, static_cast<int64_t>(begin));
+  }
+  return batch;
+}
+
+TensorBytes bytes_of(const std::string& name, std::vector<int64_t> shape, const float* values) {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return {{name, DType::kF32, std::move(shape)},
+          std::as_bytes(std::span(values, static_cast<size_t>(count)))};
+}
+
+int run(const Options& options) {
+  const auto model =
+      load_model(options.model, options.four_bits ? Precision::kNf4 : Precision::kFull);
+  if (!options.adapter.empty()) {
+    load_adapter(*model, options.adapter);
+    train_pairs(*model);
+  } else if (!options.new_adapter.empty()) {
+    make_pairs(*model, options.new_adapter);
+  } else {
+    train_everything(*model);
+  }
+  const SafetensorsFile file(options.batch);
+  const Batch batch = read_batch(file);
+  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  for (const Parameter& parameter : model->trained) {
+    std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
+  }
+  const float* residual = decoder.forward(batch, 0);
+  const double scale = 1 / batch.weight_sum;
+  std::vector<float> logits(static_cast<size_t>(batch.tokens() * model->config.vocab_size));
+  decoder.head_logits(residual, batch.tokens(), logits.data());
+  const HeadResult head =
+      decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
+  decoder.backward(batch, decoder.gradient_buffer());
+  const auto loss = static_cast<float>(head.loss_sum * scale);
+  const std::vector<int64_t>& shape = file.at("input_ids").shape;
+  std::vector<TensorBytes> tensors = {
+      bytes_of("loss", {1}, &loss),
+      bytes_of("logits", {shape[0], shape[1], model->config.vocab_size}, logits.data())};
+  for (const Parameter& parameter : model->trained) {
+    const at::IntArrayRef sizes = parameter.grad.sizes();
+    tensors.push_back(
+        bytes_of("grad." + parameter.name, {sizes.begin(), sizes.end()}, f32(parameter.grad)));
+  }
+  write_safetensors(options.out, std::move(tensors));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_main([&] { return run(read_options(argc, argv)); });
+}

@@ -1,0 +1,42 @@
+// Cosines and sines of a batch's positions, one table for each rotation of the model.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "train/engine/batch.h"
+#include "train/model/config.h"
+
+namespace graft::train {
+
+// Whether texts of these two lengths turn alike, so that keys of one can serve the other.
+bool same_rotation(const ModelConfig& config, int64_t length, int64_t other_length);
+
+class Rotation {
+ public:
+  Rotation(const ModelConfig& config, int64_t max_tokens);
+
+  // Fills the tables. Each document turns as its own text's length says, whatever stands beside it:
+  // packed documents equal separate ones (transformers takes the longest of a batch for all).
+  void prepare(const Batch& batch);
+
+  // [tokens, rotary_dim / 2] of rotation `index` (LayerConfig::rope).
+  const float* cos(int index) const;
+  const float* sin(int index) const;
+  int64_t rotary_dim(int index) const;
+  int64_t buffer_bytes() const;
+
+ private:
+  struct Table {
+    RopeConfig rope;
+    at::Tensor cos;
+    at::Tensor sin;
+    int64_t length_class = -1;  // of the frequencies at hand
+    std::vector<float> frequencies;
+  };
+  std::vector<Table> tables_;
+};
+
+}  // namespace graft::train

@@ -1,0 +1,282 @@
+#include "train/model/weights.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <sstream>
+
+#include "adapters/checkpoint.h"
+#include "adapters/nf4_checkpoint.h"
+#include "adapters/quantize.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/safetensors.h"
+#include "kernels/optimizer.h"
+#include "train/engine/tensor.h"
+
+namespace graft::train {
+namespace {
+
+bool ends_with(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+// The names of tensors in the files. The language model inside a multimodal checkpoint has a
+// prefix: transformers writes language_model.model.*, and wrote model.language_model.* for a time.
+class StoredNames {
+ public:
+  StoredNames(const ModelConfig& config, const SafetensorsDirectory& files) {
+    if (!config.nested) return;
+    const std::string newer = "model.language_model.";
+    model_ = files.find(newer + "embed_tokens.weight") ? newer : "language_model.model.";
+    head_ = files.find("lm_head.weight") ? "" : "language_model.";
+  }
+  std::string of(const std::string& name) const {
+    constexpr std::string_view kModel = "model.";
+    return name.rfind(kModel, 0) == 0 ? model_ + name.substr(kModel.size()) : head_ + name;
+  }
+
+ private:
+  std::string model_ = "model.";
+  std::string head_;
+};
+
+// sha256sum's format: "<64 hex digits>  <name>" or " *<name>", one a line.
+void check_digests(const SafetensorsDirectory& files) {
+  const std::string path = join_path(files.directory(), "SHA256SUMS");
+  if (!file_exists(path)) return;
+  std::istringstream lines(read_file(path, int64_t{1} << 20));
+  std::string digest, name;
+  while (lines >> digest >> name) {
+    if (!name.empty() && name[0] == '*') name.erase(0, 1);
+    const auto file = std::find_if(files.files().begin(), files.files().end(),
+                                   [&](const auto& one) { return base_name(one->path()) == name; });
+    if (file == files.files().end()) continue;
+    const std::string actual = sha256_file((*file)->path());
+    if (actual != digest) {
+      fail(ExitCode::kData, "the file's SHA-256 is " + actual + ", SHA256SUMS says " + digest,
+           (*file)->path(), "fetch the file again");
+    }
+  }
+}
+
+// A tensor of a layer that the model does not have: then config.json says something else than the
+// weights, and the result would be wrong without a word.
+void check_surplus(Model& model, const StoredNames& names, const SafetensorsDirectory& files) {
+  std::set<std::string> known;
+  for (const BaseTensor& tensor : base_tensors(model)) known.insert(names.of(tensor.name));
+  const std::string prefix = names.of("model.layers.");
+  for (const std::string& name : files.names()) {
+    const bool buffer = ends_with(name, "rotary_emb.inv_freq");  // old files store what is computed
+    if (name.rfind(prefix, 0) != 0 || buffer || known.count(name) > 0) continue;
+    if (adapters::is_quantization_tensor(name)) continue;
+    fail(ExitCode::kData, "the model that config.json describes has no such tensor",
+         files.at(name).file->path() + ": " + name,
+         "config.json and the weights do not belong together");
+  }
+}
+
+// Reads tensors of a checkpoint, checked for shape, dtype and finiteness.
+class WeightReader {
+ public:
+  WeightReader(const SafetensorsDirectory& files, const StoredNames& names)
+      : files_(files), names_(names) {}
+
+  bool holds_packed_weights() const {
+    const std::vector<std::string> all = files_.names();
+    return std::any_of(all.begin(), all.end(), adapters::is_quantization_tensor);
+  }
+
+  at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const {
+    const auto entry = files_.at(names_.of(name));
+    check_shape(entry.file->path() + ": " + entry.info->name, shape, entry.info->shape);
+    at::Tensor tensor = empty_f32({entry.info->count()}).view(shape);
+    const auto count = static_cast<size_t>(tensor.numel());
+    adapters::read_floats(*entry.file, *entry.info, 0, {f32(tensor), count});
+    int64_t not_finite = 0;
+    check(graft_count_not_finite(f32(tensor), tensor.numel(), &not_finite));
+    if (not_finite > 0) {
+      fail(ExitCode::kData, std::to_string(not_finite) + " weights are NaN or infinite",
+           entry.file->path() + ": " + entry.info->name, "fetch the checkpoint again");
+    }
+    return tensor;
+  }
+
+  BaseWeight read_linear(const Linear& linear, Precision precision) const {
+    const std::string name = names_.of(linear.name + ".weight");
+    const std::string module = name.substr(0, name.rfind('.'));
+    const std::vector<int64_t> shape = {linear.out, linear.in};
+    if (const auto packed = adapters::find_nf4(files_, module)) {
+      check_shape(files_.directory() + ": " + name, shape, packed->shape());
+      const BaseWeight base = copy_packed(*packed);
+      return linear.quantizes ? base : decoded(base, linear);
+    }
+    if (precision == Precision::kNf4 && linear.quantizes) {
+      const auto entry = files_.at(name);
+      check_shape(entry.file->path() + ": " + name, shape, entry.info->shape);
+      return copy_owned(adapters::quantize_tensor(*entry.file, *entry.info, {}));
+    }
+    BaseWeight base;
+    base.dense = read(linear.name + ".weight", shape);
+    return base;
+  }
+
+ private:
+  static void check_shape(const std::string& where,
+                          const std::vector<int64_t>& expected,
+                          const std::vector<int64_t>& got) {
+    if (expected == got) return;
+    fail(ExitCode::kData,
+         "expected shape " + shape_text(expected) + " (from config.json), got " + shape_text(got),
+         where, "config.json and the weights do not belong together");
+  }
+
+  static BaseWeight decoded(const BaseWeight& packed, const Linear& linear) {
+    BaseWeight base;
+    base.dense = empty_f32({linear.out, linear.in});
+    const graft_nf4_weight weight = packed.nf4();
+    check(graft_nf4_decode(&weight, f32(base.dense), GRAFT_CPU, nullptr));
+    return base;
+  }
+
+  static BaseWeight shaped_like(const graft_nf4_weight& weight) {
+    BaseWeight base;
+    base.block_size = weight.block_size;
+    base.count = weight.count;
+    base.offset = weight.offset;
+    base.type = weight.type;
+    return base;
+  }
+
+  // The packed arrays without the small ones.
+  static BaseWeight copy_packed(const adapters::Nf4Tensor& stored) {
+    const graft_nf4_weight& view = stored.view();
+    const int64_t blocks = graft_nf4_block_count(view.count, view.block_size);
+    BaseWeight base = shaped_like(view);
+    base.packed = empty_u8(graft_nf4_packed_bytes(view.count));
+    stored.read_packed({base.packed.data_ptr<uint8_t>(), base.packed.nbytes()});
+    if (stored.nested()) {
+      base.absmax8 = empty_u8(blocks);
+      stored.read_absmax8({base.absmax8.data_ptr<uint8_t>(), base.absmax8.nbytes()});
+      base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
+    } else {
+      base.absmax = copy_f32(view.absmax, blocks);
+    }
+    return base;
+  }
+
+  static BaseWeight copy_owned(const adapters::Nf4Owned& owned) {
+    const graft_nf4_weight view = owned.view();
+    const int64_t blocks = graft_nf4_block_count(view.count, view.block_size);
+    BaseWeight base = shaped_like(view);
+    base.packed = copy_u8(view.packed, graft_nf4_packed_bytes(view.count));
+    base.absmax8 = copy_u8(view.absmax8, blocks);
+    base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
+    return base;
+  }
+
+  static int64_t nested_blocks(int64_t blocks) {
+    return (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
+  }
+
+  static at::Tensor copy_u8(const uint8_t* data, int64_t count) {
+    at::Tensor tensor = empty_u8(count);
+    std::memcpy(tensor.data_ptr(), data, static_cast<size_t>(count));
+    return tensor;
+  }
+
+  static at::Tensor copy_f32(const float* data, int64_t count) {
+    at::Tensor tensor = empty_f32({count});
+    std::memcpy(tensor.data_ptr(), data, tensor.nbytes());
+    return tensor;
+  }
+
+  const SafetensorsDirectory& files_;
+  const StoredNames& names_;
+};
+
+// Fresh normal weights; the stream is named by the tensor, so that the order of making does not
+// matter.
+void fill_normal(const std::string& name, uint64_t seed, double deviation, at::Tensor& tensor) {
+  const Philox random(seed, xxh3_64(name));
+  float* values = f32(tensor);
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    values[i] = static_cast<float>(deviation * random.normal(static_cast<uint64_t>(i)));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Model> load_model(const std::string& directory,
+                                  Precision precision,
+                                  const QuantizedCache& cache) {
+  return load_model(read_model_config(directory), directory, precision, cache);
+}
+
+std::unique_ptr<Model> load_model(const ModelConfig& config,
+                                  const std::string& directory,
+                                  Precision precision,
+                                  const QuantizedCache& cache) {
+  std::unique_ptr<Model> model = empty_model(config);
+  const SafetensorsDirectory files(directory);
+  check_digests(files);
+  const StoredNames names(config, files);
+  check_surplus(*model, names, files);
+  const WeightReader reader(files, names);
+  const bool quantizes = precision == Precision::kNf4 && !reader.holds_packed_weights();
+  const bool cached = quantizes && load_quantized(cache, files, *model);
+  for (const BaseTensor& tensor : base_tensors(*model)) {
+    if (tensor.linear == nullptr) {
+      *tensor.value = reader.read(tensor.name, tensor.shape);
+    } else if (!tensor.linear->base.quantized()) {
+      tensor.linear->base = reader.read_linear(*tensor.linear, precision);
+    }
+  }
+  if (quantizes && !cached) keep_quantized(cache, files, *model);
+  if (model->config.tied_embeddings) model->head = model->embedding;
+  return model;
+}
+
+std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed) {
+  std::unique_ptr<Model> model = empty_model(read_model_config(directory));
+  const ModelConfig& config = model->config;
+  const float neutral_norm = config.norm == GRAFT_RMSNORM_ONE_PLUS_WEIGHT ? 0.0F : 1.0F;
+  for (const BaseTensor& tensor : base_tensors(*model)) {
+    int64_t count = 1;
+    for (const int64_t size : tensor.shape) count *= size;
+    at::Tensor& value = *tensor.value = empty_f32({count}).view(tensor.shape);
+    if (tensor.shape.size() > 1) {
+      fill_normal(tensor.name, seed, config.initializer_range, value);
+    } else {
+      std::fill_n(f32(value), count, ends_with(tensor.name, ".bias") ? 0.0F : neutral_norm);
+    }
+  }
+  if (config.tied_embeddings) model->head = model->embedding;
+  return model;
+}
+
+void save_model(const Model& model,
+                const std::string& template_directory,
+                const std::string& directory) {
+  make_directories(directory);
+  std::vector<TensorBytes> tensors;
+  // Only names, shapes and values are read.
+  for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
+    tensors.push_back(
+        {{tensor.name, DType::kF32, tensor.shape},
+         {static_cast<const std::byte*>(tensor.value->data_ptr()), tensor.value->nbytes()}});
+  }
+  for (const std::string& name : list_directory(template_directory)) {
+    const bool copies = name == "config.json" || name == "generation_config.json" ||
+                        name == "chat_template.jinja" || name == "special_tokens_map.json" ||
+                        name.rfind("tokenizer", 0) == 0;
+    const std::string from = join_path(template_directory, name);
+    if (copies && file_exists(from) && from != join_path(directory, name)) {
+      write_file_atomically(join_path(directory, name), read_file(from));
+    }
+  }
+  write_safetensors(join_path(directory, "model.safetensors"), std::move(tensors));
+}
+
+}  // namespace graft::train

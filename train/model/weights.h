@@ -1,0 +1,42 @@
+// Weights from and to Hugging Face directories.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "train/model/model.h"
+#include "train/model/quantized_cache.h"
+
+namespace graft::train {
+
+enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and head stay float32
+
+// Loads a directory: safetensors in F32, F16 or BF16, whole or in shards, or a bitsandbytes-4bit
+// checkpoint. Files are read piece by piece, not mapped. With kNf4 each linear (a fused one as one
+// weight) is quantized while it is read, so that no weight is ever whole in full precision; routers
+// of experts stay as they are. Weights must be finite, and every tensor of a layer must be one that
+// the model has. Where the directory has a SHA256SUMS, the weight files that it names must agree.
+// Errors: kIo (missing file or shard); kData naming file and tensor (missing, surplus, shape,
+// dtype, not finite, a pickle, a digest that differs).
+// With a cache, 4-bit weights of an earlier start are taken from there, or kept there.
+std::unique_ptr<Model> load_model(const std::string& directory,
+                                  Precision precision,
+                                  const QuantizedCache& cache = {});
+
+// The same with a config of the caller's in place of the directory's own.
+std::unique_ptr<Model> load_model(const ModelConfig& config,
+                                  const std::string& directory,
+                                  Precision precision,
+                                  const QuantizedCache& cache = {});
+
+// A model of the directory's config.json with fresh weights: normal(0, initializer_range) matrices,
+// norms that change nothing, biases 0.
+std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed);
+
+// Writes base weights as a Hugging Face directory beside the files of `template_directory` (config,
+// tokenizer). Dense models only.
+void save_model(const Model& model,
+                const std::string& template_directory,
+                const std::string& directory);
+
+}  // namespace graft::train
