@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 # A second g++ of LibTorch's headers takes 0.6 GB; four gigabytes a job never swap.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help build demo test test-peers fuzz mutate check format bench install dist clean distclean setup-build setup-test setup-peers configure
+.PHONY: help build demo test test-peers fuzz mutate mutants check format bench gpu-check install dist clean distclean setup-build setup-test setup-peers configure
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -54,6 +54,16 @@ format: ## format every source file
 
 bench: build ## speed of kernels, data and training on this machine
 	@$(BUILD)/bin/graft-bench
+
+mutants: setup-test ## plant faults in the CUDA kernels: each must be found (6 minutes)
+	@$(MAKE) --no-print-directory configure TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check
+	@JOBS=$(JOBS) cmake/mutants.sh $(BUILD)
+
+gpu-check: setup-test ## on a GPU: results, compute-sanitizer, speed (needs no toolchain from the bundle)
+	@$(MAKE) --no-print-directory configure TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check $$(grep -q GRAFT_NVCC:FILEPATH=/ $(BUILD)/CMakeCache.txt && echo graft_cuda)
+	@GRAFT_BUILD=$(BUILD) tests/kernels/gpu_check.sh
 
 install: build ## copy programs to PREFIX (default /usr/local)
 	@cmake --install $(BUILD) --prefix $(PREFIX)

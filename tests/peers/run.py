@@ -6,6 +6,7 @@ give graft's logits, does the merge equal it, does bitsandbytes decode what graf
 `tokenizers`, Jinja2 and h5py see the same ids, text and tokens. Needs the packages of
 requirements.txt; with ../shared (or $GRAFT_SHARED) the same on a real model.
 """
+import collections
 import json
 import os
 import pathlib
@@ -357,6 +358,26 @@ def write_gguf(directory, path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@case
+def cuda_kernels_move_whole_words_and_use_no_local_memory():
+    library = GRAFT.parent.parent / "lib/libgraft_cuda.so"
+    if not library.exists():
+        print("    SKIPPED: the CUDA kernels were not compiled (no nvcc)")
+        return
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import sass
+    result = sass.check(library)
+    assert result is not None, "Triton's cuobjdump is not there"
+    count, lines = result
+    assert not lines, "\n".join(lines)
+    # The check can fail: a made-up kernel that spills and moves single words.
+    made_up = collections.Counter({"LDG.32": 2, "STG.32": 1, "LDL.32": 1})
+    wrong = sass.faults({"addition_kernel<float, true>": made_up})
+    assert sum("addition_kernel" in line for line in wrong) == 3, wrong
+    print(f"    {count} kernels of {', '.join(sass.ARCHITECTURES)}: wide accesses where claimed, no "
+          "local memory")
 
 
 @case
