@@ -324,8 +324,8 @@ TEST_CASE("optimizer: eight steps equal AdamW written in ATen, with decay and cl
         return ((got.to(at::kDouble) - expected).norm() / expected.norm()).item<double>();
       };
       // Checkpoints store them under these names.
-      CHECK(distance(optimizer.first_moments()[i], m[i]) <= 1e-6);
-      CHECK(distance(optimizer.second_moments()[i], v[i]) <= 1e-6);
+      CHECK(distance(optimizer.state()[2 * i].tensor, m[i]) <= 1e-6);
+      CHECK(distance(optimizer.state()[2 * i + 1].tensor, v[i]) <= 1e-6);
     }
   }
   CHECK(clipped);
@@ -394,4 +394,48 @@ TEST_CASE("lora: targets are names of the model's own linears", "[train][lora][f
   CHECK_THROWS_WITH(adapted("phi3", "peft-default"), Catch::Contains("PEFT has no default"));
   CHECK_THROWS_WITH(adapted("phi3", "q_proj"), Catch::Contains("peft-default, qkv_proj, o_proj"));
   CHECK_THROWS_WITH(adapted("qwen2", "w1"), Catch::Contains("known: all-linear, peft-default"));
+}
+
+TEST_CASE("optimizer: large tensors may have 8-bit moments, small ones keep float32",
+          "[train][optimizer]") {
+  constexpr int64_t kLarge = 4096 + 300, kSmall = 4095;
+  const auto parameters = [] {
+    std::vector<Parameter> made;
+    for (const int64_t count : {kLarge, kSmall}) {
+      made.push_back({"p" + std::to_string(count), zeros_f32({count}), zeros_f32({count}), true});
+    }
+    return made;
+  };
+  std::vector<Parameter> exact = parameters(), coded = parameters();
+  AdamW in_32(exact), in_8(coded, MomentType::k8Bit);
+  OptimizerSettings settings;
+  settings.max_grad_norm = 0;
+  for (uint64_t step = 1; step <= 10; ++step) {
+    for (std::vector<Parameter>* const all : {&exact, &coded}) {
+      for (const Parameter& parameter : *all) {
+        const Philox random(step, xxh3_64(parameter.name));
+        for (int64_t i = 0; i < parameter.grad.numel(); ++i) {
+          f32(parameter.grad)[i] = static_cast<float>(random.normal(static_cast<uint64_t>(i)));
+        }
+      }
+    }
+    in_32.step(settings, 1e-3, 1.0);
+    in_8.step(settings, 1e-3, 1.0);
+  }
+  const auto off = [&](size_t i) {
+    const at::Tensor a = exact[i].value.to(at::kDouble), b = coded[i].value.to(at::kDouble);
+    return ((a - b).norm() / a.norm()).item<double>();
+  };
+  // The bound of one update for gradients of one size (tests/kernels/test_adamw8.cpp).
+  CHECK(off(0) <= 0.06);
+  CHECK(off(0) > 0);
+  CHECK(off(1) == 0);
+  REQUIRE(in_8.state().size() == 6);
+  CHECK(in_8.state()[0].name == "m8.p4396");
+  CHECK(in_8.state()[0].tensor.scalar_type() == at::kByte);
+  CHECK(in_8.state()[2].tensor.numel() == 18);  // blocks of 256
+  CHECK(in_8.state()[4].name == "m.p4095");
+  CHECK(moment_bytes(MomentType::k8Bit, kLarge) == 2 * kLarge + 2 * 4 * 18);
+  CHECK(moment_bytes(MomentType::k8Bit, kSmall) == 2 * 4 * kSmall);
+  CHECK(moment_bytes(MomentType::kFloat32, kLarge) == 2 * 4 * kLarge);
 }

@@ -5,10 +5,26 @@
 #include <cstring>
 #include <numbers>
 
-#include "kernels/optimizer.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
+namespace {
+
+bool in_8_bits(MomentType type, int64_t count) {
+  return type == MomentType::k8Bit && count >= GRAFT_ADAMW8_LEAST;
+}
+
+int64_t block_count(int64_t count) {
+  return (count + GRAFT_ADAMW8_BLOCK - 1) / GRAFT_ADAMW8_BLOCK;
+}
+
+at::Tensor zeros_u8(int64_t count) {
+  at::Tensor tensor = empty_u8(count);
+  std::memset(tensor.data_ptr(), 0, tensor.nbytes());
+  return tensor;
+}
+
+}  // namespace
 
 double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t total) {
   if (step < settings.warmup_steps) {
@@ -26,11 +42,42 @@ double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t
   return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * share);
 }
 
-AdamW::AdamW(std::vector<Parameter>& parameters) : parameters_(parameters) {
+int64_t moment_bytes(MomentType type, int64_t count) {
+  constexpr auto kFloat = static_cast<int64_t>(sizeof(float));
+  return in_8_bits(type, count) ? 2 * count + 2 * kFloat * block_count(count) : 2 * kFloat * count;
+}
+
+AdamW::AdamW(std::vector<Parameter>& parameters, MomentType type) : parameters_(parameters) {
   for (const Parameter& parameter : parameters) {
-    first_moments_.push_back(zeros_f32({parameter.value.numel()}).view(parameter.value.sizes()));
-    second_moments_.push_back(zeros_f32({parameter.value.numel()}).view(parameter.value.sizes()));
+    const int64_t count = parameter.value.numel();
+    graft_adamw_tensor tensor{};
+    tensor.param = f32(parameter.value);
+    tensor.grad = f32(parameter.grad);
+    tensor.count = count;
+    if (in_8_bits(type, count)) {
+      tensor.m8 = add_state("m8." + parameter.name, zeros_u8(count)).data_ptr<uint8_t>();
+      tensor.v8 = add_state("v8." + parameter.name, zeros_u8(count)).data_ptr<uint8_t>();
+      const int64_t blocks = block_count(count);
+      tensor.m_absmax = f32(add_state("m_absmax." + parameter.name, zeros_f32({blocks})));
+      tensor.v_absmax = f32(add_state("v_absmax." + parameter.name, zeros_f32({blocks})));
+    } else {
+      const at::IntArrayRef shape = parameter.value.sizes();
+      tensor.m = f32(add_state("m." + parameter.name, zeros_f32({count}).view(shape)));
+      tensor.v = f32(add_state("v." + parameter.name, zeros_f32({count}).view(shape)));
+    }
+    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& one) {
+      return one.lr_factor == parameter.lr_factor && one.decays == parameter.decays;
+    });
+    if (group == groups_.end()) {
+      group = groups_.insert(group, {parameter.lr_factor, parameter.decays, {}});
+    }
+    group->tensors.push_back(tensor);
   }
+}
+
+at::Tensor AdamW::add_state(const std::string& name, at::Tensor zeros) {
+  state_.push_back({name, zeros});
+  return zeros;
 }
 
 void AdamW::zero_gradients() {
@@ -66,12 +113,11 @@ StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, 
   options.eps = static_cast<float>(settings.epsilon);
   options.step = ++step_count_;
   options.grad_scale = clips ? static_cast<float>(settings.max_grad_norm / result.grad_norm) : 1.0F;
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    const Parameter& parameter = parameters_[i];
-    options.lr = static_cast<float>(learning_rate * static_cast<double>(parameter.lr_factor));
-    options.weight_decay = parameter.decays ? static_cast<float>(settings.weight_decay) : 0.0F;
-    check(graft_adamw_step(f32(parameter.value), f32(parameter.grad), f32(first_moments_[i]),
-                           f32(second_moments_[i]), parameter.value.numel(), &options));
+  for (const Group& group : groups_) {
+    options.lr = static_cast<float>(learning_rate * static_cast<double>(group.lr_factor));
+    options.weight_decay = group.decays ? static_cast<float>(settings.weight_decay) : 0.0F;
+    check(graft_adamw_step_all(group.tensors.data(), static_cast<int64_t>(group.tensors.size()),
+                               &options, GRAFT_MAP_LOG2));
   }
   return result;
 }

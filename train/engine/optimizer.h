@@ -7,13 +7,20 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "kernels/optimizer.h"
 #include "train/model/model.h"
 
 namespace graft::train {
 
 enum class Schedule { kCosine, kLinear, kConstant };
 
+enum class MomentType {
+  kFloat32,
+  k8Bit,  // 8-bit codes by blocks of 256, of tensors of 4,096 values and more (kernels/optimizer.h)
+};
+
 struct OptimizerSettings {
+  MomentType moments = MomentType::kFloat32;
   double learning_rate = 2e-4;
   Schedule schedule = Schedule::kCosine;
   double min_lr_ratio = 0;   // the cosine and the line end at this share of the learning rate
@@ -34,9 +41,12 @@ struct StepResult {
   std::string not_finite;  // "the loss", or "the gradient of NAME", the first such tensor
 };
 
+// Bytes of the moments of a parameter of `count` values.
+int64_t moment_bytes(MomentType type, int64_t count);
+
 class AdamW {
  public:
-  explicit AdamW(std::vector<Parameter>& parameters);
+  explicit AdamW(std::vector<Parameter>& parameters, MomentType type = MomentType::kFloat32);
 
   void zero_gradients();
   // One update of all parameters with step counter + 1. Deterministic for any thread count. `loss`
@@ -45,14 +55,28 @@ class AdamW {
 
   int64_t step_count() const { return step_count_; }
   void set_step_count(int64_t count) { step_count_ = count; }
-  // First and second moments, in the parameters' order and shapes.
-  std::vector<at::Tensor>& first_moments() { return first_moments_; }
-  std::vector<at::Tensor>& second_moments() { return second_moments_; }
+
+  // What a resume needs beside the parameters: for each, in order, "m." and "v." (float32, its
+  // shape), or "m8.", "v8." (uint8) and "m_absmax.", "v_absmax." (float32).
+  struct State {
+    std::string name;
+    at::Tensor tensor;
+  };
+  const std::vector<State>& state() const { return state_; }
 
  private:
+  // Parameters with one learning rate and one decay: one call of the kernel.
+  struct Group {
+    float lr_factor = 1;
+    bool decays = true;
+    std::vector<graft_adamw_tensor> tensors;
+  };
+
+  at::Tensor add_state(const std::string& name, at::Tensor zeros);
+
   std::vector<Parameter>& parameters_;
-  std::vector<at::Tensor> first_moments_;
-  std::vector<at::Tensor> second_moments_;
+  std::vector<State> state_;
+  std::vector<Group> groups_;
   int64_t step_count_ = 0;
 };
 

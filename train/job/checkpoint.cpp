@@ -23,17 +23,22 @@ std::string step_name(int64_t step) {
   return name;
 }
 
+DType dtype_of(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kByte ? DType::kU8 : DType::kF32;
+}
+
 TensorBytes named(const std::string& name, const at::Tensor& tensor) {
-  return {{name, DType::kF32, {tensor.sizes().begin(), tensor.sizes().end()}},
+  return {{name, dtype_of(tensor), {tensor.sizes().begin(), tensor.sizes().end()}},
           {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()}};
 }
 
 void read_into(const SafetensorsFile& file, const std::string& name, const at::Tensor& tensor) {
   const TensorInfo& info = file.at(name);
   const std::vector<int64_t> shape(tensor.sizes().begin(), tensor.sizes().end());
-  if (info.dtype != DType::kF32 || info.shape != shape) {
+  if (info.dtype != dtype_of(tensor) || info.shape != shape) {
     fail(ExitCode::kData,
-         "expected F32 " + shape_text(shape) + ", got " + std::string(dtype_name(info.dtype)) +
+         "expected " + std::string(dtype_name(dtype_of(tensor))) + " " + shape_text(shape) +
+             ", got " + std::string(dtype_name(info.dtype)) +
              " " + shape_text(info.shape),
          file.path() + ": " + name);
   }
@@ -100,10 +105,11 @@ void save_checkpoint(const std::string& directory,
 
   std::vector<TensorBytes> trained;
   std::vector<TensorBytes> moments;
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    trained.push_back(named(parameters[i].name, parameters[i].value));
-    moments.push_back(named("m." + parameters[i].name, optimizer.first_moments()[i]));
-    moments.push_back(named("v." + parameters[i].name, optimizer.second_moments()[i]));
+  for (const Parameter& parameter : parameters) {
+    trained.push_back(named(parameter.name, parameter.value));
+  }
+  for (const AdamW::State& state : optimizer.state()) {
+    moments.push_back(named(state.name, state.tensor));
   }
   const Json state = Json::object({{"step", progressed.step},
                                    {"optimizer_step", optimizer.step_count()},
@@ -155,10 +161,11 @@ std::optional<Progressed> load_newest_checkpoint(const std::string& directory,
     }
     const SafetensorsFile trained(join_path(path, "trained.safetensors"));
     const SafetensorsFile moments(join_path(path, "optimizer.safetensors"));
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      read_into(trained, parameters[i].name, parameters[i].value);
-      read_into(moments, "m." + parameters[i].name, optimizer.first_moments()[i]);
-      read_into(moments, "v." + parameters[i].name, optimizer.second_moments()[i]);
+    for (const Parameter& parameter : parameters) {
+      read_into(trained, parameter.name, parameter.value);
+    }
+    for (const AdamW::State& state : optimizer.state()) {
+      read_into(moments, state.name, state.tensor);
     }
     const std::string state = join_path(path, "state.json");
     optimizer.set_step_count(read_json_file(state).at("optimizer_step").as_int());

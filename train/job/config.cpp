@@ -62,6 +62,8 @@ constexpr ConfigKey kKeys[] = {
     {"gradient_accumulation_steps", "1..4096", "1", "micro-batches of one optimizer step"},
     {"num_epochs", "number", "1", "passes over the data"},
     {"max_steps", "integer", "0", "stop after so many optimizer steps; 0 = num_epochs decides"},
+    {"optimizer", "adamw | adamw_8bit", "adamw",
+     "AdamW with float32 moments, or with 8-bit ones of tensors of 4,096 values and more"},
     {"learning_rate", "number", "0.0002", "highest rate of the schedule"},
     {"lr_scheduler", "cosine | linear | constant", "cosine", "form of the schedule"},
     {"cosine_min_lr_ratio", "0..1", "0", "the schedule ends at this share of learning_rate"},
@@ -107,6 +109,7 @@ constexpr std::pair<std::string_view, std::string_view> kFieldKeys[] = {
 
 constexpr std::string_view kMethods[] = {"lora", "qlora", "none"};
 constexpr std::string_view kWeights[] = {"pretrained", "random"};
+constexpr std::string_view kOptimizers[] = {"adamw", "adamw_8bit"};  // of MomentType
 constexpr std::string_view kSchedules[] = {"cosine", "linear", "constant"};
 constexpr int64_t kManySteps = 1'000'000'000;
 
@@ -261,6 +264,8 @@ void read_lora(ConfigReader& reader, LoraSettings& lora) {
 
 void read_optimizer(ConfigReader& reader, TrainConfig& config) {
   OptimizerSettings& optimizer = config.optimizer;
+  optimizer.moments =
+      static_cast<MomentType>(choose(reader, "optimizer", "adamw", kOptimizers));
   optimizer.learning_rate = reader.get_float("learning_rate", 2e-4, {0, 10});
   optimizer.schedule = static_cast<Schedule>(choose(reader, "lr_scheduler", "cosine", kSchedules));
   optimizer.min_lr_ratio = reader.get_float("cosine_min_lr_ratio", 0, {0, 1});
@@ -452,6 +457,7 @@ Json config_to_json(const TrainConfig& config) {
       {"gradient_accumulation_steps", config.gradient_accumulation_steps},
       {"num_epochs", config.num_epochs},
       {"max_steps", config.max_steps},
+      {"optimizer", kOptimizers[static_cast<size_t>(optimizer.moments)]},
       {"learning_rate", optimizer.learning_rate},
       {"lr_scheduler", kSchedules[static_cast<size_t>(optimizer.schedule)]},
       {"cosine_min_lr_ratio", optimizer.min_lr_ratio},

@@ -205,7 +205,7 @@ void Training::prepare_model() {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
   text_ = load_model_text(config_.base_model, model_->config.vocab_size);
-  optimizer_ = std::make_unique<AdamW>(model_->trained);
+  optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);
 }
 
 void Training::prepare_data() {
