@@ -138,6 +138,7 @@ int run(const Options& options) {
   const HeadResult head =
       decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   const auto loss = static_cast<float>(head.loss_sum * scale);
   const std::vector<int64_t>& shape = file.at("input_ids").shape;
   std::vector<TensorBytes> tensors = {

@@ -119,6 +119,7 @@ class Comparison {
     const auto loss = static_cast<double>(floats(golden_, "loss")[0]);
     add("loss", std::fabs(head.loss_sum * scale - loss) / loss, 1e-6);
     decoder.backward(batch, decoder.gradient_buffer());
+    decoder.finish_gradients();
     compare_gradients();
   }
 

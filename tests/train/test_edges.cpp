@@ -56,6 +56,7 @@ Outcome run(Model& model, const Batch& batch, double scale) {
       decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr).loss_sum *
       scale;
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   return outcome;
 }
 

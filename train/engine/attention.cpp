@@ -40,8 +40,8 @@ struct Turned {
   const at::Tensor& turned;  // where they go when they are normed; else `projected` itself turns
 };
 
-int64_t norm_rows(const Pass& pass, const Turned& x) {
-  return pass.batch.tokens() * (x.heads * pass.config.head_dim / x.norm.size);
+int64_t norms_per_token(const Pass& pass, const Turned& x) {
+  return x.heads * pass.config.head_dim / x.norm.size;
 }
 
 void rotate(const Pass& pass,
@@ -61,8 +61,8 @@ float* turn(const Pass& pass, const LayerConfig& layer, const Turned& x) {
   if (x.norm.size > 0) {
     turned = f32(x.turned);
     check(graft_rmsnorm_forward(f32(x.projected), f32(x.norm.weight), pass.config.rms_norm_eps,
-                                norm_rows(pass, x), x.norm.size, turned, f32(x.inv_rms),
-                                pass.config.norm));
+                                pass.batch.tokens() * norms_per_token(pass, x), x.norm.size, turned,
+                                f32(x.inv_rms), pass.config.norm));
   }
   rotate(pass, layer, turned, x.heads, GRAFT_ROPE_FORWARD);
   return turned;
@@ -82,11 +82,11 @@ float* turn_backward(const Pass& pass,
   rotate(pass, layer, d, x.heads, GRAFT_ROPE_INVERSE);
   if (x.norm.size == 0) return d;
   float* d_projected = f32(unnormed);
-  std::memset(d_projected, 0,
-              static_cast<size_t>(norm_rows(pass, x) * x.norm.size) * sizeof(float));
-  check(graft_rmsnorm_backward(d, f32(x.projected), f32(x.norm.weight), f32(x.inv_rms),
-                               norm_rows(pass, x), x.norm.size, d_projected,
-                               f32_or_null(x.norm.grad), pass.config.norm));
+  std::memset(
+      d_projected, 0,
+      static_cast<size_t>(pass.batch.tokens() * x.heads * pass.config.head_dim) * sizeof(float));
+  norm_backward(pass, x.norm, norms_per_token(pass, x), d, f32(x.projected), f32(x.inv_rms),
+                d_projected);
   return d_projected;
 }
 

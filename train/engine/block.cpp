@@ -102,6 +102,7 @@ MlpState make_mlp_state(const ModelConfig& config,
   state.row_pair.resize(pairs);
   state.pair_row.resize(pairs);
   state.token_index.resize(pairs);
+  state.row.resize(pairs);
   return state;
 }
 
@@ -242,10 +243,29 @@ const float* half_split(const Pass& pass, const Norm& out_norm, HalfState& state
   if (out_norm.size == 0) return d_branch;
   float* unnormed = f32(pass.scratch.d_unnormed);
   std::memset(unnormed, 0, static_cast<size_t>(values) * sizeof(float));
-  check(graft_rmsnorm_backward(d_branch, f32(state.branch), f32(out_norm.weight),
-                               f32(state.branch_inv_rms), tokens, out_norm.size, unnormed,
-                               f32_or_null(out_norm.grad), pass.config.norm));
+  norm_backward(pass, out_norm, 1, d_branch, f32(state.branch), f32(state.branch_inv_rms),
+                unnormed);
   return unnormed;
+}
+
+void norm_backward(const Pass& pass,
+                   const Norm& norm,
+                   int64_t per_token,
+                   const float* d,
+                   const float* x,
+                   const float* inv_rms,
+                   float* dx) {
+  const auto backward = [&](int64_t begin, int64_t count) {
+    const int64_t first = begin * per_token, values = first * norm.size;
+    check(graft_rmsnorm_backward(d + values, x + values, f32(norm.weight), inv_rms + first,
+                                 count * per_token, norm.size, dx + values, f32_or_null(norm.grad),
+                                 pass.config.norm));
+  };
+  if (norm.grad.defined()) {
+    for_packed_rows(pass.batch.row.data(), pass.batch.tokens(), backward);
+  } else {
+    backward(0, pass.batch.tokens());
+  }
 }
 
 void half_input_backward(const Pass& pass,
@@ -254,13 +274,11 @@ void half_input_backward(const Pass& pass,
                          const float* x,
                          const float* d_input,
                          float* d) {
-  const int64_t tokens = pass.batch.tokens();
   if (norm.size == 0) {
-    check(graft_add(d, d_input, tokens * pass.config.hidden_size));
+    check(graft_add(d, d_input, pass.batch.tokens() * pass.config.hidden_size));
     return;
   }
-  check(graft_rmsnorm_backward(d_input, x, f32(norm.weight), f32(state.inv_rms), tokens, norm.size,
-                               d, f32_or_null(norm.grad), pass.config.norm));
+  norm_backward(pass, norm, 1, d_input, x, f32(state.inv_rms), d);
 }
 
 }  // namespace graft::train

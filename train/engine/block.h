@@ -69,6 +69,7 @@ struct MlpState {
   std::vector<int32_t> row_pair;
   std::vector<int32_t> pair_row;
   std::vector<int64_t> token_index;  // [R] of the rows' tokens in the whole step
+  std::vector<int32_t> row;          // [R] and their packed rows
 };
 
 // What one block keeps; with Keep::kNothing all blocks share one.
@@ -174,6 +175,15 @@ void half_join(
     const Pass& pass, const Norm& out_norm, HalfState& state, const float* x, float* output);
 // The gradient of f's result, given that of the half's output.
 const float* half_split(const Pass& pass, const Norm& out_norm, HalfState& state, const float* d);
+// dx += the gradient of x, the input of a norm with `per_token` norms a token, given d, that of its
+// output. The norm's own gradient is summed one packed row after another.
+void norm_backward(const Pass& pass,
+                   const Norm& norm,
+                   int64_t per_token,
+                   const float* d,
+                   const float* x,
+                   const float* inv_rms,
+                   float* dx);
 // d += the gradient of x by way of f's input.
 void half_input_backward(const Pass& pass,
                          const Norm& norm,

@@ -1,5 +1,7 @@
 #include "train/engine/decoder.h"
 
+#include <cstring>
+
 #include "core/error.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -7,13 +9,13 @@
 
 namespace graft::train {
 
-Decoder::Decoder(Model& model, int64_t max_tokens, Keep keep)
+Decoder::Decoder(Model& model, int64_t max_tokens, Keep keep, int64_t head_chunk)
     : model_(model),
       max_tokens_(max_tokens),
       keep_(keep),
       rotation_(model.config, max_tokens),
       scratch_(model, max_tokens, keep, buffers_),
-      head_(model, keep, buffers_) {
+      head_(model, keep, head_chunk, buffers_) {
   if (keep == Keep::kForBackward) {
     for (size_t layer = 0; layer < model.layers.size(); ++layer) {
       states_.push_back(
@@ -58,6 +60,7 @@ void Decoder::check_batch(const Batch& batch, const KvCache* cache) const {
 Pass Decoder::make_pass(const Batch& batch, KvCache* cache) {
   LinearWorkspace linear = scratch_.linear;
   linear.token_index = batch.token_index.data();
+  linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;
   return {model_.config, batch, rotation_, scratch_, linear, cache};
 }
@@ -109,6 +112,12 @@ void Decoder::backward(const Batch& batch, float* d_residual) {
     check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
                                    config.hidden_size, f32(model_.embedding_grad)));
   }
+}
+
+void Decoder::finish_gradients() {
+  if (!model_.config.tied_embeddings || !model_.head_grad.defined()) return;
+  check(graft_add(f32(model_.embedding_grad), f32(model_.head_grad), model_.head_grad.numel()));
+  std::memset(f32(model_.head_grad), 0, model_.head_grad.nbytes());
 }
 
 }  // namespace graft::train

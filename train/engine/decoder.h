@@ -25,8 +25,8 @@ class Decoder {
   using HeadResult = train::HeadResult;
 
   // Makes every buffer, for micro-batches of up to `max_tokens` tokens. The model must outlive the
-  // decoder.
-  Decoder(Model& model, int64_t max_tokens, Keep keep);
+  // decoder. `head_chunk`: see Head.
+  Decoder(Model& model, int64_t max_tokens, Keep keep, int64_t head_chunk = kHeadChain);
 
   // Runs the blocks; returns the residual stream [T, D] before the final norm, which stays valid
   // until the next call. `dropout_seed` 0 = no dropout.
@@ -44,12 +44,21 @@ class Decoder {
   // forward.
   void backward(const Batch& batch, float* d_residual);
 
+  // To be called when the last micro-batch of a step went backward: adds what a tied embedding got
+  // as the head. Its two uses are summed apart, else their turns would decide the bits.
+  void finish_gradients();
+
   // Final norm, head and loss of the batch's supervised places, in chunks of rows. With
   // d_residual (not nullptr), writes the gradient of scale * loss_sum there and adds to the head's
-  // and the final norm's gradients. `row_loss` (or nullptr) takes each place's -log p.
-  HeadResult head_loss(
-      const Batch& batch, const float* residual, double scale, float* d_residual, float* row_loss) {
-    return head_.loss(batch, residual, scale, d_residual, row_loss);
+  // and the final norm's gradients. `row_loss` (or nullptr) takes each place's -log p. The result
+  // goes on from `before`, the sums of the micro-batches before this one.
+  HeadResult head_loss(const Batch& batch,
+                       const float* residual,
+                       double scale,
+                       float* d_residual,
+                       float* row_loss,
+                       const HeadResult& before = {}) {
+    return head_.loss(batch, residual, scale, d_residual, row_loss, before);
   }
 
   // logits [rows, V] of `rows` rows of a residual stream.

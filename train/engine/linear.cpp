@@ -5,6 +5,7 @@
 #include "kernels/bias.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
@@ -52,6 +53,25 @@ void for_parts(const Linear& linear, const Body& body) {
   }
 }
 
+// grad [out, in] += scale * dy^T x.
+struct WeightGradient {
+  int64_t out, in;
+  float scale;
+  const float* dy;  // [tokens, out]
+  const float* x;   // [tokens, in]
+  float* grad;
+};
+
+void add_weight_gradient(const LinearWorkspace& workspace,
+                         int64_t tokens,
+                         const WeightGradient& sum) {
+  for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
+    check(graft_gemm_f32(GRAFT_T, GRAFT_N, sum.out, sum.in, count, sum.scale,
+                         sum.dy + begin * sum.out, sum.out, sum.x + begin * sum.in, sum.in, 1,
+                         sum.grad, sum.in));
+  });
+}
+
 }  // namespace
 
 void linear_forward(const Linear& linear,
@@ -95,11 +115,14 @@ void linear_backward(const Linear& linear,
   const float* weight = needs_dx ? dense_weight(linear.base, workspace.weight) : nullptr;
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     if (linear.base_grad.defined()) {
-      check(graft_gemm_f32(GRAFT_T, GRAFT_N, rows, in, tokens, 1, dy[part], rows, x, in, 1,
-                           f32(linear.base_grad) + row * in, in));
+      add_weight_gradient(workspace, tokens,
+                          {rows, in, 1, dy[part], x, f32(linear.base_grad) + row * in});
     }
     if (linear.bias_grad.defined()) {
-      check(graft_bias_backward(dy[part], tokens, rows, f32(linear.bias_grad) + row));
+      for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
+        check(
+            graft_bias_backward(dy[part] + begin * rows, count, rows, f32(linear.bias_grad) + row));
+      });
     }
     if (needs_dx) {
       const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
@@ -116,14 +139,13 @@ void linear_backward(const Linear& linear,
     check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, rank, rows, scale, dy[part], rows,
                          f32(linear.lora.b) + row * rank, rank, part > 0 ? 1.0F : 0.0F, du, rank));
     if (linear.lora.grad_b.defined()) {
-      check(graft_gemm_f32(GRAFT_T, GRAFT_N, rows, rank, tokens, scale, dy[part], rows, u, rank, 1,
-                           f32(linear.lora.grad_b) + row * rank, rank));
+      add_weight_gradient(workspace, tokens,
+                          {rows, rank, scale, dy[part], u, f32(linear.lora.grad_b) + row * rank});
     }
   });
   if (linear.lora.grad_a.defined()) {
     const float* x_low = low_rank_input(linear, workspace, x, tokens);
-    check(graft_gemm_f32(GRAFT_T, GRAFT_N, rank, in, tokens, 1, du, rank, x_low, in, 1,
-                         f32(linear.lora.grad_a), in));
+    add_weight_gradient(workspace, tokens, {rank, in, 1, du, x_low, f32(linear.lora.grad_a)});
   }
   if (!needs_dx) {
     return;

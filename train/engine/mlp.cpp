@@ -53,6 +53,7 @@ void for_mlps(const Pass& pass, const Layer& layer, const MlpState& state, const
     if (count == 0) continue;
     LinearWorkspace workspace = pass.linear;
     workspace.token_index = state.token_index.data() + begin;
+    workspace.row = state.row.data() + begin;
     body(layer.mlps[expert], RowRange{begin, count}, workspace);
   }
 }
@@ -77,7 +78,9 @@ void route(const Pass& pass,
                        state.pair_row.data()));
   for (int64_t row = 0; row < shape.tokens * shape.top; ++row) {
     const auto at = static_cast<size_t>(row);
-    state.token_index[at] = pass.linear.token_index[state.row_pair[at] / shape.top];
+    const int64_t token = state.row_pair[at] / shape.top;
+    state.token_index[at] = pass.linear.token_index[token];
+    state.row[at] = pass.linear.row[token];
   }
 }
 

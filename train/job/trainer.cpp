@@ -356,9 +356,8 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   }
   const double scale = weight > 0 ? 1.0 / weight : 0.0;
   optimizer_->zero_gradients();
-  double loss_sum = 0;
+  HeadResult sums;
   int64_t tokens = 0;
-  int64_t supervised = 0;
   // Dropout's seed: one value a step; 0 would switch it off.
   const uint64_t dropout_seed =
       (xxh3_64("dropout " + std::to_string(config_.seed) + " " + std::to_string(step))) | 1U;
@@ -369,17 +368,15 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
         std::span(packed).subspan(static_cast<size_t>(row - first), static_cast<size_t>(end - row)),
         row - first, config_.sequence_len, batch_);
     const float* residual = decoder_->forward(batch_, dropout_seed);
-    const auto head =
-        decoder_->head_loss(batch_, residual, scale, decoder_->gradient_buffer(), nullptr);
+    sums = decoder_->head_loss(batch_, residual, scale, decoder_->gradient_buffer(), nullptr, sums);
     decoder_->backward(batch_, decoder_->gradient_buffer());
-    loss_sum += head.loss_sum;
     tokens += batch_.tokens();
-    supervised += head.supervised;
   }
+  decoder_->finish_gradients();
   const double rate = learning_rate_at(schedule_, step, total_steps_);
-  const double loss = loss_sum * scale;
+  const double loss = sums.loss_sum * scale;
   const StepResult result = optimizer_->step(schedule_, rate, loss);
-  progressed.trained_tokens += supervised;
+  progressed.trained_tokens += sums.supervised;
   if (result.skipped) {
     ++progressed.skipped;
     std::fprintf(stderr, "warning: step %lld skipped: %s is not finite (rows: %s)\n",
@@ -398,7 +395,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
                           {"learning_rate", rate},
                           {"grad_norm", result.grad_norm},
                           {"tokens", tokens},
-                          {"supervised", supervised},
+                          {"supervised", sums.supervised},
                           {"skipped", result.skipped},
                           {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
   return loss;

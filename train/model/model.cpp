@@ -275,7 +275,7 @@ void train_everything(Model& model) {
     model.trained.push_back({tensor.name, *tensor.value, *tensor.grad, tensor.shape.size() > 1});
   }
   if (model.config.tied_embeddings) {
-    model.head_grad = model.embedding_grad;  // both uses add to one gradient
+    model.head_grad = zeros_f32({model.config.vocab_size, model.config.hidden_size});
   }
 }
 

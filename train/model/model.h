@@ -102,8 +102,8 @@ struct Model {
   at::Tensor embedding;  // [vocab, hidden]
   at::Tensor embedding_grad;
   Norm final_norm;
-  at::Tensor head;  // [vocab, hidden]; the same tensor as `embedding` when tied
-  at::Tensor head_grad;
+  at::Tensor head;       // [vocab, hidden]; the same tensor as `embedding` when tied
+  at::Tensor head_grad;  // of a tied head too: joins the embedding's at the end of a step
   std::vector<Layer> layers;
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
 
