@@ -70,7 +70,8 @@ std::shared_ptr<Step> make_step(Method method) {
     add_lora(*step->model, settings, 1);
   }
   step->optimizer = std::make_unique<AdamW>(step->model->trained);
-  step->decoder = std::make_unique<Decoder>(*step->model, kRows * kLength, Keep::kForBackward);
+  step->decoder = std::make_unique<Decoder>(
+      *step->model, StepPlan::of(*step->model, kRows * kLength, Keep::kForBackward));
   step->batch = random_batch(step->model->config.vocab_size);
   return step;
 }

@@ -127,7 +127,7 @@ int run(const Options& options) {
   }
   const SafetensorsFile file(options.batch);
   const Batch batch = read_batch(file);
-  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, StepPlan::of(*model, batch.tokens(), Keep::kForBackward));
   for (const Parameter& parameter : model->trained) {
     std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
   }

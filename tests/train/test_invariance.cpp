@@ -1,4 +1,5 @@
 // What is trained does not depend on how it is computed: equal to the bit.
+#include <cmath>
 #include <cstring>
 
 #include <omp.h>
@@ -9,19 +10,28 @@
 #include "tests/train/reference.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
+#include "train/engine/planner.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
+#include "train/model/weights.h"
 
 namespace {
 
 using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
-enum class Training { kLora, kFull };
+enum class Training { kLora, kQlora, kFull };
 
-std::unique_ptr<Model> family_model(const test::TinyFamily& family, Training training) {
+std::unique_ptr<Model> family_model(const test::TinyFamily& family,
+                                    Training training,
+                                    int layers = 3) {
   const test::TempDir dir;
-  auto model = test::make_rough_model(test::write_family_config(dir.path(), family), 7);
+  const std::string made = test::write_family_config(dir.path(), family, layers);
+  auto model = test::make_rough_model(made, 7);
+  if (training == Training::kQlora) {
+    save_model(*model, made, dir.file("base"));
+    model = load_model(dir.file("base"), Precision::kNf4);
+  }
   if (training == Training::kFull) {
     train_everything(*model);
     return model;
@@ -75,12 +85,16 @@ struct Split {
   size_t rows = 8;  // of a micro-batch
   int threads = 2;
   int64_t head_chunk = kHeadChain;
+  std::vector<LayerPlan> layers;  // empty = everything is kept
 };
 
 // The gradients of the eight rows, one optimizer step's.
 Step run(Model& model, const Split& split) {
   omp_set_num_threads(split.threads);
-  Decoder decoder(model, rows_of(0, kRows.size()).tokens(), Keep::kForBackward, split.head_chunk);
+  StepPlan plan = test::poisoned(model, rows_of(0, kRows.size()).tokens(), Keep::kForBackward);
+  plan.head_chunk = split.head_chunk;
+  if (!split.layers.empty()) plan.layers = split.layers;
+  Decoder decoder(model, plan);
   for (Parameter& parameter : model.trained) parameter.grad.zero_();
   HeadResult sums;
   for (size_t row = 0; row < kRows.size(); row += split.rows) {
@@ -133,6 +147,45 @@ TEST_CASE("invariance: 1, 2, 4 and 7 threads give the same gradients to the bit"
       CAPTURE(threads);
       check_same(*model, run(*model, {.threads = threads}), one);
     }
+  }
+}
+
+TEST_CASE("invariance: what a block keeps, recomputes or sends away does not change a bit",
+          "[train][invariance][families][slow]") {
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    for (const Training training : {Training::kLora, Training::kFull}) {
+      CAPTURE(family.name, training == Training::kFull);
+      const auto model = family_model(family, training);
+      const Step kept = run(*model, {});
+      for (const LayerMemory memory :
+           {LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock, LayerMemory::kOffloadInput}) {
+        CAPTURE(kLayerMemoryNames[static_cast<size_t>(memory)]);
+        check_same(*model, run(*model, {.layers = {3, LayerPlan{memory, false}}}), kept);
+      }
+    }
+  }
+}
+
+TEST_CASE("invariance: nor does a plan with another choice for each of four blocks",
+          "[train][invariance]") {
+  const Training training = GENERATE(Training::kLora, Training::kQlora, Training::kFull);
+  for (const char* family : {"llama", "gemma2", "olmo2", "mixtral"}) {
+    CAPTURE(family);
+    const auto model = family_model(test::tiny_family(family), training, 4);
+    const Step kept = run(*model, {});
+    const bool decodes = training == Training::kQlora;
+    const std::vector<LayerPlan> mixed = {{LayerMemory::kOffloadInput, false},
+                                          {LayerMemory::kRecomputeBlock, decodes},
+                                          {LayerMemory::kRecomputeMlp, decodes},
+                                          {LayerMemory::kKeep, decodes}};
+    check_same(*model, run(*model, {.rows = 2, .layers = mixed}), kept);
+    CHECK(model->layers[3].o.base.decoded.defined() == decodes);
+    StepPlan plan = StepPlan::of(*model, 300, Keep::kForBackward);
+    plan.layers = mixed;
+    const StepFlops flops = price_plan(*model, {.rows = 1, .sequence_len = 300}, plan).flops;
+    CHECK(flops.again > 0);
+    WARN(family << ": " << std::lround(100 * flops.again / flops.total())
+                << " % of the mixed plan's work is done twice");
   }
 }
 

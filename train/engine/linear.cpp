@@ -1,23 +1,27 @@
 #include "train/engine/linear.h"
 
-#include <cstring>
-
 #include "kernels/bias.h"
 #include "kernels/elementwise.h"
-#include "kernels/gemm.h"
+#include "kernels/nf4.h"
 #include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
 namespace {
 
-const float* dense_weight(const BaseWeight& base, float* scratch) {
-  if (!base.quantized()) {
-    return f32(base.dense);
-  }
+const float* dense_weight(const BaseWeight& base, const LinearWorkspace& workspace) {
+  if (base.decoded.defined()) return f32(base.decoded);
+  if (!base.quantized()) return f32(base.dense);
   const graft_nf4_weight weight = base.nf4();
-  check(graft_nf4_decode(&weight, scratch, GRAFT_CPU, nullptr));
-  return scratch;
+  check(
+      graft_nf4_decode(&weight, workspace.weight, workspace.device.kind, workspace.device.stream));
+  workspace.clock->lap(Work::kDecode);
+  return workspace.weight;
+}
+
+void multiply(const LinearWorkspace& workspace, const Product& product, Work work) {
+  multiply(workspace.device, product);
+  workspace.clock->lap(work);
 }
 
 bool drops(const Lora& lora, const LinearWorkspace& workspace) {
@@ -27,7 +31,9 @@ bool drops(const Lora& lora, const LinearWorkspace& workspace) {
 void apply_dropout(
     const Lora& lora, const LinearWorkspace& workspace, float* x, int64_t tokens, int64_t dim) {
   check(graft_dropout_mask_apply(x, tokens, dim, workspace.token_index, workspace.dropout_seed,
-                                 lora.stream, lora.dropout));
+                                 lora.stream, lora.dropout, GRAFT_F32, workspace.device.kind,
+                                 workspace.device.stream));
+  workspace.clock->lap(Work::kAdapters);
 }
 
 // The input of A: x, or its dropped copy.
@@ -38,7 +44,8 @@ const float* low_rank_input(const Linear& linear,
   if (!drops(linear.lora, workspace)) {
     return x;
   }
-  std::memcpy(workspace.dropped, x, static_cast<size_t>(tokens * linear.in) * sizeof(float));
+  workspace.device.copy(workspace.dropped, x,
+                        static_cast<size_t>(tokens * linear.in) * sizeof(float));
   apply_dropout(linear.lora, workspace, workspace.dropped, tokens, linear.in);
   return workspace.dropped;
 }
@@ -60,15 +67,17 @@ struct WeightGradient {
   const float* dy;  // [tokens, out]
   const float* x;   // [tokens, in]
   float* grad;
+  Work work;
 };
 
 void add_weight_gradient(const LinearWorkspace& workspace,
                          int64_t tokens,
                          const WeightGradient& sum) {
   for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
-    check(graft_gemm_f32(GRAFT_T, GRAFT_N, sum.out, sum.in, count, sum.scale,
-                         sum.dy + begin * sum.out, sum.out, sum.x + begin * sum.in, sum.in, 1,
-                         sum.grad, sum.in));
+    multiply(workspace,
+             {GRAFT_T, GRAFT_N, sum.out, sum.in, count, sum.scale, sum.dy + begin * sum.out,
+              sum.x + begin * sum.in, 1, sum.grad},
+             sum.work);
   });
 }
 
@@ -82,21 +91,25 @@ void linear_forward(const Linear& linear,
                     float* u) {
   const int64_t in = linear.in;
   const int64_t rank = linear.lora.rank;
-  const float* weight = dense_weight(linear.base, workspace.weight);
+  const float* weight = dense_weight(linear.base, workspace);
   if (rank > 0) {
     const float* x_low = low_rank_input(linear, workspace, x, tokens);
-    check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, in, f32(linear.lora.a), in,
-                         0, u, rank));
+    multiply(workspace, {GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, f32(linear.lora.a), 0, u},
+             Work::kAdapters);
   }
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rows, in, 1, x, in, weight + row * in, in, 0,
-                         y[part], rows));
+    multiply(workspace, {GRAFT_N, GRAFT_T, tokens, rows, in, 1, x, weight + row * in, 0, y[part]},
+             Work::kProducts);
     if (linear.has_bias) {
-      check(graft_bias_add(y[part], f32(linear.bias) + row, tokens, rows));
+      check(graft_bias_add(y[part], f32(linear.bias) + row, tokens, rows, workspace.device.kind,
+                           workspace.device.stream));
+      workspace.clock->lap(Work::kRows);
     }
     if (rank > 0) {
-      check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u, rank,
-                           f32(linear.lora.b) + row * rank, rank, 1, y[part], rows));
+      multiply(workspace,
+               {GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u,
+                f32(linear.lora.b) + row * rank, 1, y[part]},
+               Work::kAdapters);
     }
   });
 }
@@ -112,22 +125,24 @@ void linear_backward(const Linear& linear,
   const int64_t in = linear.in;
   const int64_t rank = linear.lora.rank;
   const bool needs_dx = input_grad != InputGrad::kSkip;
-  const float* weight = needs_dx ? dense_weight(linear.base, workspace.weight) : nullptr;
+  const float* weight = needs_dx ? dense_weight(linear.base, workspace) : nullptr;
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     if (linear.base_grad.defined()) {
-      add_weight_gradient(workspace, tokens,
-                          {rows, in, 1, dy[part], x, f32(linear.base_grad) + row * in});
+      add_weight_gradient(
+          workspace, tokens,
+          {rows, in, 1, dy[part], x, f32(linear.base_grad) + row * in, Work::kProducts});
     }
     if (linear.bias_grad.defined()) {
       for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
-        check(
-            graft_bias_backward(dy[part] + begin * rows, count, rows, f32(linear.bias_grad) + row));
+        check(graft_bias_backward(dy[part] + begin * rows, count, rows, f32(linear.bias_grad) + row,
+                                  workspace.device.kind, workspace.device.stream));
       });
     }
     if (needs_dx) {
       const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
-      check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rows, 1, dy[part], rows, weight + row * in,
-                           in, beta, dx, in));
+      multiply(workspace,
+               {GRAFT_N, GRAFT_N, tokens, in, rows, 1, dy[part], weight + row * in, beta, dx},
+               Work::kProducts);
     }
   });
   if (rank == 0) {
@@ -136,30 +151,36 @@ void linear_backward(const Linear& linear,
   const float scale = linear.lora.scale;
   float* du = workspace.low_rank;
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, rank, rows, scale, dy[part], rows,
-                         f32(linear.lora.b) + row * rank, rank, part > 0 ? 1.0F : 0.0F, du, rank));
+    multiply(workspace,
+             {GRAFT_N, GRAFT_N, tokens, rank, rows, scale, dy[part],
+              f32(linear.lora.b) + row * rank, part > 0 ? 1.0F : 0.0F, du},
+             Work::kAdapters);
     if (linear.lora.grad_b.defined()) {
-      add_weight_gradient(workspace, tokens,
-                          {rows, rank, scale, dy[part], u, f32(linear.lora.grad_b) + row * rank});
+      add_weight_gradient(
+          workspace, tokens,
+          {rows, rank, scale, dy[part], u, f32(linear.lora.grad_b) + row * rank, Work::kAdapters});
     }
   });
   if (linear.lora.grad_a.defined()) {
     const float* x_low = low_rank_input(linear, workspace, x, tokens);
-    add_weight_gradient(workspace, tokens, {rank, in, 1, du, x_low, f32(linear.lora.grad_a)});
+    add_weight_gradient(workspace, tokens,
+                        {rank, in, 1, du, x_low, f32(linear.lora.grad_a), Work::kAdapters});
   }
   if (!needs_dx) {
     return;
   }
   if (!drops(linear.lora, workspace)) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, rank, f32(linear.lora.a), in, 1,
-                         dx, in));
+    multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(linear.lora.a), 1, dx},
+             Work::kAdapters);
     return;
   }
   float* dropped = workspace.dropped;
-  check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, rank, f32(linear.lora.a), in, 0,
-                       dropped, in));
+  multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(linear.lora.a), 0, dropped},
+           Work::kAdapters);
   apply_dropout(linear.lora, workspace, dropped, tokens, in);
-  check(graft_add(dx, dropped, tokens * in));
+  check(graft_add(dx, dropped, tokens * in, GRAFT_F32, workspace.device.kind,
+                  workspace.device.stream));
+  workspace.clock->lap(Work::kAdapters);
 }
 
 }  // namespace graft::train

@@ -12,12 +12,17 @@
 #include <cstdint>
 #include <span>
 
+#include "train/engine/clock.h"
+#include "train/engine/device.h"
 #include "train/model/model.h"
 
 namespace graft::train {
 
-// What all linears share: scratch for a decoded weight, and dropout's place in the run.
+// What the linears of a half share: where they compute, their scratch, and dropout's place in the
+// run.
 struct LinearWorkspace {
+  Device device;
+  StepClock* clock = nullptr;
   float* weight = nullptr;               // [max out * in], for a 4-bit base
   float* low_rank = nullptr;             // [tokens, max rank]: du
   float* dropped = nullptr;              // [tokens, max in]: drop(x), then du A; only with dropout

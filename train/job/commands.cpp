@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/progress.h"
 #include "train/job/inference.h"
+#include "train/job/memory.h"
 #include "train/job/trainer.h"
 
 namespace graft::train {
@@ -44,6 +45,14 @@ std::vector<Command> train_commands() {
          "run's"}},
        {"graft train configs/qlora.yaml", "graft train run.yaml lora_r=8 output_dir=out/r8"},
        run_train},
+      {"plan",
+       "CONFIG.yaml [key=value …]",
+       1,
+       -1,
+       "memory, work and time of a training run, before anything is loaded",
+       {},
+       {"graft plan configs/qlora.yaml", "graft plan run.yaml max_memory=4GiB --json"},
+       run_plan},
       {"eval",
        "",
        0,

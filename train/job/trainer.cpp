@@ -22,6 +22,7 @@
 #include "train/job/epochs.h"
 #include "train/job/evaluate.h"
 #include "train/job/export.h"
+#include "train/job/memory.h"
 #include "train/job/report.h"
 #include "train/model/weights.h"
 
@@ -126,6 +127,7 @@ class Training {
  private:
   bool claim_directory();
   void prepare_model();
+  void make_decoders();
   void prepare_data();
   void write_identity();
   void plan_steps();
@@ -158,6 +160,9 @@ class Training {
   OptimizerSettings schedule_;
   std::unique_ptr<EpochPlan> epochs_;
   int64_t total_steps_ = 0;
+  RunPlan plan_;
+  int64_t memory_before_ = anonymous_memory();
+  int64_t memory_peak_ = 0;
   Batch batch_;
   Json last_eval_;
   Clock::time_point started_ = Clock::now();
@@ -193,6 +198,8 @@ bool Training::claim_directory() {
 }
 
 void Training::prepare_model() {
+  plan_ = plan_run(config_);
+  refuse_unfit(config_, plan_);
   const bool quantizes = config_.method == Method::kQlora;
   model_ = config_.random_weights
                ? make_model(config_.base_model, config_.seed)
@@ -205,6 +212,16 @@ void Training::prepare_model() {
   }
   text_ = load_model_text(config_.base_model, model_->config.vocab_size);
   optimizer_ = std::make_unique<AdamW>(model_->trained);
+}
+
+// Both in one arena: they never run at the same time.
+void Training::make_decoders() {
+  const Layout layouts[] = {plan_layout(*model_, plan_.memory.training),
+                            plan_layout(*model_, plan_.memory.evaluation)};
+  const auto arena =
+      std::make_shared<const Arena>(std::vector<const Layout*>{&layouts[0], &layouts[1]});
+  decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.training, Device{}, arena);
+  eval_decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.evaluation, Device{}, arena);
 }
 
 void Training::prepare_data() {
@@ -291,9 +308,10 @@ void Training::print_plan() {
                format_count(epochs_->row_count()).c_str(),
                format_count(config_.sequence_len).c_str());
   if (shares.size() > 1) print_shares(shares, in_epoch);
-  std::fprintf(stderr, "plan    %s steps of %s rows, %s buffers\n",
+  std::fprintf(stderr, "plan    %s steps of %s rows, %s of memory\n",
                format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
-               format_bytes(decoder_->buffer_bytes()).c_str());
+               format_bytes(plan_.memory.total()).c_str());
+  std::fprintf(stderr, "blocks  %s\n", layers_text(plan_.memory.training).c_str());
   for (const data::RefusedRecord& refused : train_->summary.refused) {
     std::fprintf(stderr, "left out %s:%lld: %s: %s\n", refused.file.c_str(),
                  static_cast<long long>(refused.line), refused.rule.c_str(),
@@ -377,6 +395,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   const double loss = sums.loss_sum * scale;
   const StepResult result = optimizer_->step(schedule_, rate, loss);
   progressed.trained_tokens += sums.supervised;
+  memory_peak_ = std::max(memory_peak_, anonymous_memory() - memory_before_);
   if (result.skipped) {
     ++progressed.skipped;
     std::fprintf(stderr, "warning: step %lld skipped: %s is not finite (rows: %s)\n",
@@ -494,6 +513,10 @@ void Training::finish(const Progressed& progressed) {
   if (last_eval_.is_object()) {
     summary.set("eval", last_eval_);
   }
+  // A mapped quantized cache is not anonymous memory.
+  const int64_t planned = plan_.memory.total() - model_->mapped_bytes();
+  summary.set("memory", Json::object({{"planned_bytes", planned}, {"peak_bytes", memory_peak_}}));
+  summary.set("plan", plan_to_json(plan_.memory));
   summary.set("export", export_result(*model_, config_, *eval_decoder_, train_->store, directory_));
   write_training_report(config_, directory_, summary);
   print_result(summary);
@@ -512,6 +535,12 @@ void Training::print_result(const Json& summary) const {
   }
   rows.push_back({path("report.html"), format_bytes(file_size(path("report.html")))});
   std::fprintf(stderr, "%s", format_table("<>", rows).c_str());
+  const Json& memory = summary.at("memory");
+  if (memory.at("peak_bytes").as_int() > 0) {
+    std::fprintf(stderr, "memory: %s planned, %s used\n",
+                 format_bytes(memory.at("planned_bytes").as_int()).c_str(),
+                 format_bytes(memory.at("peak_bytes").as_int()).c_str());
+  }
   if (exported.find("reload") != nullptr) {
     std::fprintf(stderr, "adapter reloaded: %s\n", exported.at("reload").as_string().c_str());
   }
@@ -529,9 +558,7 @@ RunResult Training::run() {
   prepare_data();
   write_identity();
   plan_steps();
-  const int64_t max_tokens = config_.micro_batch_size * config_.sequence_len;
-  decoder_ = std::make_unique<Decoder>(*model_, max_tokens, Keep::kForBackward);
-  eval_decoder_ = std::make_unique<Decoder>(*model_, max_tokens, Keep::kNothing);
+  make_decoders();
   print_plan();
   Progressed progressed;
   resume(progressed);

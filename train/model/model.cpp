@@ -205,6 +205,12 @@ int64_t Model::base_bytes() const {
   return bytes;
 }
 
+int64_t Model::mapped_bytes() const {
+  int64_t bytes = 0;
+  for (const Linear* linear : linears()) bytes += linear->base.mapped ? linear->base.bytes() : 0;
+  return bytes;
+}
+
 std::vector<BaseTensor> base_tensors(Model& model) {
   std::vector<BaseTensor> all;
   const std::vector<int64_t> table = {model.config.vocab_size, model.config.hidden_size};
