@@ -20,6 +20,7 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
+#include "train/job/device_option.h"
 #include "train/job/memory.h"
 #include "train/model/lora.h"
 #include "train/model/weights.h"
@@ -240,7 +241,7 @@ int run_bench_step(const Args& args) {
              format_bytes(request.cap) + " are allowed",
          "memory plan", "lower --batch or --seq");
   }
-  Decoder decoder(*model, plan.training);
+  Decoder decoder(*model, plan.training, device_of(args));
   AdamW optimizer(model->trained);
   const Tokens tokens(args.text("--ids"), model->config.vocab_size);
   const double first_begins = process_age();
@@ -356,6 +357,7 @@ Command bench_step_command() {
            {"--steps", "N", "20", "steps; the first is not counted"},
            {"--ids", "FILE", "", "safetensors file with input_ids I64 [steps, batch, length]"},
            {"--max-memory", "SIZE", "", "what weights, optimizer and buffers may take"},
+           kDeviceOption,
            {"--threads", "N", "0", "CPU threads; 0 = every processor"}},
           {"graft bench step --shape 134m --load-in-4bit"},
           run_bench_step};

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/progress.h"
+#include "train/job/device_option.h"
 #include "train/job/inference.h"
 #include "train/job/memory.h"
 #include "train/job/trainer.h"
@@ -16,7 +17,7 @@ int run_train(const Args& args) {
   const std::vector<std::string> overrides(args.positionals().begin() + 1,
                                            args.positionals().end());
   const RunResult result =
-      run_training(read_train_config(path, overrides), {args.text("--resume")});
+      run_training(read_train_config(path, overrides), {args.text("--resume"), device_of(args)});
   if (args.json()) {
     std::printf("%s\n", dump_json(result.summary).c_str());
   }
@@ -42,7 +43,8 @@ std::vector<Command> train_commands() {
        "train an adapter or a whole model; the same command again resumes it",
        {{"--resume", "auto|none|DIR", "auto",
          "go on from the newest checkpoint of output_dir, start anew, or start from another "
-         "run's"}},
+         "run's"},
+        kDeviceOption},
        {"graft train configs/qlora.yaml", "graft train run.yaml lora_r=8 output_dir=out/r8"},
        run_train},
       {"plan",

@@ -220,8 +220,9 @@ void Training::make_decoders() {
                             plan_layout(*model_, plan_.memory.evaluation)};
   const auto arena =
       std::make_shared<const Arena>(std::vector<const Layout*>{&layouts[0], &layouts[1]});
-  decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.training, Device{}, arena);
-  eval_decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.evaluation, Device{}, arena);
+  decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.training, options_.device, arena);
+  eval_decoder_ =
+      std::make_unique<Decoder>(*model_, plan_.memory.evaluation, options_.device, arena);
 }
 
 void Training::prepare_data() {
