@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 # A second g++ of LibTorch's headers takes 0.6 GB; four gigabytes a job never swap.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help build demo test test-peers check format bench install dist clean distclean setup-build setup-test setup-peers configure
+.PHONY: help build demo test test-peers fuzz mutate mutants check format bench gpu-check install dist clean distclean setup-build setup-test setup-peers configure
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -40,6 +40,12 @@ test: setup-test ## build everything and run the tests
 test-peers: setup-peers build ## compare graft with the reference implementations
 	@.deps/peers/bin/python tests/peers/run.py $(BUILD)/bin/graft
 
+fuzz: ## look for inputs that break the parsers (SECONDS=120 for each; needs clang)
+	@tests/fuzz/fuzz.sh $(or $(SECONDS),120)
+
+mutate: setup-test ## apply one-line mutations that the tests must notice (ONLY=text of a title)
+	@python3 tests/mutants/run.py $(ONLY)
+
 check: ## format, layer rules, clang-tidy on changed files
 	@cmake/check.sh $(BUILD)
 
@@ -48,6 +54,16 @@ format: ## format every source file
 
 bench: build ## speed of kernels, data and training on this machine
 	@$(BUILD)/bin/graft-bench
+
+mutants: setup-test ## plant faults in the CUDA kernels: each must be found (6 minutes)
+	@$(MAKE) --no-print-directory configure TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check
+	@JOBS=$(JOBS) cmake/mutants.sh $(BUILD)
+
+gpu-check: setup-test ## on a GPU: results, compute-sanitizer, speed (needs no toolchain from the bundle)
+	@$(MAKE) --no-print-directory configure TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check $$(grep -q GRAFT_NVCC:FILEPATH=/ $(BUILD)/CMakeCache.txt && echo graft_cuda)
+	@GRAFT_BUILD=$(BUILD) tests/kernels/gpu_check.sh
 
 install: build ## copy programs to PREFIX (default /usr/local)
 	@cmake --install $(BUILD) --prefix $(PREFIX)

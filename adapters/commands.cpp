@@ -51,12 +51,23 @@ Json module_json(const AdapterModule& module) {
                        {"delta_norm", module.all_experts ? Json() : Json(delta_norm(module))}});
 }
 
+int64_t parameters_of(const AdapterModule& module) {
+  return module.rank * (module.in + module.out) + static_cast<int64_t>(module.magnitude.size());
+}
+
 Json inspect_json(const Adapter& adapter) {
   Json modules = Json::array();
   int64_t parameters = 0;
   for (const AdapterModule& module : adapter.modules) {
     modules.push_back(module_json(module));
-    parameters += module.rank * (module.in + module.out);
+    parameters += parameters_of(module);
+  }
+  Json saved = Json::array();
+  for (const SavedTensor& tensor : adapter.saved) {
+    Json shape = Json::array();
+    for (const int64_t size : tensor.shape) shape.push_back(size);
+    saved.push_back(Json::object({{"name", tensor.name}, {"shape", shape}}));
+    parameters += static_cast<int64_t>(tensor.values.size());
   }
   Json targets = Json::array();
   for (const std::string& name : adapter.spec.target_modules) targets.push_back(name);
@@ -65,12 +76,14 @@ Json inspect_json(const Adapter& adapter) {
   return Json::object({{"r", adapter.spec.r},
                        {"lora_alpha", adapter.spec.lora_alpha},
                        {"use_rslora", adapter.spec.use_rslora},
+                       {"use_dora", adapter.spec.use_dora},
                        {"target_modules", targets},
                        {"base_model_name_or_path", adapter.spec.base_model_name_or_path},
                        {"parameters", parameters},
                        {"sha256", adapter.sha256},
                        {"metadata", metadata},
-                       {"modules", modules}});
+                       {"modules", modules},
+                       {"saved", saved}});
 }
 
 void print_adapter(const Adapter& adapter) {
@@ -78,17 +91,21 @@ void print_adapter(const Adapter& adapter) {
       {"module", "rank", "in", "out", "scale", "|scale B A|"}};
   int64_t parameters = 0;
   for (const AdapterModule& module : adapter.modules) {
-    parameters += module.rank * (module.in + module.out);
+    parameters += parameters_of(module);
     rows.push_back({module.name, std::to_string(module.rank), std::to_string(module.in),
                     std::to_string(module.out), format_fixed(module.scale, 4),
                     // Those of all experts at once are told apart only beside their model.
                     module.all_experts ? "--model DIR" : format_fixed(delta_norm(module), 4)});
   }
-  std::printf("LoRA adapter: r %lld, alpha %s%s, %s parameters in %zu modules\n",
-              static_cast<long long>(adapter.spec.r),
+  for (const SavedTensor& tensor : adapter.saved) {
+    parameters += static_cast<int64_t>(tensor.values.size());
+    rows.push_back({tensor.name, "whole", shape_text(tensor.shape), "", "", ""});
+  }
+  std::printf("%s adapter: r %lld, alpha %s%s, %s parameters in %zu modules\n",
+              adapter.spec.use_dora ? "DoRA" : "LoRA", static_cast<long long>(adapter.spec.r),
               format_fixed(adapter.spec.lora_alpha, 2).c_str(),
               adapter.spec.use_rslora ? " (rslora: alpha / sqrt(r))" : "",
-              format_count(parameters).c_str(), adapter.modules.size());
+              format_count(parameters).c_str(), adapter.modules.size() + adapter.saved.size());
   std::printf("base    %s\nsha256  %s\n\n%s", adapter.spec.base_model_name_or_path.c_str(),
               adapter.sha256.c_str(), format_table("<>>>>>", rows).c_str());
 }
@@ -119,6 +136,7 @@ int run_merge(const Args& args) {
     print(Json::object({{"out", options.out},
                         {"merge_base", merge_base_name(report.base)},
                         {"merged_tensors", report.merged_tensors},
+                        {"saved_tensors", report.saved_tensors},
                         {"copied_tensors", report.copied_tensors},
                         {"bytes", report.bytes},
                         {"relative_change", report.relative_change},

@@ -39,35 +39,6 @@ std::string with_last(const std::string& name, std::string_view last) {
   return name.substr(0, name.rfind('.') + 1) + std::string(last);
 }
 
-// The name itself, then the others that the same linear has elsewhere.
-std::vector<std::string> names_of(const std::string& name) {
-  std::vector<std::string> names = {name};
-  for (const ExpertNames& from : kExperts) {
-    const size_t block = name.find("." + std::string(from.block));
-    if (block == std::string::npos) continue;
-    const auto linear =
-        std::find(from.linears.begin(), from.linears.end(), last_of(name)) - from.linears.begin();
-    for (const ExpertNames& to : kExperts) {
-      std::string other = name;
-      other.replace(block + 1, from.block.size(), to.block);
-      if (linear < 3) other = with_last(other, to.linears[static_cast<size_t>(linear)]);
-      names.push_back(other);
-    }
-  }
-  std::vector<std::string> all;
-  for (const std::string& one : names) {
-    all.push_back(one);
-    for (const std::string_view from : kPrefixes) {
-      if (one.rfind(from, 0) != 0) continue;
-      for (const std::string_view to : kPrefixes) {
-        all.push_back(std::string(to) + one.substr(from.size()));
-      }
-      break;
-    }
-  }
-  return all;
-}
-
 class Fitter {
  public:
   Fitter(Adapter adapter, const FindLinear& find, const std::string& model)
@@ -140,6 +111,10 @@ class Fitter {
         one.out = find_(name)->out;
         const int64_t end = std::min(row + one.out, module.out) * module.rank;
         one.b.assign(module.b.begin() + row * module.rank, module.b.begin() + end);
+        if (!module.magnitude.empty()) {
+          one.magnitude.assign(module.magnitude.begin() + row,
+                               module.magnitude.begin() + end / module.rank);
+        }
         row += one.out;
         if (row > module.out) refuse(module);
         add(std::move(one));
@@ -189,6 +164,7 @@ class Fitter {
       joined.a.insert(joined.a.end(), part.a.begin(), part.a.end());
     }
     joined.b.assign(static_cast<size_t>(joined.out * joined.rank), 0.0f);
+    if (adapter_.spec.use_dora) join_magnitudes(parts, joined);
     int64_t row = 0, column = 0;
     for (size_t at = 0; at < parts.size(); ++at) {
       const AdapterModule& part = parts[at];
@@ -211,6 +187,17 @@ class Fitter {
     add(std::move(joined));
   }
 
+  // Rows of a part that the adapter lacks would need their own lengths.
+  void join_magnitudes(const std::vector<AdapterModule>& parts, AdapterModule& joined) const {
+    for (const AdapterModule& part : parts) {
+      if (part.rank == 0) {
+        fail(ExitCode::kData, "the adapter has DoRA magnitudes for only a part of this weight",
+             model_ + ": " + joined.name, "merge the adapter with PEFT");
+      }
+      joined.magnitude.insert(joined.magnitude.end(), part.magnitude.begin(), part.magnitude.end());
+    }
+  }
+
   // "X.experts" or "X.experts.base_layer": which of the experts' two tensors it is, its shape says.
   void add_experts(const AdapterModule& module) {
     const std::string stem = module.name.substr(0, module.name.rfind(".experts") + 8);
@@ -218,6 +205,7 @@ class Fitter {
       const std::string name = stem + "." + std::to_string(expert) + ".";
       return known_name(name + std::string(kExperts[0].linears[linear]));
     };
+    if (!module.magnitude.empty()) refuse(module);
     int64_t experts = 0;
     while (!expert_name(experts, 2).empty()) ++experts;
     if (experts == 0 || module.rank % experts != 0) refuse(module);
@@ -265,6 +253,34 @@ class Fitter {
 };
 
 }  // namespace
+
+std::vector<std::string> names_of(const std::string& name) {
+  std::vector<std::string> names = {name};
+  for (const ExpertNames& from : kExperts) {
+    const size_t block = name.find("." + std::string(from.block));
+    if (block == std::string::npos) continue;
+    const auto linear =
+        std::find(from.linears.begin(), from.linears.end(), last_of(name)) - from.linears.begin();
+    for (const ExpertNames& to : kExperts) {
+      std::string other = name;
+      other.replace(block + 1, from.block.size(), to.block);
+      if (linear < 3) other = with_last(other, to.linears[static_cast<size_t>(linear)]);
+      names.push_back(other);
+    }
+  }
+  std::vector<std::string> all;
+  for (const std::string& one : names) {
+    all.push_back(one);
+    for (const std::string_view from : kPrefixes) {
+      if (one.rfind(from, 0) != 0) continue;
+      for (const std::string_view to : kPrefixes) {
+        all.push_back(std::string(to) + one.substr(from.size()));
+      }
+      break;
+    }
+  }
+  return all;
+}
 
 Adapter fit_adapter(Adapter adapter, const FindLinear& find, const std::string& model) {
   return Fitter(std::move(adapter), find, model).run();

@@ -27,9 +27,14 @@ struct LinearShape {
 using FindLinear = std::function<std::optional<LinearShape>(const std::string& name)>;
 
 // The adapter with modules that are all linears of the model, by name. `model` names it in errors.
-// Errors: kData naming the module: one that the model lacks under any name, another shape (both are
-// named), a rank that the settings do not give, two modules for one linear.
+// Tensors of Adapter::saved keep their names (see names_of). Errors: kData naming the module: one
+// that the model lacks under any name, another shape (both are named), a rank that the settings do
+// not give, two modules for one linear, magnitudes (DoRA) of only a part of a joined weight or of
+// experts.
 Adapter fit_adapter(Adapter adapter, const FindLinear& find, const std::string& model);
+
+// The name itself, then the others that the same module or tensor has elsewhere.
+std::vector<std::string> names_of(const std::string& name);
 
 // For the matrices of a checkpoint, plain or 4-bit.
 Adapter fit_adapter(Adapter adapter, const SafetensorsDirectory& model);

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 
 #include "adapters/checkpoint.h"
 #include "adapters/fit.h"
 #include "adapters/nf4_checkpoint.h"
+#include "adapters/pattern.h"
 #include "adapters/peft.h"
 #include "adapters/pieces.h"
 #include "adapters/quantize.h"
@@ -104,6 +106,7 @@ class MergedWeight {
                        static_cast<float>(module_->scale), module_->b.data() + row * module_->rank,
                        module_->rank, module_->a.data(), columns, 0.0f, delta.data(), columns);
     if (status != GRAFT_OK) fail(ExitCode::kBug, graft_last_error(), spec_.name);
+    if (!module_->magnitude.empty()) set_lengths(row, count, values, delta);
     const int64_t total = static_cast<int64_t>(values.size());
     std::vector<Sums> sums(static_cast<size_t>(piece_count(total)));
     std::vector<int64_t> not_finite(sums.size(), -1);
@@ -119,6 +122,31 @@ class MergedWeight {
            spec_.name, "the base or the adapter is damaged, or too large for the base's type");
     }
     for (const Sums& piece : sums) sums_.add(piece);
+  }
+
+  // DoRA: the change that gives the rows of values + delta their lengths.
+  void set_lengths(int64_t row,
+                   int64_t count,
+                   const std::vector<float>& values,
+                   std::vector<float>& delta) const {
+    const int64_t columns = spec_.shape[1];
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; ++i) {
+      const float* const base = values.data() + i * columns;
+      float* const change = delta.data() + i * columns;
+      double squares = 0;
+      for (int64_t j = 0; j < columns; ++j) {
+        const double sum = static_cast<double>(base[j]) + static_cast<double>(change[j]);
+        squares += sum * sum;
+      }
+      const double magnitude =
+          static_cast<double>(module_->magnitude[static_cast<size_t>(row + i)]);
+      const double factor = squares > 0 ? magnitude / std::sqrt(squares) : 0;
+      for (int64_t j = 0; j < columns; ++j) {
+        const double value = static_cast<double>(base[j]);
+        change[j] = static_cast<float>(factor * (value + static_cast<double>(change[j])) - value);
+      }
+    }
   }
 
   // values += delta over [begin, end); gives the first index whose rounded sum is not finite, or
@@ -147,6 +175,24 @@ class MergedWeight {
   std::function<BaseRows()> open_;
   Sums sums_;
 };
+
+// A tensor's values from the adapter, in the model's dtype.
+OutputTensor saved_tensor(const std::string& name, DType dtype, const SavedTensor& saved) {
+  return {{name, dtype, saved.shape},
+          [&saved, dtype](const ByteSink& sink) { write_floats(saved.values, dtype, sink); }};
+}
+
+// Sets tie_word_embeddings to false wherever config.json may have it.
+Json untied(const Json& config) {
+  Json result = config;
+  result.set("tie_word_embeddings", false);
+  if (const Json* text = config.find("text_config")) {
+    Json inner = *text;
+    inner.set("tie_word_embeddings", false);
+    result.set("text_config", inner);
+  }
+  return result;
+}
 
 bool holds_packed_weights(const SafetensorsDirectory& model) {
   const std::vector<std::string> names = model.names();
@@ -215,6 +261,7 @@ class Merge {
         adapter_(fit_adapter(read_peft(options.adapter), model_)),
         packed_model_(holds_packed_weights(model_)) {
     report_.base = choose_base(options.base, packed_model_, model_, adapter_);
+    for (const SavedTensor& saved : adapter_.saved) place(saved);
   }
 
   MergeReport run() {
@@ -222,8 +269,9 @@ class Merge {
     config.erase(std::remove_if(config.begin(), config.end(),
                                 [](const auto& m) { return m.first == "quantization_config"; }),
                  config.end());
+    const Json plain(std::move(config));
     write_checkpoint(
-        model_, options_.out, Json(std::move(config)),
+        model_, options_.out, unties() ? untied(plain) : plain,
         [this](const SafetensorsFile& file) { return plan(file); }, "merge");
     collect();
     report_.relative_change = ratio(total_.change, total_.base);
@@ -235,6 +283,47 @@ class Merge {
   }
 
  private:
+  // Finds the tensor that `saved` replaces.
+  void place(const SavedTensor& saved) {
+    for (const std::string& name : names_of(saved.name)) {
+      for (const std::string& stored : {name, "language_model." + name}) {
+        const auto entry = model_.find(stored);
+        if (!entry) continue;
+        if (entry->info->shape != saved.shape) {
+          fail(ExitCode::kData,
+               "the model's tensor is " + shape_text(entry->info->shape) + ", the adapter's " +
+                   shape_text(saved.shape),
+               entry->file->path() + ": " + stored,
+               "use the model that the adapter was trained on");
+        }
+        replaced_[stored] = &saved;
+        if (ends_in_parts(stored, "embed_tokens.weight")) embedding_ = stored;
+        return;
+      }
+    }
+    if (saved.name != "lm_head.weight") {
+      fail(ExitCode::kData, "the adapter has a tensor that the model lacks",
+           model_.directory() + ": " + saved.name, "use the model that the adapter was trained on");
+    }
+    head_ = &saved;  // tied: the model has only the embeddings
+  }
+
+  // Embeddings and head were one tensor, and the adapter has two.
+  bool unties() const {
+    if (model_.find("lm_head.weight") || model_.find("language_model.lm_head.weight")) return false;
+    const SavedTensor* const embedding = embedding_.empty() ? nullptr : replaced_.at(embedding_);
+    if (head_ == nullptr) return embedding != nullptr;
+    return embedding == nullptr || embedding->values != head_->values;
+  }
+
+  // The head that was tied to `embedding` and no longer is.
+  OutputTensor own_head(const SafetensorsFile& file, const TensorInfo& embedding) const {
+    if (head_ != nullptr) return saved_tensor("lm_head.weight", embedding.dtype, *head_);
+    OutputTensor copy = copied_tensor(file, embedding);
+    copy.spec.name = "lm_head.weight";
+    return copy;
+  }
+
   // The matrix that replaces `tensor`, or nothing when it is copied.
   std::unique_ptr<MergedWeight> merged(const SafetensorsFile& file, const TensorInfo& tensor) {
     if (tensor.name.size() <= kWeight.size() ||
@@ -268,8 +357,17 @@ class Merge {
     std::vector<OutputTensor> output;
     for (const TensorInfo& tensor : file.tensors()) {
       if (is_quantization_tensor(tensor.name)) continue;
-      std::unique_ptr<MergedWeight> weight = merged(file, tensor);
-      if (weight == nullptr) {
+      if (unties() && ends_in_parts(tensor.name, "embed_tokens.weight")) {
+        output.push_back(own_head(file, tensor));
+        report_.bytes += spec_bytes(output.back().spec);
+      }
+      const auto saved = replaced_.find(tensor.name);
+      std::unique_ptr<MergedWeight> weight =
+          saved == replaced_.end() ? merged(file, tensor) : nullptr;
+      if (saved != replaced_.end()) {
+        output.push_back(saved_tensor(tensor.name, tensor.dtype, *saved->second));
+        ++report_.saved_tensors;
+      } else if (weight == nullptr) {
         output.push_back(copied_tensor(file, tensor));
         ++report_.copied_tensors;
       } else {
@@ -302,7 +400,10 @@ class Merge {
   SafetensorsDirectory model_;
   Adapter adapter_;
   bool packed_model_;
-  std::vector<std::unique_ptr<MergedWeight>> held_;  // of the file that is being written
+  std::vector<std::unique_ptr<MergedWeight>> held_;     // of the file that is being written
+  std::map<std::string, const SavedTensor*> replaced_;  // by the model's name
+  std::string embedding_;                               // the model's name, where it is replaced
+  const SavedTensor* head_ = nullptr;                   // without a tensor of the model's
   Sums total_;
   MergeReport report_;
 };

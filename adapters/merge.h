@@ -29,6 +29,7 @@ struct MergeOptions {
 struct MergeReport {
   MergeBase base = MergeBase::kW16;  // the one that was used
   int64_t merged_tensors = 0;
+  int64_t saved_tensors = 0;  // of modules_to_save: they replace the model's
   int64_t copied_tensors = 0;
   int64_t bytes = 0;           // of the tensors written
   double relative_change = 0;  // |W' - W| / |W| over the merged weights, root of sums of squares
@@ -41,8 +42,10 @@ struct MergeReport {
   double rounding_share = 0;  // |W' - (W + sBA)| / |sBA|: what rounding to the base's dtype loses
 };
 
-// Writes `out`, a plain Hugging Face directory. Each sum is float32 and is rounded once to the
-// weight's dtype; the bytes do not depend on threads. Memory: the adapter and a tile of 4 MiB, and
+// Writes `out`, a plain Hugging Face directory. Where embeddings and head are tied and the adapter
+// gives them different values, they are written apart and config.json says so. Each
+// sum is float32 and is rounded once to the weight's dtype; the bytes do not depend on threads.
+// Memory: the adapter and a tile of 4 MiB, and
 // with kDequant on a 16-bit directory one packed matrix.
 // Errors: kUsage (out exists, w16 asked of a 4-bit directory), kData (the adapter does not fit,
 // values that are not finite), kIo.

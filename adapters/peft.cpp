@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "adapters/pattern.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -16,6 +17,9 @@ namespace {
 constexpr std::string_view kPrefix = "base_model.model.";
 constexpr std::string_view kA = ".lora_A.weight";
 constexpr std::string_view kB = ".lora_B.weight";
+// The first is PEFT's; the second older versions wrote.
+constexpr std::string_view kMagnitudes[] = {".lora_magnitude_vector",
+                                            ".lora_magnitude_vector.weight"};
 constexpr std::string_view kConfigName = "adapter_config.json";
 constexpr std::string_view kTensorsName = "adapter_model.safetensors";
 
@@ -64,6 +68,34 @@ void check_pair(const SafetensorsFile& file, const TensorInfo& a, const TensorIn
   }
 }
 
+const TensorInfo* find_magnitude(const SafetensorsFile& file, const std::string& stem) {
+  for (const std::string_view end : kMagnitudes) {
+    if (const TensorInfo* found = file.find(stem + std::string(end))) return found;
+  }
+  return nullptr;
+}
+
+std::vector<float> read_magnitude(const SafetensorsFile& file,
+                                  const std::string& stem,
+                                  int64_t out,
+                                  const AdapterSpec& spec) {
+  const TensorInfo* tensor = find_magnitude(file, stem);
+  if ((tensor != nullptr) != spec.use_dora) {
+    fail(ExitCode::kData,
+         spec.use_dora ? "the settings say use_dora, but there is no lora_magnitude_vector"
+                       : "there is a lora_magnitude_vector, but the settings do not say use_dora",
+         file.path() + ": " + stem, "the files belong to different adapters");
+  }
+  if (tensor == nullptr) return {};
+  if (tensor->count() != out) {
+    fail(ExitCode::kData,
+         "the magnitudes are " + shape_text(tensor->shape) + ", expected one for each of " +
+             std::to_string(out) + " rows",
+         file.path() + ": " + tensor->name);
+  }
+  return read_matrix(file, *tensor);
+}
+
 AdapterModule read_module(const SafetensorsFile& file,
                           const std::string& name,
                           const AdapterSpec& spec) {
@@ -86,7 +118,33 @@ AdapterModule read_module(const SafetensorsFile& file,
   }
   module.a = read_matrix(file, a);
   module.b = read_matrix(file, *b);
+  module.magnitude = read_magnitude(file, stem, module.out, spec);
   return module;
+}
+
+// The name in the model of a tensor that belongs to a module trained whole. The embeddings and the
+// head PEFT also stores unasked, when the vocabulary has grown.
+std::optional<std::string> saved_name(std::string_view tensor, const AdapterSpec& spec) {
+  if (tensor.substr(0, kPrefix.size()) != kPrefix) return std::nullopt;
+  const std::string_view name = tensor.substr(kPrefix.size());
+  const size_t dot = name.rfind('.');
+  if (dot == std::string_view::npos) return std::nullopt;
+  const std::string_view module = name.substr(0, dot), kind = name.substr(dot + 1);
+  if (kind != "weight" && kind != "bias") return std::nullopt;
+  // PEFT's rule, which takes any end of the name: "norm" is "input_layernorm" too.
+  const auto matches = [&](std::string_view end) { return ends_with(module, end); };
+  if (matches("embed_tokens") || matches("lm_head") ||
+      std::any_of(spec.modules_to_save.begin(), spec.modules_to_save.end(), matches)) {
+    return std::string(name);
+  }
+  return std::nullopt;
+}
+
+Json names_json(std::vector<std::string> names) {
+  std::sort(names.begin(), names.end());
+  Json list = Json::array();
+  for (const std::string& name : names) list.push_back(name);
+  return list;
 }
 
 Json config_json(const AdapterSpec& spec) {
@@ -112,7 +170,9 @@ Json config_json(const AdapterSpec& spec) {
   config.set("layers_to_transform", Json());
   config.set("lora_alpha", number(spec.lora_alpha));
   config.set("lora_dropout", spec.lora_dropout);
-  config.set("modules_to_save", Json());
+  config.set("modules_to_save",
+             spec.modules_to_save.empty() ? Json() : names_json(spec.modules_to_save));
+  if (spec.ensure_weight_tying) config.set("ensure_weight_tying", true);
   config.set("peft_type", "LORA");
   config.set("r", spec.r);
   config.set("rank_pattern", ranks);
@@ -120,14 +180,10 @@ Json config_json(const AdapterSpec& spec) {
   if (spec.target_is_pattern) {
     config.set("target_modules", spec.target_modules.at(0));
   } else {
-    std::vector<std::string> names = spec.target_modules;
-    std::sort(names.begin(), names.end());
-    Json list = Json::array();
-    for (const std::string& name : names) list.push_back(name);
-    config.set("target_modules", list);
+    config.set("target_modules", names_json(spec.target_modules));
   }
   config.set("task_type", "CAUSAL_LM");
-  config.set("use_dora", false);
+  config.set("use_dora", spec.use_dora);
   config.set("use_rslora", spec.use_rslora);
   return config;
 }
@@ -155,16 +211,27 @@ Adapter read_peft(const std::string& directory) {
     const auto of_a = module_of(tensor.name, kA);
     const auto of_b = module_of(tensor.name, kB);
     if (of_a) adapter.modules.push_back(read_module(file, *of_a, adapter.spec));
-    if (of_a || (of_b && file.find(std::string(kPrefix) + *of_b + std::string(kA)) != nullptr)) {
+    std::optional<std::string> other = of_b;  // that needs a lora_A beside it
+    for (const std::string_view end : kMagnitudes) {
+      if (!other) other = module_of(tensor.name, end);
+    }
+    if (of_a || (other && file.find(std::string(kPrefix) + *other + std::string(kA)) != nullptr)) {
+      continue;
+    }
+    if (const auto name = saved_name(tensor.name, adapter.spec)) {
+      adapter.saved.push_back({*name, tensor.shape, read_matrix(file, tensor)});
       continue;
     }
     fail(ExitCode::kData,
-         of_b ? "lora_B has no lora_A beside it"
-              : "the tensor is not half of a LoRA pair of a linear layer",
+         other ? "the tensor has no lora_A beside it"
+               : "the tensor is no part of a LoRA pair of a linear layer, and not of a module of "
+                 "modules_to_save",
          file.path() + ": " + tensor.name,
-         "graft reads lora_A.weight and lora_B.weight; merge other kinds with PEFT");
+         "graft reads lora_A.weight, lora_B.weight, lora_magnitude_vector and modules_to_save; "
+         "merge other kinds with PEFT");
   }
-  if (adapter.modules.empty()) fail(ExitCode::kData, "the adapter holds no tensors", file.path());
+  if (adapter.modules.empty() && adapter.saved.empty())
+    fail(ExitCode::kData, "the adapter holds no tensors", file.path());
   adapter.metadata = file.metadata();
   adapter.sha256 = sha256_file(file.path());
   return adapter;
@@ -173,8 +240,15 @@ Adapter read_peft(const std::string& directory) {
 std::string write_peft(const std::string& directory,
                        const AdapterSpec& spec,
                        std::span<const AdapterTensors> modules,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata,
+                       std::span<const SavedView> saved) {
   std::vector<TensorBytes> tensors;
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape, const float* values) {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    check_finite(values, count, name);
+    tensors.push_back({{name, DType::kF32, std::move(shape)}, bytes_of(values, count)});
+  };
   for (const AdapterTensors& module : modules) {
     if (module.rank != spec.rank_of(module.name)) {
       fail(ExitCode::kData,
@@ -183,14 +257,11 @@ std::string write_peft(const std::string& directory,
            module.name);
     }
     const std::string stem = std::string(kPrefix) + module.name;
-    const int64_t a_count = module.rank * module.in, b_count = module.out * module.rank;
-    check_finite(module.a, a_count, stem + std::string(kA));
-    check_finite(module.b, b_count, stem + std::string(kB));
-    tensors.push_back({{stem + std::string(kA), DType::kF32, {module.rank, module.in}},
-                       bytes_of(module.a, a_count)});
-    tensors.push_back({{stem + std::string(kB), DType::kF32, {module.out, module.rank}},
-                       bytes_of(module.b, b_count)});
+    add(stem + std::string(kA), {module.rank, module.in}, module.a);
+    add(stem + std::string(kB), {module.out, module.rank}, module.b);
+    if (spec.use_dora) add(stem + std::string(kMagnitudes[0]), {module.out}, module.magnitude);
   }
+  for (const SavedView& one : saved) add(std::string(kPrefix) + one.name, one.shape, one.values);
   make_directories(directory);
   JsonStyle style;
   style.indent = 2;

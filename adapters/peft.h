@@ -1,7 +1,8 @@
 // LoRA adapters as PEFT directories: adapter_config.json and adapter_model.safetensors.
 //
-// Only what changes nothing beyond W + scale * B * A is read; a setting or tensor that means
-// anything else is refused by its name, so that nothing of an adapter is ever dropped silently.
+// Read are pairs (W + scale * B * A), their DoRA magnitudes, and modules that were trained whole
+// (modules_to_save); a setting or tensor that means anything else is refused by its name, so that
+// nothing of an adapter is ever dropped silently.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,9 @@ struct AdapterSpec {
   Patterns<int64_t> rank_pattern;
   Patterns<double> alpha_pattern;
   double lora_dropout = 0;
+  bool use_dora = false;
+  std::vector<std::string> modules_to_save;  // sorted; any ends of names, such as lm_head
+  bool ensure_weight_tying = false;  // embed_tokens and lm_head of modules_to_save are one tensor
   std::string base_model_name_or_path;  // "" is written as null
 
   // The rank and the factor of B * A that the settings give a module.
@@ -50,18 +54,30 @@ struct AdapterModule {
   bool all_experts = false;
   std::vector<float> a;  // [rank, in]
   std::vector<float> b;  // [out, rank]
+  // DoRA (arXiv 2402.09353, section 4.1): the rows of W + scale * B * A have these lengths. [out];
+  // empty without.
+  std::vector<float> magnitude;
+};
+
+// A tensor of a module that was trained whole, under its name in the model
+// ("model.embed_tokens.weight").
+struct SavedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<float> values;
 };
 
 struct Adapter {
   AdapterSpec spec;
   std::vector<AdapterModule> modules;           // by name
+  std::vector<SavedTensor> saved;               // by name
   std::map<std::string, std::string> metadata;  // of the safetensors header
   std::string sha256;                           // of adapter_model.safetensors
 };
 
 // Reads a directory. 16-bit tensors are widened. Errors: kIo; kData for a setting that is not
-// supported, a pickle file, a tensor that is not half of a LoRA pair, a rank that the settings do
-// not give, a value that is not finite.
+// supported, a pickle file, a tensor of an unknown kind, a rank that the settings do not give, a
+// magnitude too many or too few, a value that is not finite.
 Adapter read_peft(const std::string& directory);
 
 // The settings alone, from the parsed adapter_config.json. Errors: kData.
@@ -75,6 +91,13 @@ struct AdapterTensors {
   int64_t rank = 0;
   const float* a = nullptr;
   const float* b = nullptr;
+  const float* magnitude = nullptr;  // [out] with use_dora
+};
+
+struct SavedView {
+  std::string name;
+  std::vector<int64_t> shape;
+  const float* values = nullptr;
 };
 
 // Writes both files into `directory` (made when absent), float32. The bytes depend on the arguments
@@ -84,6 +107,7 @@ struct AdapterTensors {
 std::string write_peft(const std::string& directory,
                        const AdapterSpec& spec,
                        std::span<const AdapterTensors> modules,
-                       const std::map<std::string, std::string>& metadata = {});
+                       const std::map<std::string, std::string>& metadata = {},
+                       std::span<const SavedView> saved = {});
 
 }  // namespace graft::adapters

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <set>
 
-#include <re2/re2.h>
-
+#include "adapters/pattern.h"
 #include "adapters/peft.h"
 #include "core/error.h"
 
@@ -32,7 +31,7 @@ constexpr std::array kSettings = {
     Setting{"auto_mapping", Meaning::kIgnored},
     Setting{"base_model_name_or_path", Meaning::kRead},
     Setting{"bias", Meaning::kNeutral, "none"},
-    Setting{"ensure_weight_tying", Meaning::kIgnored},
+    Setting{"ensure_weight_tying", Meaning::kRead},
     Setting{"exclude_modules", Meaning::kIgnored},
     Setting{"inference_mode", Meaning::kIgnored},
     Setting{"init_lora_weights", Meaning::kRead},
@@ -41,6 +40,7 @@ constexpr std::array kSettings = {
     Setting{"lora_alpha", Meaning::kRead},
     Setting{"lora_dropout", Meaning::kRead},
     Setting{"megatron_core", Meaning::kIgnored},
+    Setting{"modules_to_save", Meaning::kRead},
     Setting{"peft_type", Meaning::kRead},
     Setting{"peft_version", Meaning::kIgnored},
     Setting{"qalora_group_size", Meaning::kIgnored},
@@ -51,6 +51,7 @@ constexpr std::array kSettings = {
     Setting{"target_modules", Meaning::kRead},
     Setting{"target_parameters", Meaning::kIgnored},
     Setting{"task_type", Meaning::kIgnored},
+    Setting{"use_dora", Meaning::kRead},
     Setting{"use_rslora", Meaning::kRead},
 };
 
@@ -73,7 +74,7 @@ void check_setting(const std::string& key, const Json& value) {
   }
   fail(ExitCode::kData,
        "adapter setting \"" + key + "\" is " + dump_json(value) +
-           ", expected it to be off: graft adapters are plain LoRA",
+           ", expected it to be off: it is not supported",
        place(value, key), "merge the adapter with PEFT, or train it without this setting");
 }
 
@@ -116,24 +117,12 @@ Patterns<Value> read_patterns(const Json& config, std::string_view key, const Re
   return patterns;
 }
 
-// PEFT's rule: re.match(rf"(.*\.)?({pattern})$", module).
-bool matches(const std::string& pattern, std::string_view module) {
-  RE2::Options options;
-  options.set_log_errors(false);
-  options.set_max_mem(1 << 20);
-  const RE2 expression("(?:.*\\.)?(?:" + pattern + ")", options);
-  if (!expression.ok()) {
-    fail(ExitCode::kData,
-         "pattern \"" + pattern + "\" is no regular expression: " + expression.error(),
-         "adapter_config.json");
-  }
-  return RE2::FullMatch(re2::StringPiece(module.data(), module.size()), expression);
-}
-
 template <class Value>
 Value value_for(const Patterns<Value>& patterns, std::string_view module, Value fallback) {
   for (const auto& [pattern, value] : patterns) {
-    if (matches(pattern, module)) return value;
+    const ModulePattern expression(pattern, ModulePattern::Form::kEnd, ExitCode::kData,
+                                   "adapter_config.json");
+    if (expression.matches(module)) return value;
   }
   return fallback;
 }
@@ -172,8 +161,18 @@ AdapterSpec parse_adapter_config(const Json& config) {
     for (const Json& name : targets->as_array()) spec.target_modules.push_back(name.as_string());
     std::sort(spec.target_modules.begin(), spec.target_modules.end());
   }
-  const Json* rslora = config.find("use_rslora");
-  spec.use_rslora = rslora != nullptr && !rslora->is_null() && rslora->as_bool();
+  const auto flag = [&](const char* key) {
+    const Json* value = config.find(key);
+    return value != nullptr && !value->is_null() && value->as_bool();
+  };
+  spec.use_rslora = flag("use_rslora");
+  spec.use_dora = flag("use_dora");
+  spec.ensure_weight_tying = flag("ensure_weight_tying");
+  const Json* saved = config.find("modules_to_save");
+  if (saved != nullptr && !saved->is_null()) {
+    for (const Json& name : saved->as_array()) spec.modules_to_save.push_back(name.as_string());
+    std::sort(spec.modules_to_save.begin(), spec.modules_to_save.end());
+  }
   spec.rank_pattern = read_patterns<int64_t>(config, "rank_pattern", read_rank);
   spec.alpha_pattern = read_patterns<double>(config, "alpha_pattern", read_alpha);
   const Json* dropout = config.find("lora_dropout");

@@ -13,6 +13,12 @@ mkdir -p $stage/bin $stage/lib
 cmake --install "$build" --prefix "$PWD/$stage" > /dev/null
 rm -rf $stage/share
 for program in "$build"/bin/test_*; do [ ! -x "$program" ] || { mkdir -p $stage/tests; cp "$program" $stage/tests/; }; done
+# What `make gpu-check` does, for a machine without a toolchain: tests/gpu_check.sh.
+if [ -x "$build/bin/graft-kernel-check" ]; then
+  mkdir -p $stage/tests $stage/docs
+  cp "$build/bin/graft-kernel-check" tests/kernels/gpu_check.sh $stage/tests/
+  cp -r docs/measurements $stage/docs/
+fi
 [ ! -e "$build/lib/libgraft_cuda.so" ] || cp "$build/lib/libgraft_cuda.so" $stage/lib/
 
 # Everything that ldd names except the C library, the loader, CUDA's driver and LibTorch.
@@ -23,7 +29,7 @@ for program in $stage/bin/* $stage/tests/*; do
 done | sort -u | while read -r library; do cp -L "$library" $stage/lib/; done
 
 strip --strip-unneeded $stage/bin/* $stage/lib/*.so* 2>/dev/null || true
-[ ! -d $stage/tests ] || strip --strip-unneeded $stage/tests/* 2>/dev/null || true
+[ ! -d $stage/tests ] || strip --strip-unneeded $stage/tests/test_* $stage/tests/graft-kernel-check 2>/dev/null || true
 
 # LibTorch's folder is not known before the bundle is unpacked: a small script finds it.
 mv $stage/bin/graft-train $stage/bin/graft-train.bin

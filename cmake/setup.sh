@@ -12,7 +12,6 @@ goal=${1:-build}
 packages=(
   g++                  # C++20 compiler
   cmake ninja-build    # build
-  libsentencepiece-dev # SentencePiece models
   libhdf5-dev          # token store
   libyaml-cpp-dev      # configs
   libsimdjson-dev      # JSON
@@ -25,7 +24,12 @@ packages=(
   python3 python3-pip  # only to unpack LibTorch's wheels
 )
 if [ "$goal" = test ]; then packages+=(catch2); fi
-if [ "$goal" = peers ]; then packages+=(python3-venv); fi
+if [ "$goal" = peers ]; then
+  packages+=(
+    python3-venv
+    libdnnl-dev # oneDNN, beside graft's matrix product in `graft bench kernels`
+  )
+fi
 
 stop() { printf 'error: %s\n  fix: %s\n' "$1" "$2" >&2; exit "${3:-2}"; }
 

@@ -130,16 +130,15 @@ extern "C" graft_status graft_adamw_parts_step(const graft_adamw_part* parts,
       return functions.adamw_parts(call, stream);
     });
   }
-  double sum = 0.0;
+  double sum = 0.0, *squares = static_cast<double*>(workspace);
   for (int64_t i = 0; i < part_count; ++i) {
     for (int64_t begin = 0; begin < parts[i].count; begin += kTile) {
       const int64_t left = parts[i].count - begin;
-      double squares = 0.0;
       if (const graft_status status =
-              graft_sum_squares(parts[i].grad + begin, left < kTile ? left : kTile, &squares)) {
+              graft_sum_squares(parts[i].grad + begin, left < kTile ? left : kTile, squares)) {
         return status;
       }
-      sum += squares;
+      sum += *squares++;
     }
   }
   const double scale = static_cast<double>(options->grad_scale);

@@ -34,7 +34,8 @@ size_t graft_adamw_parts_workspace_bytes(const graft_adamw_part* parts, int64_t 
 // When the norm is not finite no part and no copy is changed.
 //   parts      on the host; read before the call returns
 //   result [2] out, in the device's memory: the norm, and the factor (0 when nothing was changed)
-//   workspace  at least graft_adamw_parts_workspace_bytes, 16-byte aligned, in the device's memory
+//   workspace  at least graft_adamw_parts_workspace_bytes, 16-byte aligned, in the device's memory;
+//              out: the sum of squares of each tile
 // Squares are added in double: 16 lanes by index inside tiles of 16384 of a tensor, lanes and then
 // the tiles of all tensors in order; every device gives the same bits. On a GPU one launch for the
 // sums, one for the norm and one for 24 tensors each.

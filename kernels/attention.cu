@@ -203,12 +203,10 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int64_t j = threadIdx.x; j < keys; j += kThreads) {
       float dot[kRows];
       dots(shared.q, k + (begin + j) * shape.k_stride, d, fours, dot);
+      // Those that a row does not see are set to 0 below.
 #pragma unroll
       for (int64_t r = 0; r < kRows; ++r) {
-        const int64_t i = place.row + r, seen = begin + j;
-        const bool visible = seen <= i && seen > i - shape.window;
-        shared.score[r][j] =
-            visible ? score_of(dot[r], shape.scale, shape.softcap).value : -INFINITY;
+        shared.score[r][j] = score_of(dot[r], shape.scale, shape.softcap).value;
       }
     }
     __syncthreads();

@@ -51,6 +51,22 @@ struct DeviceTable {
       float* y, const float* bias, int64_t rows, int64_t dim, graft_stream stream);
   graft_status (*bias_backward)(
       const float* dy, int64_t rows, int64_t dim, float* dbias, graft_stream stream);
+  graft_status (*gain_forward)(const float* h,
+                               const float* gain,
+                               int64_t rows,
+                               int64_t dim,
+                               int adds,
+                               float* y,
+                               graft_stream stream);
+  graft_status (*gain_backward)(const float* dy,
+                                const float* h,
+                                const float* gain,
+                                const float* inverse_norm,
+                                int64_t rows,
+                                int64_t dim,
+                                float* dh,
+                                float* dmagnitude,
+                                graft_stream stream);
   graft_status (*moe_route)(const MoeRoute& call, graft_stream stream);
   graft_status (*moe_route_backward)(const MoeRouteBackward& call, graft_stream stream);
   graft_status (*moe_sort)(const MoeSort& call, graft_stream stream);

@@ -87,6 +87,25 @@ __device__ __forceinline__ float rounded_to(float x) {
   return to_float(to_element<Element>(x));
 }
 
+// One store of 128 or 64 bits. An assignment of the struct may become a store of each member.
+__device__ __forceinline__ void store_word(float4* p, float4 v) {
+#if defined(__CUDA_ARCH__)
+  asm("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "f"(v.x),
+      "f"(v.y), "f"(v.z), "f"(v.w)
+      : "memory");
+#else
+  *p = v;
+#endif
+}
+__device__ __forceinline__ void store_word(uint2* p, uint2 v) {
+#if defined(__CUDA_ARCH__)
+  asm("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y)
+      : "memory");
+#else
+  *p = v;
+#endif
+}
+
 // Four neighbouring values; at the end of a row the missing ones are zero and are not stored.
 // kAligned: the row begins at four elements' bytes and its length is a multiple of four; float32
 // then moves in 128-bit accesses, bfloat16 in 64-bit ones.
@@ -111,13 +130,13 @@ __device__ __forceinline__ void store_four(Element* p, float4 v, int64_t left) {
     if (left > 2) p[2] = to_element<Element>(v.z);
     if (left > 3) p[3] = to_element<Element>(v.w);
   } else if constexpr (std::is_same_v<Element, float>) {
-    *reinterpret_cast<float4*>(p) = v;
+    store_word(reinterpret_cast<float4*>(p), v);
   } else {
     const auto pair = [](float low, float high) {
       return to_element<Element>(low).bits | static_cast<unsigned>(to_element<Element>(high).bits)
                                                  << 16;
     };
-    *reinterpret_cast<uint2*>(p) = uint2{pair(v.x, v.y), pair(v.z, v.w)};
+    store_word(reinterpret_cast<uint2*>(p), uint2{pair(v.x, v.y), pair(v.z, v.w)});
   }
 }
 template <class Element>
@@ -132,14 +151,6 @@ __device__ __forceinline__ float4 each_of_four(float4 a, float4 b, const Body& b
   return float4{body(a.x, b.x), body(a.y, b.y), body(a.z, b.z), body(a.w, b.w)};
 }
 
-// item / by for values from 0; most fit 32 bits, whose division costs a fifth.
-__device__ __forceinline__ int64_t quotient(int64_t item, int64_t by) {
-  if ((item | by) >> 32 == 0) {
-    return static_cast<unsigned>(item) / static_cast<unsigned>(by);
-  }
-  return item / by;
-}
-
 // Where a thread of a launch with one thread per four neighbouring elements of each row stands.
 struct Four {
   int64_t row, column, left;  // left: elements from column to the row's end
@@ -147,7 +158,7 @@ struct Four {
 __device__ __forceinline__ Four four_of_thread(int64_t columns) {
   const int64_t fours = ceil_div(columns, 4);
   const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t row = quotient(item, fours), column = 4 * (item - row * fours);
+  const int64_t row = item / fours, column = 4 * (item - row * fours);
   return {row, column, columns - column};
 }
 // Its blocks.

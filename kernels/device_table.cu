@@ -24,6 +24,8 @@ const DeviceTable& device_table() {
       .embedding_backward = embedding_backward,
       .bias_add = bias_add,
       .bias_backward = bias_backward,
+      .gain_forward = gain_forward,
+      .gain_backward = gain_backward,
       .moe_route = moe_route,
       .moe_route_backward = moe_route_backward,
       .moe_sort = moe_sort,

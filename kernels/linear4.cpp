@@ -81,7 +81,7 @@ Piece<Value> decode_piece(const Linear& linear,
   const int64_t column = forward ? p : j, columns = forward ? depth : width;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t begin = (row + r) * linear.in_features + column;
-    decode(*linear.weight, begin, begin + columns, scratch + r * columns);
+    decode(*linear.weight, begin, begin + columns, scratch + r * columns, Stores::kCached);
   }
   return {scratch, forward ? 1 : columns, forward ? columns : 1};
 }
@@ -162,7 +162,7 @@ void product_of_few_rows(const Linear& linear) {
   }
   const SmallProduct product{linear.weight, o.m, o.n, o.k, even, odd, o.beta, o.c, o.ldc, o.c_type};
   const WeightTable& isa = *table().weights;
-  const int64_t blocks = blocks_of_row(linear);
+  const int64_t blocks = kSmallColumns * blocks_of_row(linear);
   for_pieces(o.n, 64, o.n * o.k, [&](int64_t begin, int64_t end) {
     isa.small_product(product, begin, end, thread_scratch(blocks));
   });

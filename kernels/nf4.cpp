@@ -83,12 +83,17 @@ void compress_block(
 }
 
 template <class Type>
-using DecodeFunction = void (*)(const graft_nf4_weight&, int64_t, int64_t, Type*);
+using DecodeFunction = void (*)(const graft_nf4_weight&, int64_t, int64_t, Type*, Stores);
+
+// Results that a last-level cache would not keep until they are read: half of a large one.
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 template <class Type>
 void decode_cpu(const graft_nf4_weight& weight, Type* out, DecodeFunction<Type> decode) {
+  const int64_t bytes = weight.count * static_cast<int64_t>(sizeof(Type));
+  const Stores stores = bytes < kStreamedBytes ? Stores::kCached : Stores::kStreamed;
   for_pieces(weight.count, kPiece, weight.count,
-             [&](int64_t begin, int64_t end) { decode(weight, begin, end, out + begin); });
+             [&](int64_t begin, int64_t end) { decode(weight, begin, end, out + begin, stores); });
 }
 
 }  // namespace

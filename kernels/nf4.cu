@@ -325,7 +325,7 @@ __device__ void copy_tail(const RowsTarget& target, const Type* tail, Type* out)
   const int64_t rows = target.weight.count / target.columns;
   const int64_t words = ceil_div(target.tail_columns, kTailElements<Type>);
   const int64_t item = (blockIdx.x - target.first_tail_block) * kThreads + threadIdx.x;
-  const int64_t row = quotient(item, words), column = (item - row * words) * kTailElements<Type>;
+  const int64_t row = item / words, column = (item - row * words) * kTailElements<Type>;
   if (row >= rows) return;
   const Type* const from = tail + row * target.tail_columns + column;
   Type* const to = out + row * target.row_stride + target.columns + column;

@@ -115,7 +115,7 @@ __device__ __forceinline__ void store_copy(const Part& part, int64_t i, float4 p
       each_of_four(p, p, [&](float a, float) { return __fmul_rn(a, part.copy_scale); });
   Element* const copy = static_cast<Element*>(part.copy);
   if (part.copy_in_fours) {
-    const int64_t row = quotient(i, part.copy_columns), column = i - row * part.copy_columns;
+    const int64_t row = i / part.copy_columns, column = i - row * part.copy_columns;
     store_four<true>(copy + row * part.copy_stride + column, scaled, 4);
     return;
   }
@@ -123,7 +123,7 @@ __device__ __forceinline__ void store_copy(const Part& part, int64_t i, float4 p
 #pragma unroll
   for (int64_t j = 0; j < 4; ++j) {
     if (j >= left) return;
-    const int64_t row = quotient(i + j, part.copy_columns);
+    const int64_t row = (i + j) / part.copy_columns;
     const int64_t column = i + j - row * part.copy_columns;
     copy[row * part.copy_stride + column] = to_element<Element>(value[j]);
   }

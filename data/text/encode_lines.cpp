@@ -1,6 +1,9 @@
 #include "data/text/encode_lines.h"
 
+#include <algorithm>
+#include <array>
 #include <charconv>
+#include <cstring>
 
 #include "core/error.h"
 #include "data/text/json_scanner.h"
@@ -9,10 +12,35 @@
 namespace graft::data {
 namespace {
 
-void append_number(std::string& out, int64_t number) {
-  char digits[20];
-  const auto end = std::to_chars(std::begin(digits), std::end(digits), number).ptr;
-  out.append(digits, static_cast<size_t>(end - digits));
+constexpr size_t kMaxDigits = 20;
+
+// The digits of 0..9999 without leading zeros: ids and offsets are the larger half of the output,
+// and nearly all are below.
+struct ShortNumber {
+  std::array<char, 4> digits;
+  uint8_t size;
+};
+constexpr auto kShortNumbers = [] {
+  std::array<ShortNumber, 10000> numbers{};
+  for (size_t n = 0; n < numbers.size(); ++n) {
+    const uint8_t size = n < 10 ? 1 : n < 100 ? 2 : n < 1000 ? 3 : 4;
+    numbers[n].size = size;
+    size_t rest = n;
+    for (size_t at = size; at-- > 0; rest /= 10) {
+      numbers[n].digits[at] = static_cast<char>('0' + rest % 10);
+    }
+  }
+  return numbers;
+}();
+
+// Writes up to kMaxDigits bytes at `at`; gives the place behind the number.
+char* write_number(char* at, int64_t number) {
+  if (number >= 0 && number < static_cast<int64_t>(kShortNumbers.size())) {
+    const ShortNumber& known = kShortNumbers[static_cast<size_t>(number)];
+    std::memcpy(at, known.digits.data(), known.digits.size());
+    return at + known.size;
+  }
+  return std::to_chars(at, at + kMaxDigits, number).ptr;
 }
 
 }  // namespace
@@ -42,22 +70,32 @@ bool LineEncoder::answer(std::string_view line, std::string& out) {
   }
   if (!has_text) return false;
   const Encoding encoding = tokenizer_.encode(text, options_);
-  out += "{\"ids\":[";
-  for (size_t i = 0; i < encoding.ids.size(); ++i) {
-    if (i > 0) out += ',';
-    append_number(out, encoding.ids[i]);
+  const std::vector<ByteRange> offsets = reference_offsets(text, encoding);
+  constexpr std::string_view kIds = "{\"ids\":[";
+  constexpr std::string_view kOffsets = "],\"offsets\":[";
+  constexpr std::string_view kEnd = "]}\n";
+  const size_t before = out.size();
+  // Each number with the brackets and commas round it.
+  out.resize(before + kIds.size() + kOffsets.size() + kEnd.size() +
+             encoding.ids.size() * (kMaxDigits + 1) + offsets.size() * 2 * (kMaxDigits + 2));
+  char* at = std::copy(kIds.begin(), kIds.end(), out.data() + before);
+  for (const int32_t id : encoding.ids) {
+    at = write_number(at, id);
+    *at++ = ',';
   }
-  out += "],\"offsets\":[";
-  bool is_first = true;
-  for (const ByteRange& range : reference_offsets(text, encoding)) {
-    out += is_first ? "[" : ",[";
-    is_first = false;
-    append_number(out, range.begin);
-    out += ',';
-    append_number(out, range.end);
-    out += ']';
+  if (!encoding.ids.empty()) --at;
+  at = std::copy(kOffsets.begin(), kOffsets.end(), at);
+  for (const ByteRange& range : offsets) {
+    *at++ = '[';
+    at = write_number(at, range.begin);
+    *at++ = ',';
+    at = write_number(at, range.end);
+    *at++ = ']';
+    *at++ = ',';
   }
-  out += "]}\n";
+  if (!offsets.empty()) --at;
+  at = std::copy(kEnd.begin(), kEnd.end(), at);
+  out.resize(static_cast<size_t>(at - out.data()));
   return true;
 }
 

@@ -30,7 +30,9 @@ std::string_view JsonScanner::unescape(size_t begin, std::string& out) {
     if (c == '"') return out;
     if (static_cast<unsigned char>(c) < 0x20) refuse("a control character in a string");
     if (c != '\\') {
-      out.push_back(c);
+      const size_t plain = at_ - 1;
+      skip_plain();
+      out.append(text_.substr(plain, at_ - plain));
       continue;
     }
     const char escape = at_ < text_.size() ? text_[at_++] : '\0';
@@ -67,14 +69,14 @@ uint32_t JsonScanner::hex4() {
 std::string_view JsonScanner::number_text() {
   skip_space();
   const size_t begin = at_;
-  while (at_ < text_.size() &&
-         std::string_view("0123456789+-.eE").find(text_[at_]) != std::string_view::npos) {
-    ++at_;
-  }
+  const auto is_part = [](char c) {
+    return (c >= '0' && c <= '9') || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E';
+  };
+  while (at_ < text_.size() && is_part(text_[at_])) ++at_;
   return text_.substr(begin, at_ - begin);
 }
 
-int64_t JsonScanner::integer() {
+int64_t JsonScanner::any_integer() {
   const std::string_view digits = number_text();
   int64_t value = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);

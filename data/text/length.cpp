@@ -59,6 +59,7 @@ std::vector<Document> split(const Document& doc, bool has_bos, const MaskOptions
     pieces.front().turns_without_stop = doc.turns_without_stop;
     pieces.front().turns_unlike_serving = doc.turns_unlike_serving;
     pieces.front().straddling = doc.straddling;
+    pieces.front().has_double_bos = doc.has_double_bos;
     pieces.front().truncated = empty_tokens;
   }
   if (empty > 0) {
@@ -85,6 +86,7 @@ Document truncated(const Document& doc, bool has_bos, const MaskOptions& options
   cut.turns_without_stop = doc.turns_without_stop;
   cut.turns_unlike_serving = doc.turns_unlike_serving;
   cut.straddling = doc.straddling;
+  cut.has_double_bos = doc.has_double_bos;
   cut.truncated = length - static_cast<int64_t>(cut.ids.size());
   return cut;
 }

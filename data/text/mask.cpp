@@ -153,8 +153,9 @@ std::vector<Document> checked(Document doc,
   if (doc.refusal != Refusal::kNone) return {std::move(doc)};
   const auto bos = tokenizer.bos_id();
   const bool has_bos = bos && !doc.ids.empty() && doc.ids[0] == *bos;
-  if (has_bos && bos != tokenizer.eos_id() && doc.ids.size() > 1 && doc.ids[1] == *bos &&
-      options.faults.double_bos != FaultLevel::kReport) {
+  doc.has_double_bos =
+      has_bos && bos != tokenizer.eos_id() && doc.ids.size() > 1 && doc.ids[1] == *bos;
+  if (doc.has_double_bos && options.faults.double_bos != FaultLevel::kReport) {
     return {refused(Refusal::kDoubleBos, "the document begins with BOS twice")};
   }
   doc.supervised =

@@ -143,6 +143,7 @@ struct Document {
                                      // something else than when the model is served
   int64_t straddling = 0;            // tokens not trained because they cross a border
   int64_t truncated = 0;             // tokens cut off
+  bool has_double_bos = false;       // BOS twice at the start (FaultLevel::kReport)
   Refusal refusal = Refusal::kNone;  // not kNone: ids, loss, weights and role are empty
   std::string reason;                // what, for a refused document
 };

@@ -11,6 +11,9 @@
 namespace graft::data {
 namespace {
 
+// The largest real template has 30 kB.
+constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
+
 using jinja::Tag;
 using jinja::Value;
 
@@ -137,6 +140,12 @@ void add_variables(const Json& variables,
 }  // namespace
 
 ChatTemplate::ChatTemplate(std::string text, std::string name, Json default_vars) {
+  if (text.size() > kMaxTemplateBytes) {
+    fail(ExitCode::kData,
+         "a template must have at most " + std::to_string(kMaxTemplateBytes) + " bytes, got " +
+             std::to_string(text.size()),
+         name);
+  }
   auto program = std::make_unique<Program>();
   program->tree = jinja::parse_template(text, name);
   program->digest = sha256_hex(sha256_hex(text) + dump_json(default_vars, {.sort_keys = true}));

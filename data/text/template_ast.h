@@ -88,6 +88,11 @@ struct Node;
 using NodePtr = std::unique_ptr<Node>;
 
 struct Node {
+  Node() = default;
+  ~Node();  // without recursion: chains of filters may be long
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
   NodeKind kind = NodeKind::kConst;
   Position position;
   std::vector<NodePtr> children;

@@ -33,10 +33,9 @@ struct Scope {
 namespace {
 
 constexpr int kMaxCalls = 200;
-
-[[noreturn]] void bad(const std::string& what) {
-  fail(ExitCode::kData, what);
-}
+// Expressions and statements inside each other, calls included; each takes about a kilobyte of the
+// stack.
+constexpr int kMaxDepth = 2000;
 
 enum class Flow { kNormal, kBreak, kContinue };
 
@@ -141,7 +140,24 @@ class Evaluator {
     return Flow::kNormal;
   }
 
+  class Deeper {
+   public:
+    explicit Deeper(Evaluator& evaluator) : evaluator_(evaluator) {
+      if (++evaluator_.depth_ > kMaxDepth) {
+        --evaluator_.depth_;
+        bad("more than " + std::to_string(kMaxDepth) + " expressions inside each other");
+      }
+    }
+    ~Deeper() { --evaluator_.depth_; }
+    Deeper(const Deeper&) = delete;
+    Deeper& operator=(const Deeper&) = delete;
+
+   private:
+    Evaluator& evaluator_;
+  };
+
   Flow execute(const Node& node, Text& out) {
+    const Deeper deeper(*this);
     budget_.charge(1);
     position_ = node.position;
     switch (node.kind) {
@@ -521,6 +537,7 @@ class Evaluator {
   }
 
   Value filtered(const Node& node, const Value* block) {
+    const Deeper deeper(*this);
     const Node* input = node.children[0].get();
     const Value value = !input                                      ? *block
                         : block && input->kind == NodeKind::kFilter ? filtered(*input, block)
@@ -533,6 +550,7 @@ class Evaluator {
   // ---- expressions
 
   Value evaluate(const Node& node) {
+    const Deeper deeper(*this);
     budget_.charge(1);
     switch (node.kind) {
       case NodeKind::kConst:
@@ -817,6 +835,7 @@ class Evaluator {
   int32_t loop_name_;
   int32_t caller_name_;
   int calls_ = 0;
+  int depth_ = 0;
   int64_t loop_depth_ = 0;
 };
 

@@ -1,4 +1,5 @@
-// Filters, tests and methods of the template engine: one row each in a table.
+// What templates can call: filters and tests (template_filters.cpp) and methods
+// (template_methods.cpp), one row each in a table; and what operators do with values.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,9 @@ namespace graft::data::jinja {
 constexpr int64_t kMaxSteps = 5'000'000;
 constexpr size_t kMaxTextBytes = size_t{64} << 20;
 constexpr int64_t kMaxRange = 100'000;  // jinja2.sandbox.MAX_RANGE
+
+// A kData error; whoever evaluates adds the place in the template.
+[[noreturn]] void bad(const std::string& what);
 
 // Counts what a render costs. Errors: kData past a limit.
 class Budget {
@@ -53,6 +57,8 @@ Value run_method(Budget& budget,
 
 // The items that a `for` walks over. Errors: kData for what Python cannot iterate.
 std::vector<Value> items_of(Budget& budget, const Value& value);
+// The list of a dict's (key, value).
+Value dict_items(Budget& budget, const Dict& dict);
 // value.name and value[key]; undefined when there is none. Errors: kData on an undefined value.
 Value attribute_of(const Value& value, std::string_view name);
 Value item_of(const Value& value, const Value& key);

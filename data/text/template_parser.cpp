@@ -186,8 +186,11 @@ class Parser {
       expect_block_end();
       return make(word == "break" ? NodeKind::kBreak : NodeKind::kContinue, position);
     }
-    fail_at(name_, position, "the statement \"" + word + "\" is not supported",
-            "graft knows if, for, set, macro, call, filter, generation, with, break, continue");
+    constexpr std::array<std::string_view, 20> kKnown = {
+        "if",         "elif",          "else",     "endif",   "for",     "endfor",  "set",
+        "endset",     "macro",         "endmacro", "call",    "endcall", "filter",  "endfilter",
+        "generation", "endgeneration", "with",     "endwith", "break",   "continue"};
+    fail_at(name_, position, unknown_name("statement", word, kKnown));
   }
 
   NodePtr parse_if(Position position) {
@@ -688,6 +691,26 @@ class Parser {
 };
 
 }  // namespace
+
+Node::~Node() {
+  std::vector<NodePtr> pending;
+  const auto take = [&](Node& node) {
+    for (std::vector<NodePtr>* part : {&node.children, &node.body, &node.other}) {
+      for (NodePtr& child : *part) {
+        if (child) pending.push_back(std::move(child));
+      }
+    }
+    for (auto& keyword : node.keywords) {
+      if (keyword.second) pending.push_back(std::move(keyword.second));
+    }
+  };
+  take(*this);
+  while (!pending.empty()) {
+    const NodePtr node = std::move(pending.back());
+    pending.pop_back();
+    take(*node);
+  }
+}
 
 int32_t Tree::number_of(std::string_view name) const {
   const auto found = std::find(names.begin(), names.end(), name);

@@ -9,6 +9,7 @@
 namespace graft::data {
 namespace {
 
+constexpr std::string_view kHdf5Signature = "\x89HDF\r\n\x1a\n";
 constexpr std::string_view kRemake = "remove the store and its .json and tokenize again";
 
 [[noreturn]] void damaged(const std::string& what, const std::string& where) {
@@ -82,6 +83,13 @@ std::string store_digest(const Json& settings) {
 TokenStore TokenStore::open(const std::string& path) {
   const std::string sidecar_path = path + ".json";
   if (!file_exists(path)) fail(ExitCode::kIo, "there is no token store", path);
+  TokenStore store(path);
+  const std::span<const std::byte> file = store.file_.bytes();
+  // Whatever else the file is, nobody shall be told to remove it.
+  if (!store.file_.text().starts_with(kHdf5Signature)) {
+    fail(ExitCode::kData, "the file is no token store", path,
+         "name what `graft data tokenize` wrote");
+  }
   if (!file_exists(sidecar_path)) {
     damaged("the store is unfinished: its sidecar is missing", sidecar_path);
   }
@@ -92,8 +100,6 @@ TokenStore TokenStore::open(const std::string& path) {
                 std::to_string(kStoreVersion),
             sidecar_path);
   }
-  TokenStore store(path);
-  const std::span<const std::byte> file = store.file_.bytes();
   if (sidecar.at("bytes").as_int() != static_cast<int64_t>(file.size())) {
     damaged("the store must have " + std::to_string(sidecar.at("bytes").as_int()) + " bytes, got " +
                 std::to_string(file.size()),

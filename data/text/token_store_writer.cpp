@@ -23,7 +23,7 @@ class Descriptor {
  public:
   Descriptor(const std::string& path, int flags)
       : path_(path), fd_(open(path.c_str(), flags, 0644)) {
-    if (fd_ < 0) fail_io("cannot open", path);
+    if (fd_ < 0) fail_io("cannot write the token store", path, "choose another place for it");
   }
   ~Descriptor() {
     if (fd_ >= 0) close(fd_);

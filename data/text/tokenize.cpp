@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "core/error.h"
@@ -54,13 +55,18 @@ void for_each_index(size_t count, int threads, const Work& work) {
   }
 }
 
+enum class Fate { kKept, kRefused };
+
 // Adds up what the documents say and writes the kept ones.
 class Collector {
  public:
   Collector(const std::vector<std::string>& files,
             const Tokenizer& tokenizer,
-            TokenStoreWriter& writer)
-      : files_(files), tokenizer_(tokenizer), writer_(writer) {}
+            TokenStoreWriter& writer,
+            const std::string& report)
+      : files_(files), tokenizer_(tokenizer), writer_(writer) {
+    if (!report.empty()) report_.emplace(report);
+  }
 
   void add(const Item& item) {
     ++summary_.records;
@@ -79,6 +85,7 @@ class Collector {
     for (const auto& [id, counts] : specials_) {
       summary_.specials.push_back({id, tokenizer_.token(id), counts.first, counts.second});
     }
+    if (report_) report_->commit();
     check(options);
     summary_.digest = writer_.commit();
     return std::move(summary_);
@@ -101,8 +108,35 @@ class Collector {
     summary_.turns_without_stop += doc.turns_without_stop;
     summary_.turns_unlike_serving += doc.turns_unlike_serving;
     summary_.straddling += doc.straddling;
+    summary_.double_bos += doc.has_double_bos ? 1 : 0;
     summary_.truncated_documents += doc.truncated > 0 ? 1 : 0;
     summary_.truncated_tokens += doc.truncated;
+    report_faults(item, doc);
+  }
+
+  void report_faults(const Item& item, const Document& doc) {
+    const auto say = [&](int64_t count, std::string_view rule, const char* what) {
+      if (count > 0) report(item, rule, Fate::kKept, std::to_string(count) + what);
+    };
+    say(doc.turns_without_stop, refusal_name(Refusal::kUnstoppedTurn),
+        " trained turns do not end in a trained stop token");
+    say(doc.has_double_bos ? 2 : 0, refusal_name(Refusal::kDoubleBos),
+        " times BOS begin the document");
+    say(doc.turns_unlike_serving, "unlike_serving",
+        " trained turns stand behind another text than when the model is served");
+    say(doc.straddling, "straddling", " tokens across the border of a turn are not trained");
+    say(doc.truncated, "truncated", " tokens were cut off");
+  }
+
+  void report(const Item& item, std::string_view rule, Fate fate, std::string reason) {
+    if (!report_) return;
+    report_->write(dump_json(Json::object({{"file", files_[static_cast<size_t>(item.raw.file)]},
+                                           {"line", item.raw.line},
+                                           {"row", item.raw.index},
+                                           {"rule", std::string(rule)},
+                                           {"kept", fate == Fate::kKept},
+                                           {"reason", std::move(reason)}})) +
+                   "\n");
   }
 
   // The document's own weight indices as those of the store.
@@ -122,6 +156,7 @@ class Collector {
   void refuse(const Item& item, const std::string& rule, const std::string& reason) {
     ++summary_.refused_count;
     ++by_rule_[rule];
+    report(item, rule, Fate::kRefused, reason);
     if (summary_.refused.size() < kShownRefusals) {
       summary_.refused.push_back({files_[static_cast<size_t>(item.raw.file)], item.raw.line,
                                   item.raw.index, rule, reason});
@@ -182,6 +217,7 @@ class Collector {
   const Tokenizer& tokenizer_;
   std::vector<uint8_t> loss_;
   TokenStoreWriter& writer_;
+  std::optional<AtomicFile> report_;
   TokenizeSummary summary_;
   std::map<std::string, int64_t> by_rule_;
   std::map<int32_t, std::pair<int64_t, int64_t>> specials_;  // count, trained
@@ -256,7 +292,7 @@ TokenizeSummary tokenize_files(const TokenizeInput& input,
   // No part of the content address.
   settings.set("model", std::filesystem::absolute(input.model_dir).lexically_normal().string());
   TokenStoreWriter writer(options.out, std::move(settings));
-  Collector collector(input.files, *input.tokenizer, writer);
+  Collector collector(input.files, *input.tokenizer, writer, options.report);
   const int threads = options.threads > 0
                           ? options.threads
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -290,6 +326,7 @@ TokenizeSummary tokenize_files(const TokenizeInput& input,
     done_bytes += static_cast<int64_t>(bytes);
     if (progress) progress(std::min(done_bytes, total_bytes), total_bytes);
   }
+  if (progress) progress(total_bytes, total_bytes);
   TokenizeSummary summary = collector.finish(options.mask);
   summary.store = options.out;
   return summary;

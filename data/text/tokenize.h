@@ -25,8 +25,12 @@ struct TokenizeInput {
 
 struct TokenizeOptions {
   MaskOptions mask;
-  std::string out;  // the store
-  int threads = 0;  // 0 = one per processor. The store's bytes do not depend on it.
+  std::string out;     // the store
+  std::string report;  // a file for what is wrong with which row, or empty: a JSON line for each
+                       // document that is refused or has a fault, {"file", "line", "row", "rule",
+                       // "kept", "reason"}; written also when tokenize_files ends with an error
+                       // about the data
+  int threads = 0;     // 0 = one per processor. The store's bytes do not depend on it.
 };
 
 // A record, or one document of it, that was left out.
@@ -57,6 +61,7 @@ struct TokenizeSummary {
   int64_t turns_without_stop = 0;
   int64_t turns_unlike_serving = 0;
   int64_t straddling = 0;
+  int64_t double_bos = 0;              // documents
   std::vector<SpecialCount> specials;  // by id
   int64_t truncated_documents = 0;
   int64_t truncated_tokens = 0;

@@ -4,11 +4,9 @@
 //   tokenizer.json         byte-level BPE, SentencePiece-style BPE, Unigram, with the normalizers,
 //                          pre-tokenizers, post-processors and decoders of the model families that
 //                          graft knows; others are refused by name. It wins over tokenizer.model.
-//   tokenizer.model        SentencePiece; BPE models run on the same code as tokenizer.json,
-//   Unigram
-//                          and models with a character map run on libsentencepiece
+//   tokenizer.model        SentencePiece: BPE and Unigram, with or without a character map
 //   tokenizer_config.json  add_bos_token, add_eos_token, bos/eos/unk/pad tokens, added tokens,
-//   legacy
+//                          legacy
 // or a GGUF file, of which only the vocabulary is read (SentencePiece and byte-level ones).
 #pragma once
 
@@ -107,7 +105,7 @@ class Tokenizer {
   std::string token(int32_t id) const;
   std::optional<int32_t> id(std::string_view token) const;
   bool is_special(int32_t id) const;  // an added token with the special flag, or a control piece
-  // "bpe", "unigram" or "sentencepiece".
+  // "bpe" or "unigram".
   std::string_view kind() const;
   // SHA-256 (hex) over the bytes of the vocabulary file and the settings that tokenizer_config.json
   // and its like gave; other members of those files do not change it.

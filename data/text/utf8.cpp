@@ -1,5 +1,8 @@
 #include "data/text/utf8.h"
 
+#include <cstdint>
+#include <cstring>
+
 #include <simdjson.h>
 
 namespace graft::data {
@@ -45,8 +48,16 @@ void append_utf8(std::string& out, char32_t character) {
 }
 
 size_t utf8_count(std::string_view text) {
-  size_t count = 0;
-  for (const char byte : text) count += is_utf8_continuation(byte) ? 0 : 1;
+  size_t count = text.size();
+  size_t at = 0;
+  for (; at + 8 <= text.size(); at += 8) {
+    uint64_t bytes;
+    std::memcpy(&bytes, text.data() + at, 8);
+    // The lowest bit of each byte 10xxxxxx, then their sum in the highest byte.
+    constexpr uint64_t kLowest = 0x0101010101010101ULL;
+    count -= ((bytes >> 7 & ~bytes >> 6 & kLowest) * kLowest) >> 56;
+  }
+  for (; at < text.size(); ++at) count -= is_utf8_continuation(text[at]) ? 1 : 0;
   return count;
 }
 

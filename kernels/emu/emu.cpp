@@ -26,7 +26,8 @@ constexpr size_t kStackBytes = 64 * 1024;
 // 48 KiB are what every GPU gives a block without asking, followed by bytes that must not change.
 constexpr size_t kSharedBytes = 48 * 1024;
 constexpr size_t kSharedGuardBytes = 4096;
-constexpr unsigned char kPoison = 0xA5;
+// Read as a float it is NaN, as an index -1: what was never written shows.
+constexpr unsigned char kPoison = 0xFF;
 constexpr unsigned kWarp = 32;
 
 // Stacks are kept for the next block's fibers.
@@ -81,6 +82,7 @@ class Device {
 
   std::mutex mutex;
   Schedule schedule;
+  uint64_t last_blocks = 0;
   std::string error;
 
  private:
@@ -244,17 +246,17 @@ void Device::launch(dim3 grid, dim3 block, const std::function<void()>& body) {
   gridDim = grid;
   blockDim = block;
   random_.seed(schedule.seed);
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
-        blockIdx = dim3(x, y, z);
-        std::fill(shared_.begin(), shared_.end(), kPoison);
-        parts_.clear();
-        shared_used_ = 0;
-        start_threads(block, body);
-        run_block();
-      }
-    }
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  const uint64_t skipped = last_blocks > 0 && last_blocks < blocks ? blocks - last_blocks : 0;
+  for (uint64_t i = skipped; i < blocks && error.empty(); ++i) {
+    const uint64_t plane = i / grid.x;
+    blockIdx = dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(plane % grid.y),
+                    static_cast<unsigned>(plane / grid.y));
+    std::fill(shared_.begin(), shared_.end(), kPoison);
+    parts_.clear();
+    shared_used_ = 0;
+    start_threads(block, body);
+    run_block();
   }
 }
 
@@ -284,6 +286,11 @@ std::string& reported_error() {
 void set_schedule(Schedule schedule) {
   const std::lock_guard<std::mutex> lock(device().mutex);
   device().schedule = schedule;
+}
+
+void run_last_blocks(uint64_t blocks) {
+  const std::lock_guard<std::mutex> lock(device().mutex);
+  device().last_blocks = blocks;
 }
 
 void launch(dim3 grid, dim3 block, const std::function<void()>& body) {

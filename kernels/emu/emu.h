@@ -5,8 +5,8 @@
 // that can go on does. So a preferred warp runs ahead of the others as far as barriers allow, and a
 // missing barrier shows as a wrong result. Three orders of preference exist: forward, reverse and
 // shuffled (warps, and lanes inside them, anew after each barrier). Shared memory (GRAFT_SHARED of
-// launch.h) is filled with 0xA5 bytes at a block's start and followed by guard bytes, which are
-// checked at its end. Kernels are started from one host thread at a time; others wait.
+// launch.h) is filled with 0xFF bytes (NaN) at a block's start and followed by guard bytes, which
+// are checked at its end. Kernels are started from one host thread at a time; others wait.
 #pragma once
 
 #include <functional>
@@ -54,6 +54,10 @@ struct Schedule {
 
 // The order in which fibers run from now on (this process). Tests run all three.
 void set_schedule(Schedule schedule);
+
+// Of each launch only the last `blocks` blocks run from now on; 0 for all. So tests of large
+// indices reach the end of arrays that no machine has memory for.
+void run_last_blocks(uint64_t blocks);
 
 // Runs body once for each thread of each block. Fibers that wait for what can no longer come, a
 // barrier that some threads skip and a write past shared memory are launch failures:

@@ -76,20 +76,49 @@ void score_tile(const float* a,
   }
 }
 
-// c [rows, head_dim] (+)= a [rows, k] times b [k, head_dim], b in place with its own stride.
+// An array of head_dim columns in panels of kTileColumns; kTileColumns = panel where it lies as
+// rows.
+struct Columns {
+  const float* values;
+  int64_t row, panel;  // floats from one row, and from one panel, to the next
+  Columns from(int64_t first) const { return {values + first * row, row, panel}; }
+};
+
+int64_t padded(int64_t head_dim) {
+  return (head_dim + kTileColumns - 1) / kTileColumns * kTileColumns;
+}
+
+// rows [rows, head_dim] with a stride -> panels [rows, kTileColumns], one behind the other: rows of
+// many heads lie so far apart that they would share few sets of the first-level cache.
+template <class Element>
+Columns pack_columns(
+    const Element* from, int64_t stride, int64_t rows, int64_t head_dim, float* panels) {
+  for (int64_t d = 0; d < head_dim; d += kTileColumns) {
+    const int64_t width = smaller_of(kTileColumns, head_dim - d);
+    for (int64_t row = 0; row < rows; ++row) {
+      for_lanes(width, [&](int64_t i, int64_t n) {
+        store_upto(panels + d * rows + row * kTileColumns + i,
+                   load_upto(from + row * stride + d + i, n), n);
+      });
+    }
+  }
+  return {panels, kTileColumns, rows * kTileColumns};
+}
+
+// c [rows, head_dim] (+)= a [rows, k] times b [k, head_dim].
 void value_tile(const float* a,
                 int64_t a_row,
                 int64_t a_col,
                 int64_t rows,
                 int64_t k,
-                const float* b,
-                int64_t b_row,
+                const Columns& b,
                 int64_t head_dim,
                 float* c,
                 int64_t ldc,
                 TileStart start) {
-  for (int64_t d = 0; d < head_dim; d += kTileColumns) {
-    const Tile tile{k, a, a_row, a_col, b + d, b_row, c + d, ldc};
+  const float* panel = b.values;
+  for (int64_t d = 0; d < head_dim; d += kTileColumns, panel += b.panel) {
+    const Tile tile{k, a, a_row, a_col, panel, b.row, c + d, ldc};
     multiply_tile(rows, smaller_of(kTileColumns, head_dim - d), tile, start);
   }
 }
@@ -235,11 +264,12 @@ constexpr int64_t kBackwardStride = kBackwardKeys + 2 * kPadding;
 
 // Scratch in floats; the widened rows are there for bfloat16 only.
 struct ForwardScratch {
-  int64_t panels, scores, rows, keys, queries, out, total;
+  int64_t panels, values, scores, rows, keys, queries, out, total;
   ForwardScratch(int64_t head_dim, graft_float_type type) {
     const bool widens = type == GRAFT_BF16;
     panels = 0;
-    scores = panels + kForwardKeys * head_dim;
+    values = panels + kForwardKeys * head_dim;
+    scores = values + kForwardKeys * padded(head_dim);
     rows = scores + kTileRows * kForwardStride;
     keys = rows + 2 * kForwardRows;
     queries = keys + (widens ? kForwardKeys * head_dim : 0);
@@ -249,12 +279,15 @@ struct ForwardScratch {
 };
 
 struct BackwardScratch {
-  int64_t k_panels, v_panels, p, ds, keys, queries, dout, total;
+  int64_t k_panels, v_panels, k_columns, q_columns, dout_columns, p, ds, keys, queries, dout, total;
   BackwardScratch(int64_t head_dim, graft_float_type type) {
     const bool widens = type == GRAFT_BF16;
     k_panels = 0;
     v_panels = k_panels + kBackwardKeys * head_dim;
-    p = v_panels + kBackwardKeys * head_dim;
+    k_columns = v_panels + kBackwardKeys * head_dim;
+    q_columns = k_columns + kBackwardKeys * padded(head_dim);
+    dout_columns = q_columns + kBackwardRows * padded(head_dim);
+    p = dout_columns + kBackwardRows * padded(head_dim);
     ds = p + kBackwardRows * kBackwardStride;
     keys = ds + kBackwardRows * kBackwardStride;
     queries = keys + (widens ? kBackwardKeys * head_dim : 0);
@@ -291,11 +324,11 @@ void attention_forward_of(const AttentionHead& head,
   const int64_t first_chunk = first_key(head, q_begin) / kForwardKeys * kForwardKeys;
   for (int64_t key = first_chunk; key < q_end; key += kForwardKeys) {
     const int64_t chunk_end = smaller_of(key + kForwardKeys, q_end);
-    const auto widened_chunk = [&](const Element* from, int64_t stride) {
-      return as_floats(from + key * stride, stride, chunk_end - key, d, scratch + place.keys);
-    };
-    pack_transposed(widened_chunk(k, head.k_stride), chunk_end - key, d, panels);
-    const Rows values = widened_chunk(v, head.v_stride);
+    pack_transposed(
+        as_floats(k + key * head.k_stride, head.k_stride, chunk_end - key, d, scratch + place.keys),
+        chunk_end - key, d, panels);
+    const Columns values = pack_columns(v + key * head.v_stride, head.v_stride, chunk_end - key, d,
+                                        scratch + place.values);
     for (int64_t row = q_begin; row < q_end; row += kTileRows) {
       const int64_t rows = smaller_of(kTileRows, q_end - row);
       const int64_t tile_first = first_key(head, row);  // of the row that looks back farthest
@@ -330,8 +363,8 @@ void attention_forward_of(const AttentionHead& head,
         }
         top = new_top;
       }
-      value_tile(scores, kForwardStride, 1, rows, keys, values.values + skipped * values.stride,
-                 values.stride, d, out + (row - q_begin) * out_stride, out_stride,
+      value_tile(scores, kForwardStride, 1, rows, keys, values.from(skipped), d,
+                 out + (row - q_begin) * out_stride, out_stride,
                  tile_first >= key ? TileStart::kZero : TileStart::kContinue);
     }
   }
@@ -366,8 +399,9 @@ void attention_backward_of(const AttentionHeadGradient& gradient, float* scratch
       return as_floats(from + key * stride, stride, chunk_end - key, d, scratch + place.keys);
     };
     pack_transposed(widened_chunk(v, head.v_stride), chunk_end - key, d, v_panels);
-    const Rows keys_of_chunk = widened_chunk(k, head.k_stride);
-    pack_transposed(keys_of_chunk, chunk_end - key, d, k_panels);
+    pack_transposed(widened_chunk(k, head.k_stride), chunk_end - key, d, k_panels);
+    const Columns keys_of_chunk = pack_columns(k + key * head.k_stride, head.k_stride,
+                                               chunk_end - key, d, scratch + place.k_columns);
     // Queries that see some key of the chunk.
     const int64_t queries_end = smaller_of(head.length, chunk_end - 1 + head.window);
     for (int64_t block = key; block < queries_end; block += kBackwardRows) {
@@ -376,6 +410,10 @@ void attention_backward_of(const AttentionHeadGradient& gradient, float* scratch
                                      head.q_stride, block_end - block, d, scratch + place.queries);
       const Rows gradients = as_floats(dout + block * head.out_stride, head.out_stride,
                                        block_end - block, d, scratch + place.dout);
+      const Columns query_columns = pack_columns(queries.values, queries.stride, block_end - block,
+                                                 d, scratch + place.q_columns);
+      const Columns gradient_columns = pack_columns(
+          gradients.values, gradients.stride, block_end - block, d, scratch + place.dout_columns);
       for (int64_t row = block; row < block_end; row += kTileRows) {
         const int64_t rows = smaller_of(kTileRows, block_end - row);
         const int64_t tile_first = first_key(head, row);
@@ -410,9 +448,8 @@ void attention_backward_of(const AttentionHeadGradient& gradient, float* scratch
             row_gradient<true>(here, shape);
           }
         }
-        value_tile(ds_tile + skipped, kBackwardStride, 1, rows, keys,
-                   keys_of_chunk.values + skipped * keys_of_chunk.stride, keys_of_chunk.stride, d,
-                   gradient.dq + row * gradient.dq_stride, gradient.dq_stride,
+        value_tile(ds_tile + skipped, kBackwardStride, 1, rows, keys, keys_of_chunk.from(skipped),
+                   d, gradient.dq + row * gradient.dq_stride, gradient.dq_stride,
                    TileStart::kContinue);
       }
       const int64_t keys_end = smaller_of(block_end, chunk_end);
@@ -425,11 +462,11 @@ void attention_backward_of(const AttentionHeadGradient& gradient, float* scratch
         // sum.
         const TileStart start = first == row ? TileStart::kZero : TileStart::kContinue;
         value_tile(p + offset, 1, kBackwardStride, rows, block_end - first,
-                   gradients.values + (first - block) * gradients.stride, gradients.stride, d,
-                   gradient.dv + row * gradient.dv_stride, gradient.dv_stride, start);
+                   gradient_columns.from(first - block), d, gradient.dv + row * gradient.dv_stride,
+                   gradient.dv_stride, start);
         value_tile(ds + offset, 1, kBackwardStride, rows, block_end - first,
-                   queries.values + (first - block) * queries.stride, queries.stride, d,
-                   gradient.dk + row * gradient.dk_stride, gradient.dk_stride, start);
+                   query_columns.from(first - block), d, gradient.dk + row * gradient.dk_stride,
+                   gradient.dk_stride, start);
       }
     }
   }
@@ -455,7 +492,7 @@ void attention_decode_of(const AttentionDecode& call, int64_t begin, int64_t end
     for (int64_t t = 0; t < count; t += kForwardKeys) {
       const int64_t keys = smaller_of(kForwardKeys, count - t);
       const Rows values = as_floats(v + t * stride, stride, keys, d, room);
-      value_tile(scores + t, 0, 1, 1, keys, values.values, values.stride, d, out, 0,
+      value_tile(scores + t, 0, 1, 1, keys, {values.values, values.stride, kTileColumns}, d, out, 0,
                  t == 0 ? TileStart::kZero : TileStart::kContinue);
     }
     const Lanes inverse = all(1.0f / sum);

@@ -2,6 +2,7 @@
 // odd one first, then the even one, each rounded; a product of two bfloat16 is exact in float32, so
 // two fused multiply-adds in that order give the same bits without the instruction. Only where a
 // product or sum is below 2^-126 do they differ: the instruction takes it as zero.
+#include "kernels/simd/functions.h"
 #include "kernels/simd/vector.h"
 #include "kernels/simd/weight_functions.h"
 
@@ -9,8 +10,6 @@ namespace graft::kernels::GRAFT_ISA {
 namespace {
 
 constexpr int64_t kColumns = kBf16PanelColumns;
-// 12 x 2 accumulators, two columns of B and one broadcast of A.
-constexpr int kRows = 12;
 
 int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -26,45 +25,10 @@ uint32_t word_at(const uint16_t* p) {
 
 #if defined(__AVX512BF16__)
 
-using Pairs = __m512bh;
-GRAFT_LANES_INLINE Pairs load_pairs(const uint16_t* p) {
-  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
-}
-GRAFT_LANES_INLINE Pairs all_pairs(uint32_t pair) {
-  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)));
-}
-GRAFT_LANES_INLINE Lanes add_products(Lanes sum, Pairs a, Pairs b) {
-  return _mm512_dpbf16_ps(sum, a, b);
-}
+// 12 x 2 accumulators, two columns of B and one broadcast of A.
+constexpr int kRows = 12;
 
-#else
-
-struct Pairs {
-  Lanes even, odd;
-};
-GRAFT_LANES_INLINE Pairs load_pairs(const uint16_t* p) {
-  float even[kLanes], odd[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) {
-    const uint32_t pair = word_at(p + 2 * i), low = pair << 16, high = pair & 0xffff0000u;
-    __builtin_memcpy(even + i, &low, sizeof low);
-    __builtin_memcpy(odd + i, &high, sizeof high);
-  }
-  return {load(even), load(odd)};
-}
-GRAFT_LANES_INLINE Pairs all_pairs(uint32_t pair) {
-  const uint32_t low = pair << 16, high = pair & 0xffff0000u;
-  float even, odd;
-  __builtin_memcpy(&even, &low, sizeof low);
-  __builtin_memcpy(&odd, &high, sizeof high);
-  return {all(even), all(odd)};
-}
-GRAFT_LANES_INLINE Lanes add_products(Lanes sum, const Pairs& a, const Pairs& b) {
-  return fma(a.even, b.even, fma(a.odd, b.odd, sum));
-}
-
-#endif
-
-struct Tile {
+struct PairTile {
   const uint16_t* a;
   int64_t a_row;
   const uint16_t* b;
@@ -74,8 +38,15 @@ struct Tile {
   float alpha, beta;
 };
 
+GRAFT_LANES_INLINE __m512bh load_pairs(const uint16_t* p) {
+  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
+}
+GRAFT_LANES_INLINE __m512bh all_pairs(uint32_t pair) {
+  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)));
+}
+
 template <int kHeight>
-void multiply(const Tile& tile, int64_t columns) {
+void multiply(const PairTile& tile, int64_t columns) {
   Lanes sum[kHeight][2];
 #pragma GCC unroll 12
   for (int i = 0; i < kHeight; ++i) sum[i][0] = sum[i][1] = all(0.0f);
@@ -86,13 +57,13 @@ void multiply(const Tile& tile, int64_t columns) {
   const int64_t stride[4] = {0, tile.a_row, 2 * tile.a_row, 3 * tile.a_row};
   const uint16_t* b = tile.b;
   for (int64_t p = 0; p < tile.pairs; ++p) {
-    const Pairs b0 = load_pairs(b), b1 = load_pairs(b + 2 * kLanes);
+    const __m512bh b0 = load_pairs(b), b1 = load_pairs(b + 2 * kLanes);
     b += 2 * kColumns;
 #pragma GCC unroll 12
     for (int i = 0; i < kHeight; ++i) {
-      const Pairs row = all_pairs(word_at(group[i / 4] + stride[i % 4] + 2 * p));
-      sum[i][0] = add_products(sum[i][0], row, b0);
-      sum[i][1] = add_products(sum[i][1], row, b1);
+      const __m512bh row = all_pairs(word_at(group[i / 4] + stride[i % 4] + 2 * p));
+      sum[i][0] = _mm512_dpbf16_ps(sum[i][0], row, b0);
+      sum[i][1] = _mm512_dpbf16_ps(sum[i][1], row, b1);
     }
   }
   const int64_t first = smaller_of(columns, kLanes), second = columns - first;
@@ -110,7 +81,7 @@ void multiply(const Tile& tile, int64_t columns) {
   }
 }
 
-using MultiplyFunction = void (*)(const Tile&, int64_t);
+using MultiplyFunction = void (*)(const PairTile&, int64_t);
 template <int kHeight>
 constexpr void fill(MultiplyFunction (&heights)[kRows]) {
   heights[kHeight - 1] = multiply<kHeight>;
@@ -126,7 +97,26 @@ constexpr Heights make_heights() {
 }
 constexpr Heights kHeights = make_heights();
 
+#else
+
+// Rows of A that are widened at once, 96 KiB of the second-level cache.
+constexpr int64_t kRowBlock = 48;
+
+// to[0], to[odd] = the second value of each pair, the first: in the order of the sum.
+void widen_pairs(const uint16_t* from, int64_t pairs, float* to, int64_t step, int64_t odd) {
+  for (int64_t p = 0; p < pairs; ++p) {
+    const uint32_t pair = word_at(from + 2 * p);
+    const uint32_t second = pair & 0xffff0000u, first = pair << 16;
+    __builtin_memcpy(to + p * step, &second, sizeof second);
+    __builtin_memcpy(to + p * step + odd, &first, sizeof first);
+  }
+}
+
+#endif
+
 #if defined(__AVX512F__)
+
+constexpr int64_t kSquare = 16;  // words
 
 // to[j * kColumns + i] = from[i * from_row / 2 + j] on 32-bit words, 16 x 16: pairs, fours, lanes.
 void transpose_words(const uint16_t* from, int64_t from_row, uint16_t* to) {
@@ -161,16 +151,49 @@ void transpose_words(const uint16_t* from, int64_t from_row, uint16_t* to) {
   }
 }
 
+#elif defined(__AVX2__)
+
+constexpr int64_t kSquare = 8;
+
+// The same, 8 x 8.
+void transpose_words(const uint16_t* from, int64_t from_row, uint16_t* to) {
+  __m256i r[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_row));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const auto put = [&](int row, __m256i value) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * 2 * kColumns), value);
+    };
+    put(j, _mm256_permute2x128_si256(r[j], r[4 + j], 0x20));
+    put(j + 4, _mm256_permute2x128_si256(r[j], r[4 + j], 0x31));
+  }
+}
+
 #endif
 
 // Columns are contiguous in p: pairs are words of a column.
 void pack_columns(const uint16_t* b, int64_t b_col, int64_t depth, int64_t width, uint16_t* panel) {
   int64_t done_columns = 0, done_depth = 0;
-#if defined(__AVX512F__)
-  done_columns = width / 16 * 16;
-  done_depth = depth / 32 * 32;
-  for (int64_t j = 0; j < done_columns; j += 16) {
-    for (int64_t p = 0; p < done_depth; p += 32) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  done_columns = width / kSquare * kSquare;
+  done_depth = depth / (2 * kSquare) * (2 * kSquare);
+  for (int64_t j = 0; j < done_columns; j += kSquare) {
+    for (int64_t p = 0; p < done_depth; p += 2 * kSquare) {
       transpose_words(b + j * b_col + p, b_col, panel + p * kColumns + 2 * j);
     }
   }
@@ -217,12 +240,14 @@ void bf16_pack(
   }
 }
 
+#if defined(__AVX512BF16__)
+
 void bf16_block(const Bf16Block& block) {
   const int64_t pairs = ceil_div(block.depth, 2);
   for (int64_t j = 0; j < block.n; j += kColumns) {
     const int64_t width = smaller_of(kColumns, block.n - j);
     for (int64_t i = 0; i < block.m; i += kRows) {
-      Tile tile;
+      PairTile tile;
       tile.a = block.a + i * block.a_row;
       tile.a_row = block.a_row;
       tile.b = block.panels + j * 2 * pairs;
@@ -235,5 +260,41 @@ void bf16_block(const Bf16Block& block) {
     }
   }
 }
+
+#else
+
+// On the tile of float32, both operands widened.
+void bf16_block(const Bf16Block& block) {
+  const int64_t pairs = ceil_div(block.depth, 2), depth = 2 * pairs;
+  float a[kRowBlock * kBf16Depth], b[kBf16Depth * kTileColumns];
+  for (int64_t i0 = 0; i0 < block.m; i0 += kRowBlock) {
+    const int64_t rows = smaller_of(kRowBlock, block.m - i0);
+    for (int64_t i = 0; i < rows; ++i) {
+      widen_pairs(block.a + (i0 + i) * block.a_row, pairs, a + i * depth, 2, 1);
+    }
+    for (int64_t j = 0; j < block.n; j += kTileColumns) {
+      const int64_t width = smaller_of(kTileColumns, block.n - j), column = j % kColumns;
+      const uint16_t* const panel = block.panels + (j - column) * depth + 2 * column;
+      for (int64_t p = 0; p < pairs; ++p) {
+        widen_pairs(panel + 2 * kColumns * p, kTileColumns, b + 2 * kTileColumns * p, 1,
+                    kTileColumns);
+      }
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+        Tile tile;
+        tile.k = depth;
+        tile.a = a + i * depth;
+        tile.a_row = depth;
+        tile.a_col = 1;
+        tile.b = b;
+        tile.b_row = kTileColumns;
+        tile.c = block.c + (i0 + i) * block.ldc + j;
+        tile.ldc = block.ldc;
+        multiply_tile_scaled(smaller_of(kTileRows, rows - i), width, tile, block.alpha, block.beta);
+      }
+    }
+  }
+}
+
+#endif
 
 }  // namespace graft::kernels::GRAFT_ISA

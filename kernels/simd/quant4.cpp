@@ -8,6 +8,11 @@
 namespace graft::kernels::GRAFT_ISA {
 namespace {
 
+// Weights that the quantizer looks at together, the largest block: the scales of all their blocks
+// are found before their codes, so that no block waits for its own scale.
+constexpr int64_t kRun = 4096;
+constexpr int64_t kLeastBlock = 32;
+
 int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
@@ -43,10 +48,16 @@ uint8_t code_of(float scaled, const Codes& codes) {
   return codes.order != nullptr ? codes.order[place] : place;
 }
 
-// Packs whole vectors of weights; gives how many weights it took.
-#if defined(__AVX512F__)
-
+#if defined(__AVX512F__) || defined(__AVX2__)
 constexpr uint8_t kIdentity[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#endif
+
+// Packs whole vectors of weights; gives how many weights it took. Values past 1 have the code of 1.
+struct Packer;
+int64_t pack_codes(
+    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed);
+
+#if defined(__AVX512F__)
 
 __m512i codes_of(__m512 scaled, __m512 midpoints) {
   // Binary search: after the step of size s, the first `code` midpoints are below the value.
@@ -60,18 +71,24 @@ __m512i codes_of(__m512 scaled, __m512 midpoints) {
   return code;
 }
 
+struct Packer {
+  __m512 midpoints;
+  __m512i order;
+  explicit Packer(const Codes& codes)
+      : midpoints(_mm512_maskz_loadu_ps(0x7fff, codes.midpoints)),
+        order(_mm512_cvtepu8_epi32(_mm_loadu_si128(
+            reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)))) {}
+};
+
 int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Codes& codes, uint8_t* packed) {
-  const __m512 midpoints = _mm512_maskz_loadu_ps(0x7fff, codes.midpoints);
-  const __m512i order = _mm512_cvtepu8_epi32(_mm_loadu_si128(
-      reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)));
+    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed) {
   const __m512 one = _mm512_set1_ps(1.0f), minus_one = _mm512_set1_ps(-1.0f);
   const __m512 scale = _mm512_set1_ps(inverse);
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
     const __m512 scaled =
         _mm512_min_ps(one, _mm512_max_ps(minus_one, _mm512_mul_ps(_mm512_loadu_ps(x + i), scale)));
-    const __m512i code = _mm512_permutexvar_epi32(codes_of(scaled, midpoints), order);
+    const __m512i code = _mm512_permutexvar_epi32(codes_of(scaled, packer.midpoints), packer.order);
     // A 64-bit lane holds the codes of a pair: low word first. high nibble = first code.
     const __m512i pair = _mm512_or_si512(_mm512_slli_epi64(code, 4), _mm512_srli_epi64(code, 32));
     const __m128i bytes = _mm512_cvtepi64_epi8(pair);
@@ -82,52 +99,122 @@ int64_t pack_codes(
 
 #elif defined(__AVX2__)
 
+// Minus the codes: a comparison is -1 where it holds, so that sums of comparisons count down. The
+// midpoints of a level of the binary search stand where the negative count's low three bits point.
+struct Packer {
+  __m256 half, quarter[2], eighths, sixteenths;
+  __m256i order;
+  explicit Packer(const Codes& codes)
+      : half(_mm256_set1_ps(codes.midpoints[7])),
+        quarter{_mm256_set1_ps(codes.midpoints[3]), _mm256_set1_ps(codes.midpoints[11])},
+        order(_mm256_broadcastsi128_si256(_mm_loadu_si128(
+            reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)))) {
+    alignas(32) float four[8], eight[8];
+    for (int i = 0; i < 8; ++i) {
+      eight[-i & 7] = codes.midpoints[2 * i];
+      four[i] = codes.midpoints[4 * (-i & 3) + 1];
+    }
+    eighths = _mm256_load_ps(four);
+    sixteenths = _mm256_load_ps(eight);
+  }
+};
+
+// Minus the codes of four vectors, level by level: one vector's search after the other would be a
+// chain that the processor waits for.
+GRAFT_LANES_INLINE void minus_codes(const __m256 (&scaled)[4],
+                                    const Packer& packer,
+                                    __m256i (&count)[4]) {
+  const auto descend = [](__m256i before, __m256 x, __m256 midpoint) {
+    return _mm256_add_epi32(_mm256_add_epi32(before, before),
+                            _mm256_castps_si256(_mm256_cmp_ps(x, midpoint, _CMP_GT_OQ)));
+  };
+  __m256 midpoint[4];
+  const auto every = [](const auto& body) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) body(j);
+  };
+  every([&](int j) {
+    count[j] = _mm256_castps_si256(_mm256_cmp_ps(scaled[j], packer.half, _CMP_GT_OQ));
+  });
+  every([&](int j) {
+    midpoint[j] =
+        _mm256_blendv_ps(packer.quarter[0], packer.quarter[1], _mm256_castsi256_ps(count[j]));
+  });
+  every([&](int j) { count[j] = descend(count[j], scaled[j], midpoint[j]); });
+  // This permutation looks at two bits of a count, the next at three.
+  every([&](int j) { midpoint[j] = _mm256_permutevar_ps(packer.eighths, count[j]); });
+  every([&](int j) { count[j] = descend(count[j], scaled[j], midpoint[j]); });
+  every([&](int j) { midpoint[j] = _mm256_permutevar8x32_ps(packer.sixteenths, count[j]); });
+  every([&](int j) { count[j] = descend(count[j], scaled[j], midpoint[j]); });
+}
+
 int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Codes& codes, uint8_t* packed) {
-  const __m256 one = _mm256_set1_ps(1.0f), minus_one = _mm256_set1_ps(-1.0f);
+    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed) {
   const __m256 scale = _mm256_set1_ps(inverse);
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m256 scaled =
-        _mm256_min_ps(one, _mm256_max_ps(minus_one, _mm256_mul_ps(_mm256_loadu_ps(x + i), scale)));
-    __m256i code = _mm256_setzero_si256();
-    for (int m = 0; m < 15; ++m) {
-      const __m256 above = _mm256_cmp_ps(scaled, _mm256_set1_ps(codes.midpoints[m]), _CMP_GT_OQ);
-      code = _mm256_sub_epi32(code, _mm256_castps_si256(above));
+  for (; i + 32 <= count; i += 32) {
+    __m256 scaled[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      scaled[j] = _mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * j), scale);
     }
-    if (codes.order != nullptr) {
-      const __m256i order = _mm256_broadcastsi128_si256(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes.order)));
-      // The three upper bytes of each lane look up code 0's place and are dropped below.
-      code = _mm256_and_si256(_mm256_shuffle_epi8(order, code), _mm256_set1_epi32(15));
-    }
-    const __m256i pair = _mm256_or_si256(_mm256_slli_epi64(code, 4), _mm256_srli_epi64(code, 32));
-    packed[i / 2] = static_cast<uint8_t>(_mm256_extract_epi8(pair, 0));
-    packed[i / 2 + 1] = static_cast<uint8_t>(_mm256_extract_epi8(pair, 8));
-    packed[i / 2 + 2] = static_cast<uint8_t>(_mm256_extract_epi8(pair, 16));
-    packed[i / 2 + 3] = static_cast<uint8_t>(_mm256_extract_epi8(pair, 24));
+    __m256i minus[4];
+    minus_codes(scaled, packer, minus);
+    // Packing works in halves of 128 bits: fours of weights 0, 8, 16, 24 then 4, 12, 20, 28.
+    const __m256i first = _mm256_packs_epi32(minus[0], minus[1]);
+    const __m256i second = _mm256_packs_epi32(minus[2], minus[3]);
+    const __m256i code =
+        _mm256_shuffle_epi8(packer.order, _mm256_abs_epi8(_mm256_packs_epi16(first, second)));
+    const __m256i pairs = _mm256_maddubs_epi16(code, _mm256_set1_epi16(0x0110));
+    const __m256i bytes = _mm256_packus_epi16(pairs, pairs);
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(packed + i / 2),
+        _mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
   }
   return i;
 }
 
 #else
 
-int64_t pack_codes(const float*, int64_t, float, const Codes&, uint8_t*) {
+struct Packer {
+  explicit Packer(const Codes&) {}
+};
+
+int64_t pack_codes(const float*, int64_t, float, const Packer&, uint8_t*) {
   return 0;
 }
 
+#endif
+
+// A streamed store needs the alignment of its vector.
+#if defined(__AVX512F__)
+GRAFT_LANES_INLINE void store_vector(void* out, __m512i v, bool streamed) {
+  if (streamed) {
+    _mm512_stream_si512(static_cast<__m512i*>(out), v);
+  } else {
+    _mm512_storeu_si512(out, v);
+  }
+}
+#elif defined(__AVX2__)
+GRAFT_LANES_INLINE void store_vector(void* out, __m256i v, bool streamed) {
+  if (streamed) {
+    _mm256_stream_si256(static_cast<__m256i*>(out), v);
+  } else {
+    _mm256_storeu_si256(static_cast<__m256i*>(out), v);
+  }
+}
 #endif
 
 struct StoreF32 {
   using Type = float;
   static Type one(float x) { return x; }
 #if defined(__AVX512F__)
-  static void sixteen(Type* out, __m512 v) {
-    _mm512_storeu_ps(out, v);
+  static void sixteen(Type* out, __m512 v, bool streamed) {
+    store_vector(out, _mm512_castps_si512(v), streamed);
   }
 #elif defined(__AVX2__)
-  static void eight(Type* out, __m256 v) {
-    _mm256_storeu_ps(out, v);
+  static void eight(Type* out, __m256 v, bool streamed) {
+    store_vector(out, _mm256_castps_si256(v), streamed);
   }
 #endif
 };
@@ -136,7 +223,7 @@ struct StoreBf16 {
   using Type = uint16_t;
   static Type one(float x) { return to_bf16(x); }
 #if defined(__AVX512F__)
-  static void sixteen(Type* out, __m512 v) {
+  static void sixteen(Type* out, __m512 v, bool = false) {
     // The bf16 instruction would flush denormals; integers round all values alike.
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -146,7 +233,7 @@ struct StoreBf16 {
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
 #elif defined(__AVX2__)
-  static void eight(Type* out, __m256 v) {
+  static void eight(Type* out, __m256 v, bool = false) {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded =
@@ -163,23 +250,27 @@ struct StoreF16 {
   using Type = uint16_t;
   static Type one(float x) { return to_f16(x); }
 #if defined(__AVX512F__)
-  static void sixteen(Type* out, __m512 v) {
+  static void sixteen(Type* out, __m512 v, bool = false) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 #elif defined(__AVX2__)
-  static void eight(Type* out, __m256 v) {
+  static void eight(Type* out, __m256 v, bool = false) {
     for (int i = 0; i < 8; ++i) out[i] = one(reinterpret_cast<const float*>(&v)[i]);
   }
 #endif
 };
 
+// A block has 16 values: they are rounded once and then looked up.
 #if defined(__AVX512F__)
 
-// A block has 16 values: they are rounded once and then looked up, 32 weights a permutation.
 template <class Store>
-int64_t decode_halves(
-    const uint8_t* packed, int64_t count, const float* values, float absmax, uint16_t* out) {
+int64_t decode_halves(const uint8_t* packed,
+                      int64_t count,
+                      const float* values,
+                      float absmax,
+                      uint16_t* out,
+                      bool streamed) {
   alignas(64) uint16_t rounded[16];
   Store::sixteen(rounded, _mm512_mul_ps(_mm512_loadu_ps(values), _mm512_set1_ps(absmax)));
   // Twice the table: an index uses five bits, and the fifth is whatever lies above the nibble.
@@ -191,7 +282,46 @@ int64_t decode_halves(
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i / 2)));
     const __m512i index =
         _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
-    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(index, table));
+    store_vector(out + i, _mm512_permutexvar_epi16(index, table), streamed);
+  }
+  return i;
+}
+
+#elif defined(__AVX2__)
+
+// Low and high bytes are looked up apart.
+template <class Store>
+int64_t decode_halves(const uint8_t* packed,
+                      int64_t count,
+                      const float* values,
+                      float absmax,
+                      uint16_t* out,
+                      bool streamed) {
+  alignas(32) uint16_t rounded[16];
+  const __m256 scale = _mm256_set1_ps(absmax);
+  Store::eight(rounded, _mm256_mul_ps(_mm256_loadu_ps(values), scale));
+  Store::eight(rounded + 8, _mm256_mul_ps(_mm256_loadu_ps(values + 8), scale));
+  const __m128i first = _mm_load_si128(reinterpret_cast<const __m128i*>(rounded));
+  const __m128i second = _mm_load_si128(reinterpret_cast<const __m128i*>(rounded + 8));
+  const __m128i byte = _mm_set1_epi16(0xff);
+  const __m256i low_bytes = _mm256_broadcastsi128_si256(
+      _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(second, byte)));
+  const __m256i high_bytes = _mm256_broadcastsi128_si256(
+      _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8)));
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32) {
+    const __m256i words =
+        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i / 2)));
+    // The first weight of a byte is its high nibble.
+    const __m256i codes =
+        _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi16(words, 4), _mm256_slli_epi16(words, 8)),
+                         _mm256_set1_epi8(15));
+    const __m256i low = _mm256_shuffle_epi8(low_bytes, codes);
+    const __m256i high = _mm256_shuffle_epi8(high_bytes, codes);
+    const __m256i even = _mm256_unpacklo_epi8(low, high);  // weights 0-7 and 16-23
+    const __m256i odd = _mm256_unpackhi_epi8(low, high);
+    store_vector(out + i, _mm256_permute2x128_si256(even, odd, 0x20), streamed);
+    store_vector(out + i + 16, _mm256_permute2x128_si256(even, odd, 0x31), streamed);
   }
   return i;
 }
@@ -204,18 +334,21 @@ int64_t decode_vectors(const uint8_t* packed,
                        int64_t count,
                        const float* values,
                        float absmax,
-                       typename Store::Type* out) {
-#if defined(__AVX512F__)
+                       typename Store::Type* out,
+                       bool streamed) {
+#if defined(__AVX512F__) || defined(__AVX2__)
   if constexpr (sizeof(typename Store::Type) == 2) {
-    if (count >= 32) return decode_halves<Store>(packed, count, values, absmax, out);
+    if (count >= 32) return decode_halves<Store>(packed, count, values, absmax, out, streamed);
   }
+#endif
+#if defined(__AVX512F__)
   const __m512 code = _mm512_loadu_ps(values), scale = _mm512_set1_ps(absmax);
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + i / 2));
     const __m128i high = _mm_srli_epi16(bytes, 4);  // the permutation uses the low four bits only
     const __m512i index = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(high, bytes));
-    Store::sixteen(out + i, _mm512_mul_ps(_mm512_permutexvar_ps(index, code), scale));
+    Store::sixteen(out + i, _mm512_mul_ps(_mm512_permutexvar_ps(index, code), scale), streamed);
   }
   return i;
 #elif defined(__AVX2__)
@@ -232,24 +365,28 @@ int64_t decode_vectors(const uint8_t* packed,
     const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // sign bit = code >= 8
     const __m256 value = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low_codes, index),
                                           _mm256_permutevar8x32_ps(high_codes, index), upper);
-    Store::eight(out + i, _mm256_mul_ps(value, scale));
+    Store::eight(out + i, _mm256_mul_ps(value, scale), streamed);
   }
   return i;
 #else
   static_cast<void>(packed), static_cast<void>(count), static_cast<void>(values);
-  static_cast<void>(absmax), static_cast<void>(out);
+  static_cast<void>(absmax), static_cast<void>(out), static_cast<void>(streamed);
   return 0;
 #endif
 }
 
 template <class Store>
-void decode(const graft_nf4_weight& weight, int64_t begin, int64_t end, typename Store::Type* out) {
+void decode(const graft_nf4_weight& weight,
+            int64_t begin,
+            int64_t end,
+            typename Store::Type* out,
+            Stores stores) {
   const float* const values = weight.type == GRAFT_FP4 ? kFp4Code : kNf4Code;
   const auto code_at = [&](int64_t i) {
     return i % 2 == 0 ? weight.packed[i / 2] >> 4 : weight.packed[i / 2] & 15;
   };
-  for (int64_t i = begin; i < end;) {
-    const int64_t block = i / weight.block_size;
+  int64_t block = begin / weight.block_size;
+  for (int64_t i = begin; i < end; ++block) {
     float absmax;
     if (weight.absmax != nullptr) {
       absmax = weight.absmax[block];
@@ -263,52 +400,76 @@ void decode(const graft_nf4_weight& weight, int64_t begin, int64_t end, typename
       ++i;
     }
     if (i < stop) {
-      i +=
-          decode_vectors<Store>(weight.packed + i / 2, stop - i, values, absmax, out + (i - begin));
+      typename Store::Type* const to = out + (i - begin);
+      const bool streamed =
+          stores == Stores::kStreamed && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+      i += decode_vectors<Store>(weight.packed + i / 2, stop - i, values, absmax, to, streamed);
     }
     for (; i < stop; ++i) out[i - begin] = Store::one(values[code_at(i)] * absmax);
   }
+#if defined(__AVX2__)
+  if (stores == Stores::kStreamed) _mm_sfence();
+#endif
 }
 
 }  // namespace
 
 bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax) {
   const Codes codes = codes_of_type(input.type);
+  const Packer packer(codes);
   const int64_t element = input.weight_type == GRAFT_F32 ? 4 : 2;
   const unsigned char* const bytes = static_cast<const unsigned char*>(input.weight);
-  float widened[4096];  // the largest block
-  for (int64_t first = 0; first < input.count; first += input.block_size) {
-    const int64_t length = smaller_of(input.block_size, input.count - first);
+  float widened[kRun], inverse[kRun / kLeastBlock];
+  for (int64_t first = 0; first < input.count; first += kRun) {
+    const int64_t length = smaller_of(kRun, input.count - first);
     const float* x = widened;
     if (input.weight_type == GRAFT_F32) {
       x = static_cast<const float*>(input.weight) + first;
     } else {
       widen(bytes + first * element, input.weight_type, length, widened);
     }
-    const uint32_t magnitude = largest_magnitude_bits(x, length);
-    if (magnitude >= 0x7f800000u) return false;
-    const float largest = float_of(magnitude);
-    absmax[first / input.block_size] = largest;
-    const float inverse = 1.0f / (largest > kNf4SmallestAbsmax ? largest : kNf4SmallestAbsmax);
-    uint8_t* const to = packed + first / 2;
-    for (int64_t i = pack_codes(x, length, inverse, codes, to); i < length; i += 2) {
-      const uint8_t high = code_of(clamp_to_one(x[i] * inverse), codes);
-      // The nibble after an odd end holds the code of zero.
-      const float next = i + 1 < length ? clamp_to_one(x[i + 1] * inverse) : 0.0f;
-      to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(next, codes));
+    int64_t block = 0;
+    for (int64_t i = 0; i < length; i += input.block_size) {
+      const uint32_t magnitude =
+          largest_magnitude_bits(x + i, smaller_of(input.block_size, length - i));
+      if (magnitude >= 0x7f800000u) return false;
+      const float largest = float_of(magnitude);
+      *absmax++ = largest;
+      inverse[block++] = 1.0f / (largest > kNf4SmallestAbsmax ? largest : kNf4SmallestAbsmax);
+    }
+    block = 0;
+    for (int64_t begin = 0; begin < length; begin += input.block_size) {
+      const int64_t end = smaller_of(begin + input.block_size, length);
+      const float scale = inverse[block++];
+      uint8_t* const to = packed + first / 2;
+      // Between the codes of this run there is time to fetch the next.
+      const int64_t ahead = smaller_of(end, input.count - first - kRun);
+      for (int64_t at = begin * element; at < ahead * element; at += 64) {
+        __builtin_prefetch(bytes + (first + kRun) * element + at);
+      }
+      for (int64_t i = begin + pack_codes(x + begin, end - begin, scale, packer, to + begin / 2);
+           i < end; i += 2) {
+        const uint8_t high = code_of(clamp_to_one(x[i] * scale), codes);
+        // The nibble after an odd end holds the code of zero.
+        const float next = i + 1 < end ? clamp_to_one(x[i + 1] * scale) : 0.0f;
+        to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(next, codes));
+      }
     }
   }
   return true;
 }
 
-void quant4_decode_f32(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out) {
-  decode<StoreF32>(weight, begin, end, out);
+void quant4_decode_f32(
+    const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out, Stores stores) {
+  decode<StoreF32>(weight, begin, end, out, stores);
 }
-void quant4_decode_bf16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out) {
-  decode<StoreBf16>(weight, begin, end, out);
+void quant4_decode_bf16(
+    const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores) {
+  decode<StoreBf16>(weight, begin, end, out, stores);
 }
-void quant4_decode_f16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out) {
-  decode<StoreF16>(weight, begin, end, out);
+void quant4_decode_f16(
+    const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores) {
+  decode<StoreF16>(weight, begin, end, out, stores);
 }
 
 }  // namespace graft::kernels::GRAFT_ISA

@@ -28,6 +28,48 @@ struct Lookup {
   }
 };
 
+#elif defined(__AVX2__)
+
+// The four bytes of a value are looked up apart, 32 codes at a time, and joined again.
+struct Lookup {
+  __m256i bytes[4];
+  explicit Lookup(const float* table) {
+    alignas(16) uint8_t planes[4][16];
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t bits = bits_of(table[i]);
+      for (int plane = 0; plane < 4; ++plane) {
+        planes[plane][i] = static_cast<uint8_t>(bits >> 8 * plane);
+      }
+    }
+    for (int plane = 0; plane < 4; ++plane) {
+      bytes[plane] = _mm256_broadcastsi128_si256(
+          _mm_load_si128(reinterpret_cast<const __m128i*>(planes[plane])));
+    }
+  }
+  GRAFT_LANES_INLINE Nibbles values_of(const Lookup& table, const uint8_t* packed) {
+    // Joining works in halves of 128 bits and gives fours of values: bytes 0-3 and 8-11 belong to
+    // the lower half, 4-7 and 12-15 to the upper one; first for the high nibbles, then the low.
+    const __m256i both =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
+    const __m256i fours = _mm256_shuffle_epi8(
+        both, _mm256_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12,
+                               13, 14, 15, 4, 5, 6, 7, 12, 13, 14, 15));
+    const __m256i codes = _mm256_and_si256(
+        _mm256_srlv_epi32(fours, _mm256_setr_epi32(4, 4, 0, 0, 4, 4, 0, 0)), _mm256_set1_epi8(15));
+    const __m256i b0 = _mm256_shuffle_epi8(table.bytes[0], codes);
+    const __m256i b1 = _mm256_shuffle_epi8(table.bytes[1], codes);
+    const __m256i b2 = _mm256_shuffle_epi8(table.bytes[2], codes);
+    const __m256i b3 = _mm256_shuffle_epi8(table.bytes[3], codes);
+    const __m256i high_01 = _mm256_unpacklo_epi8(b0, b1), low_01 = _mm256_unpackhi_epi8(b0, b1);
+    const __m256i high_23 = _mm256_unpacklo_epi8(b2, b3), low_23 = _mm256_unpackhi_epi8(b2, b3);
+    const auto joined = [](__m256i a, __m256i b) {
+      return Lanes{_mm256_castsi256_ps(_mm256_unpacklo_epi16(a, b)),
+                   _mm256_castsi256_ps(_mm256_unpackhi_epi16(a, b))};
+    };
+    return {joined(high_01, high_23), joined(low_01, low_23)};
+  }
+};
+
 #else
 
 struct Lookup {
@@ -75,28 +117,34 @@ void put(const SmallProduct& product, int64_t row, int64_t column, float sum) {
   });
 }
 
-// Rows of whole units. kHalves: units of 32 in a step, 1 or 2.
-template <int kRows, int kHalves>
-void whole_rows(const SmallProduct& product, int64_t begin, int64_t end, float* absmax) {
+// kColumns rows of the weight, of whole units. kHalves: units of 32 in a step, 1 or 2.
+template <int kRows, int kHalves, int kColumns>
+void whole_columns(const SmallProduct& product, const Lookup& lookup, int64_t n, float* absmax) {
   const graft_nf4_weight& weight = *product.weight;
-  const Lookup lookup(weight.type == GRAFT_FP4 ? kFp4Code : kNf4Code);
   const int64_t half_k = product.k / 2, steps = product.k / (32 * kHalves);
   const int64_t steps_of_block = weight.block_size / (32 * kHalves);
-  for (int64_t n = begin; n < end; ++n) {
-    const uint8_t* packed = weight.packed + n * half_k;
-    const int64_t first = n * product.k / weight.block_size;
-    const int64_t last = ((n + 1) * product.k - 1) / weight.block_size;
+  const uint8_t* packed = weight.packed + n * half_k;
+  const float* scale[kColumns];
+  int64_t place[kColumns];  // steps of the present block that are behind
+  for (int c = 0; c < kColumns; ++c) {
+    const int64_t first = (n + c) * product.k / weight.block_size;
+    const int64_t last = ((n + c + 1) * product.k - 1) / weight.block_size;
     restore_absmax(weight, first, last - first + 1, absmax);
-    Lanes total[kRows];
-    for (int m = 0; m < kRows; ++m) total[m] = all(0.0f);
-    // Steps of the first block that belong to the row before.
-    int64_t place = n * product.k / (32 * kHalves) - first * steps_of_block;
-    const float* scale = absmax;
-    for (int64_t s = 0; s < steps; ++s) {
+    scale[c] = absmax;
+    absmax += last - first + 1;
+    place[c] = (n + c) * product.k / (32 * kHalves) - first * steps_of_block;
+  }
+  Lanes total[kRows][kColumns];
+  for (int m = 0; m < kRows; ++m) {
+    for (int c = 0; c < kColumns; ++c) total[m][c] = all(0.0f);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+#pragma GCC unroll 2
+    for (int c = 0; c < kColumns; ++c) {
       Lanes sum[kRows];
 #pragma GCC unroll 2
       for (int h = 0; h < kHalves; ++h) {
-        const Nibbles codes = Lookup::values_of(lookup, packed + 16 * h);
+        const Nibbles codes = Lookup::values_of(lookup, packed + c * half_k + 16 * h);
         const int64_t at = (s * kHalves + h) * kLanes;
 #pragma GCC unroll 4
         for (int m = 0; m < kRows; ++m) {
@@ -106,17 +154,31 @@ void whole_rows(const SmallProduct& product, int64_t begin, int64_t end, float* 
           sum[m] = fma(codes.low, odd, sum[m]);
         }
       }
-      const Lanes absmax_lanes = all(*scale);
+      const Lanes absmax_lanes = all(*scale[c]);
 #pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m) total[m] = fma(sum[m], absmax_lanes, total[m]);
-      packed += 16 * kHalves;
-      if (++place == steps_of_block) {
-        place = 0;
-        ++scale;
+      for (int m = 0; m < kRows; ++m) total[m][c] = fma(sum[m], absmax_lanes, total[m][c]);
+      if (++place[c] == steps_of_block) {
+        place[c] = 0;
+        ++scale[c];
       }
     }
-    for (int m = 0; m < kRows; ++m) put(product, m, n, sum_lanes(total[m]));
+    packed += 16 * kHalves;
   }
+  for (int m = 0; m < kRows; ++m) {
+    for (int c = 0; c < kColumns; ++c) put(product, m, n + c, sum_lanes(total[m][c]));
+  }
+}
+
+template <int kRows, int kHalves>
+void whole_rows(const SmallProduct& product, int64_t begin, int64_t end, float* absmax) {
+  const Lookup lookup(product.weight->type == GRAFT_FP4 ? kFp4Code : kNf4Code);
+  // Two rows of the weight keep the processor busy where one of x has a single chain of sums.
+  constexpr int kColumns = kRows == 1 ? kSmallColumns : 1;
+  int64_t n = begin;
+  for (; n + kColumns <= end; n += kColumns) {
+    whole_columns<kRows, kHalves, kColumns>(product, lookup, n, absmax);
+  }
+  for (; n < end; ++n) whole_columns<kRows, kHalves, 1>(product, lookup, n, absmax);
 }
 
 // Rows that begin inside a block or a byte: decoded first, 512 weights at a time.
@@ -129,7 +191,7 @@ void any_rows(const SmallProduct& product, int64_t begin, int64_t end) {
     for (int64_t p = 0; p < product.k; p += kPart) {
       const int64_t count = product.k - p < kPart ? product.k - p : kPart;
       const int64_t first = n * product.k + p;
-      quant4_decode_f32(*product.weight, first, first + count, decoded);
+      quant4_decode_f32(*product.weight, first, first + count, decoded, Stores::kCached);
       for (int64_t m = 0; m < product.m; ++m) {
         const float* const x = product.even + m * product.k + p;
         for_lanes(count, [&](int64_t i, int64_t lanes) {

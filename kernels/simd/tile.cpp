@@ -157,6 +157,40 @@ void transpose_full(const float* from, int64_t from_row, float* to, int64_t to_r
   }
 }
 
+#elif defined(__AVX2__)
+
+// 8 x 8: pairs, then fours, then lanes of 128 bits.
+void transpose_eight(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  __m256 r[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * from_row);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    _mm256_storeu_ps(to + j * to_row, _mm256_permute2f128_ps(r[j], r[4 + j], 0x20));
+    _mm256_storeu_ps(to + (j + 4) * to_row, _mm256_permute2f128_ps(r[j], r[4 + j], 0x31));
+  }
+}
+
+void transpose_full(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int64_t j = 0; j < kLanes; j += 8) {
+    for (int64_t i = 0; i < kLanes; i += 8) {
+      transpose_eight(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+    }
+  }
+}
+
 #else
 
 void transpose_full(const float* from, int64_t from_row, float* to, int64_t to_row) {

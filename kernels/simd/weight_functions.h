@@ -9,9 +9,12 @@ namespace graft::kernels::GRAFT_ISA {
 const WeightTable& weight_table();
 
 bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax);
-void quant4_decode_f32(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out);
-void quant4_decode_bf16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
-void quant4_decode_f16(const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out);
+void quant4_decode_f32(
+    const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out, Stores stores);
+void quant4_decode_bf16(
+    const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores);
+void quant4_decode_f16(
+    const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores);
 void small_product(const SmallProduct& product, int64_t begin, int64_t end, float* absmax);
 
 void bf16_pack(

@@ -24,6 +24,8 @@ struct Quant4Input {
 
 // A product of up to kSmallRows rows of x with every row of a packed weight [n, k].
 constexpr int64_t kSmallRows = GRAFT_LINEAR4_ROWS;
+// Rows of the weight that small_product may take at once.
+constexpr int64_t kSmallColumns = 2;
 struct SmallProduct {
   const graft_nf4_weight* weight;
   int64_t m, n, k;
@@ -71,20 +73,21 @@ struct Adam8Run {
   int64_t count;
 };
 
+// kStreamed writes past the caches: for arrays that they cannot hold, which would be read before
+// they are overwritten and push out what is still needed.
+enum class Stores { kCached, kStreamed };
+
 struct WeightTable {
   // False when a weight is not finite.
   bool (*quant4_quantize)(const Quant4Input& input, uint8_t* packed, float* absmax);
   // Elements [begin, end) of the weight to out[0] on; any begin.
-  void (*quant4_decode_f32)(const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out);
-  void (*quant4_decode_bf16)(const graft_nf4_weight& weight,
-                             int64_t begin,
-                             int64_t end,
-                             uint16_t* out);
-  void (*quant4_decode_f16)(const graft_nf4_weight& weight,
-                            int64_t begin,
-                            int64_t end,
-                            uint16_t* out);
-  // Rows [begin, end) of the weight; `absmax` has room for the blocks of a row.
+  void (*quant4_decode_f32)(
+      const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out, Stores stores);
+  void (*quant4_decode_bf16)(
+      const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores);
+  void (*quant4_decode_f16)(
+      const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores);
+  // Rows [begin, end) of the weight; `absmax` has room for the blocks of kSmallColumns rows.
   void (*small_product)(const SmallProduct& product, int64_t begin, int64_t end, float* absmax);
 
   // op(B)[p, j] at b[p * b_row + j * b_col], one stride 1, to panels

@@ -129,8 +129,7 @@ TEST_CASE("peft: settings that change the maths are refused by name", "[adapters
     Json value;
   };
   const Case c = GENERATE(
-      Case{"use_dora", true}, Case{"lora_bias", true}, Case{"bias", "lora_only"},
-      Case{"fan_in_fan_out", true}, Case{"modules_to_save", Json::array({"lm_head"})},
+      Case{"lora_bias", true}, Case{"bias", "lora_only"}, Case{"fan_in_fan_out", true},
       Case{"layer_replication", Json::array({Json::array({0, 4})})},
       Case{"trainable_token_indices", Json::array({1, 2})}, Case{"use_qalora", true},
       Case{"alora_invocation_tokens", Json::array({5})}, Case{"init_lora_weights", "pissa"},

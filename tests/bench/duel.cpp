@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "kernels/attention.h"
+#include "kernels/gemm.h"
 #include "kernels/gemm_bf16.h"
 #include "kernels/linear4.h"
 #include "kernels/nf4.h"
@@ -162,47 +163,72 @@ void add_forward(std::vector<Duel>& duels, Peer& peer, int64_t m, double target)
   duels.push_back(std::move(linear));
 }
 
-// The choice of graft's own product over oneDNN's rests on this row.
-void add_dense(std::vector<Duel>& duels) {
-  constexpr int64_t kRows = 256;
-  const auto a = as_bf16(random_values(kRows * kSize, 2, 1.0F));
-  const auto b = as_bf16(random_values(kCount, 3, 0.05F));
-  const auto c = array<float>(kRows * kSize);
-  const auto packed = array<uint16_t>(graft_bf16_packed_values(kSize, kSize));
-  need(graft_bf16_pack(GRAFT_T, kSize, kSize, b->data(), kSize, packed->data()));
-  const double flops = 2.0 * kRows * kCount;
-  Duel duel{"gemm bf16 prepacked, M = 256", Unit::kGigaflops, 0, {}, {}};
-  duel.arms.push_back(own("graft", flops, [a, packed, c] {
-    need(graft_gemm_bf16_packed(kRows, kSize, kSize, a->data(), GRAFT_BF16, kSize, packed->data(),
-                                0.0F, c->data(), kSize));
-  }));
+constexpr int64_t kDenseRows = 256;
+
+// Adds oneDNN's product of a [kDenseRows, kSize] and the transpose of b [kSize, kSize], its weights
+// packed beforehand as it likes them, or the reason why it is missing.
+template <class Value>
+void against_onednn(Duel& duel, const Shared<Value>& a, const Shared<Value>& b, double flops) {
 #ifdef GRAFT_BENCH_DNNL
   using dnnl::memory;
+  constexpr memory::data_type kType =
+      sizeof(Value) == sizeof(float) ? memory::data_type::f32 : memory::data_type::bf16;
+  const auto c = array<float>(kDenseRows * kSize);
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   const auto stream = std::make_shared<dnnl::stream>(engine);
-  const memory::desc a_desc({kRows, kSize}, memory::data_type::bf16, memory::format_tag::ab);
-  const memory::desc b_any({kSize, kSize}, memory::data_type::bf16, memory::format_tag::any);
-  const memory::desc c_desc({kRows, kSize}, memory::data_type::f32, memory::format_tag::ab);
-  const dnnl::matmul::primitive_desc choice(dnnl::matmul::desc(a_desc, b_any, c_desc), engine);
-  const memory b_plain({{kSize, kSize}, memory::data_type::bf16, memory::format_tag::ba}, engine,
-                       b->data());
-  const memory b_packed(choice.weights_desc(), engine);
-  memory from = b_plain, to = b_packed;
-  dnnl::reorder(from, to).execute(*stream, from, to);
-  stream->wait();
-  const auto product = std::make_shared<dnnl::matmul>(choice);
-  const memory a_memory(a_desc, engine, a->data()), c_memory(c_desc, engine, c->data());
-  duel.arms.push_back(own("oneDNN", flops, [=] {
-    static_cast<void>(a), static_cast<void>(b), static_cast<void>(c);  // kept alive
-    product->execute(
-        *stream,
-        {{DNNL_ARG_SRC, a_memory}, {DNNL_ARG_WEIGHTS, b_packed}, {DNNL_ARG_DST, c_memory}});
+  const memory::desc a_desc({kDenseRows, kSize}, kType, memory::format_tag::ab);
+  const memory::desc b_any({kSize, kSize}, kType, memory::format_tag::any);
+  const memory::desc c_desc({kDenseRows, kSize}, memory::data_type::f32, memory::format_tag::ab);
+  try {
+    const dnnl::matmul::primitive_desc choice(dnnl::matmul::desc(a_desc, b_any, c_desc), engine);
+    memory b_plain(memory::desc({kSize, kSize}, kType, memory::format_tag::ba), engine, b->data());
+    const memory b_packed(choice.weights_desc(), engine);
+    memory to = b_packed;
+    dnnl::reorder(b_plain, to).execute(*stream, b_plain, to);
     stream->wait();
-  }));
+    const auto product = std::make_shared<dnnl::matmul>(choice);
+    const memory a_memory(a_desc, engine, a->data()), c_memory(c_desc, engine, c->data());
+    duel.arms.push_back(own("oneDNN", flops, [=] {
+      static_cast<void>(a), static_cast<void>(c);  // kept alive
+      product->execute(
+          *stream,
+          {{DNNL_ARG_SRC, a_memory}, {DNNL_ARG_WEIGHTS, b_packed}, {DNNL_ARG_DST, c_memory}});
+      stream->wait();
+    }));
+  } catch (const dnnl::error&) {
+    duel.missing.emplace_back("oneDNN has no such product on this processor");
+  }
 #else
+  static_cast<void>(a), static_cast<void>(b), static_cast<void>(flops);
   duel.missing.emplace_back("no oneDNN: libdnnl-dev was not there when graft-bench was built");
 #endif
-  duels.push_back(std::move(duel));
+}
+
+// The choice of graft's own products over oneDNN's rests on these rows.
+void add_dense(std::vector<Duel>& duels, const std::function<bool(const std::string&)>& wanted) {
+  const double flops = 2.0 * kDenseRows * kCount;
+  const auto a = random_values(kDenseRows * kSize, 2, 1.0F), b = random_values(kCount, 3, 0.05F);
+  const auto c = array<float>(kDenseRows * kSize);
+  Duel full{"gemm float32, M = 256", Unit::kGigaflops, 0, {}, {}};
+  if (wanted(full.name)) {
+    full.arms.push_back(own("graft", flops, [a, b, c] {
+      need(graft_gemm_f32(GRAFT_N, GRAFT_T, kDenseRows, kSize, kSize, 1.0F, a->data(), kSize,
+                          b->data(), kSize, 0.0F, c->data(), kSize));
+    }));
+    against_onednn(full, a, b, flops);
+    duels.push_back(std::move(full));
+  }
+  Duel half{"gemm bf16 prepacked, M = 256", Unit::kGigaflops, 0, {}, {}};
+  if (!wanted(half.name)) return;
+  const auto a_half = as_bf16(a), b_half = as_bf16(b);
+  const auto packed = array<uint16_t>(graft_bf16_packed_values(kSize, kSize));
+  need(graft_bf16_pack(GRAFT_T, kSize, kSize, b_half->data(), kSize, packed->data()));
+  half.arms.push_back(own("graft", flops, [a_half, packed, c] {
+    need(graft_gemm_bf16_packed(kDenseRows, kSize, kSize, a_half->data(), GRAFT_BF16, kSize,
+                                packed->data(), 0.0F, c->data(), kSize));
+  }));
+  against_onednn(half, a_half, b_half, flops);
+  duels.push_back(std::move(half));
 }
 
 void add_adamw(std::vector<Duel>& duels, Peer& peer) {
@@ -334,9 +360,9 @@ double bf16_tile_peak() {
   const std::vector<uint16_t> a(kHeight * kBf16Depth, 0x3c00),
       b(kBf16PanelColumns * kBf16Depth, 0x3c00);
   std::vector<float> c(kHeight * kBf16PanelColumns);
-  const kernels::Bf16Block block{a.data(), kBf16Depth,        b.data(),
-                                 kHeight,  kBf16PanelColumns, kBf16Depth,
-                                 c.data(), kBf16PanelColumns, 0.0F};
+  const kernels::Bf16Block block{
+      a.data(),   kBf16Depth, b.data(),          kHeight, kBf16PanelColumns,
+      kBf16Depth, c.data(),   kBf16PanelColumns, 1.0F,    0.0F};
   const kernels::WeightTable& isa = *kernels::table().weights;
   double best = 0;
   for (int i = 0; i < 10; ++i) {
@@ -358,7 +384,7 @@ std::vector<Duel> kernel_duels(Peer& peer, const std::string& filter) {
     add_forward(duels, peer, 16, 6);
     add_forward(duels, peer, 256, 1.85);
   }
-  if (wanted("gemm bf16 prepacked")) add_dense(duels);
+  add_dense(duels, wanted);
   if (wanted("adamw")) add_adamw(duels, peer);
   if (wanted("attention forward + backward")) add_attention_pair(duels, peer);
   return duels;

@@ -10,12 +10,11 @@
 #include <chrono>
 #include <cstdio>
 #include <ctime>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
-
-#include <sys/resource.h>
 
 #include "core/error.h"
 #include "core/file.h"
@@ -35,6 +34,15 @@ double seconds_now() {
 
 double cpu_seconds_now() {
   return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}
+
+// ru_maxrss would count what the process was before exec.
+double peak_mib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+  }
+  return 0;
 }
 
 std::vector<Json> read_rows(const std::string& path) {
@@ -109,11 +117,8 @@ int run(int argc, char** argv) {
   const int64_t count = work();
   const double seconds = seconds_now() - start;
   const double cpu_seconds = cpu_seconds_now() - cpu_start;
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
   std::printf("{\"seconds\": %.6f, \"cpu_seconds\": %.6f, \"count\": %lld, \"peak_mib\": %.1f}\n",
-              seconds, cpu_seconds, static_cast<long long>(count),
-              static_cast<double>(usage.ru_maxrss) / 1024.0);
+              seconds, cpu_seconds, static_cast<long long>(count), peak_mib());
   return 0;
 }
 

@@ -80,7 +80,13 @@ std::vector<std::string> seeds_of(std::string_view target, const std::string& go
   if (target == "gguf") return gguf_files(golden);
   if (target == "tokenizer_json") return tokenizer_files(golden);
   if (target == "tokenizer_model") {
-    return {read_file(join_path(golden, "tokenizer_tiny/tokenizer.model"))};
+    std::vector<std::string> seeds = {
+        read_file(join_path(golden, "tokenizer_tiny/tokenizer.model"))};
+    for (const char* name : {"bpe_map", "bpe_spaces", "unigram", "unigram_map", "unigram_plain"}) {
+      seeds.push_back(
+          read_file(join_path(golden, std::string("tokenizer_spm/") + name + ".model")));
+    }
+    return seeds;
   }
   fail(ExitCode::kUsage, "no fuzz target \"" + std::string(target) + "\"");
 }

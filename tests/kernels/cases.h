@@ -33,6 +33,9 @@ struct KernelCase {
   double (*bytes)(const Problem& problem);
   double (*flops)(const Problem& problem);
   std::vector<Mutation> mutations;
+  // Largest difference on a GPU as a share of the largest result; NULL: the same bits. Products are
+  // cuBLASLt's with its own order of sums, and a loss has the device library's logarithm.
+  double (*gpu_tolerance)(const Problem& problem) = nullptr;
 };
 
 struct CasePart {

@@ -1,7 +1,8 @@
-// Cases of mixtures of experts and of biases.
+// Cases of mixtures of experts, of biases and of DoRA's gain.
 #include <algorithm>
 
 #include "kernels/bias.h"
+#include "kernels/dora.h"
 #include "kernels/moe.h"
 #include "tests/kernels/cases.h"
 #include "tests/kernels/values.h"
@@ -31,6 +32,33 @@ Job bias_backward(graft_device device, const Problem& p) {
   Array* const dbias = job.result(job.elements(random_floats(p.b, 2)));
   job.launch = [=, &p] {
     need(graft_bias_backward(dy->floats(), p.a, p.b, dbias->floats(), device));
+  };
+  return job;
+}
+
+// a = rows, b = dim; c = 1 adds
+Job gain_forward(graft_device device, const Problem& p) {
+  Job job(device, p);
+  Array* const h = job.elements(values_of(p.input, p.a * p.b, 1));
+  Array* const gain = job.elements(random_floats(p.b, 2));
+  Array* const y = job.result(job.elements(random_floats(p.a * p.b, 3)));
+  job.launch = [=, &p] {
+    need(graft_gain_forward(h->floats(), gain->floats(), p.a, p.b, static_cast<int>(p.c),
+                            y->floats(), device));
+  };
+  return job;
+}
+Job gain_backward(graft_device device, const Problem& p) {
+  Job job(device, p);
+  Array* const dy = job.elements(values_of(p.input, p.a * p.b, 1));
+  Array* const h = job.elements(random_floats(p.a * p.b, 2));
+  Array* const gain = job.elements(random_floats(p.b, 3));
+  Array* const inverse_norm = job.elements(random_floats(p.b, 4));
+  Array* const dh = job.result(job.elements(zeros(p.a * p.b)));
+  Array* const dmagnitude = job.result(job.elements(random_floats(p.b, 5)));
+  job.launch = [=, &p] {
+    need(graft_gain_backward(dy->floats(), h->floats(), gain->floats(), inverse_norm->floats(), p.a,
+                             p.b, dh->floats(), dmagnitude->floats(), device));
   };
   return job;
 }
@@ -202,6 +230,31 @@ std::vector<KernelCase> expert_cases() {
          "shared.sum[warp][lane] = sum;\n    __syncthreads();", "shared.sum[warp][lane] = sum;"},
         {"bias_backward_kernel", "overwrites instead of adding", "bias.cu",
          "inside && warp == 0 ? dbias[column] : 0.0f", "0.0f"}}},
+      {"DoRA gain",
+       "gain_forward_kernel",
+       {sizes(1, 1), sizes(63, 31, 1), sizes(5, 36), sizes(7, 1284, 1), shifted(sizes(9, 1284))},
+       kFinite,
+       kFloat32,
+       gain_forward,
+       sizes(16384, 4096),
+       [](const Problem& p) { return 8.0 * static_cast<double>(p.a * p.b); },
+       no_flops,
+       {{"gain_forward_kernel", "adds to the product instead of the output", "dora.cu",
+         "load_four<kAligned>(y + first + i, dim - i), product,", "product, product,"}}},
+      {"DoRA gain gradient",
+       "gain_backward_kernel",
+       biases,
+       kFinite,
+       kFloat32,
+       gain_backward,
+       sizes(16384, 4096),
+       [](const Problem& p) { return 12.0 * static_cast<double>(p.a * p.b); },
+       no_flops,
+       {{"gain_backward_kernel", "dropped barrier", "dora.cu",
+         "shared.sum[warp][lane] = sum;\n    __syncthreads();", "shared.sum[warp][lane] = sum;"},
+        {"gain_backward_kernel", "overwrites instead of adding", "dora.cu",
+         "__fadd_rn(dmagnitude[column], __fmul_rn(inverse_norm[column], total))",
+         "__fmul_rn(inverse_norm[column], total)"}}},
       {"router",
        "moe_route_kernel",
        routers,

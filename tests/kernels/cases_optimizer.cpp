@@ -34,7 +34,7 @@ Job adamw(graft_device device, const Problem& p) {
   }
   Array* const result = job.result(job.floats(zeros(2)));
   const size_t bytes = graft_adamw_parts_workspace_bytes(parts.data(), p.b);
-  Array* const workspace = job.doubles(static_cast<int64_t>(bytes / sizeof(double)));
+  Array* const workspace = job.result(job.doubles(static_cast<int64_t>(bytes / sizeof(double))));
   const bool clips = p.c == 1;
   job.launch = [=] {
     const graft_adamw options{1e-3f, 0.9f, 0.999f, 1e-8f, 0.5f, 3, 0.5f};

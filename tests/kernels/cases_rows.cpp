@@ -15,6 +15,9 @@ const std::vector<graft_float_type> kBoth = {GRAFT_F32, GRAFT_BF16};
 const std::vector<Input> kFinite = {Input::kNormal,  Input::kZero,     Input::kDenormal,
                                     Input::kOutlier, Input::kConstant, Input::kLarge};
 
+const std::vector<Input> kFiniteAndHuge = {Input::kNormal,  Input::kZero,  Input::kDenormal,
+                                           Input::kOutlier, Input::kLarge, Input::kHuge};
+
 double element_bytes(const Problem& p) {
   return p.type == GRAFT_F32 ? 4.0 : 2.0;
 }
@@ -256,13 +259,14 @@ std::vector<KernelCase> row_cases() {
          "const Four at = four_of_thread(call.dim);\n  if (at.row >= rows) return;\n  const "
          "int64_t in "
          "= at.row * call.dim + at.column;\n  const float4 gate"},
-        {"gate_forward_kernel", "cubes that overflow", "swiglu.cu",
-         "bounded = 16.0f < bounded ? 16.0f : bounded;", "bounded = g;"}}},
+        {"gate_forward_kernel", "missing tail", "swiglu.cu",
+         "const float4 gate = load_four<kAligned>(",
+         "if (at.left < 4) return;\n  const float4 gate = load_four<kAligned>("}}},
       {"gated unit backward",
        "gate_backward_kernel",
        {sizes(1, 1), sizes(3, 31, 1), sizes(2, 1023), sizes(2, 1024, 1, 8), sizes(2, 1025, 0, 3),
         shifted(sizes(2, 512, 1))},
-       kFinite,
+       kFiniteAndHuge,
        kBoth,
        gate_backward,
        sizes(4096, 14336),
@@ -271,6 +275,8 @@ std::vector<KernelCase> row_cases() {
        {{"gate_backward_kernel", "wrong element of four", "swiglu.cu",
          "__fmul_rn(__fmul_rn(d.w, up.w), a[3].slope)",
          "__fmul_rn(__fmul_rn(d.w, up.w), a[2].slope)"},
+        {"gate_backward_kernel", "cubes that overflow", "swiglu.cu",
+         "bounded = 16.0f < bounded ? 16.0f : bounded;", "bounded = g;"},
         {"gate_backward_kernel", "slope of SiLU without its second term", "swiglu.cu",
          "__fmul_rn(s, __fmaf_rn(g, __fsub_rn(1.0f, s), 1.0f))", "s"}}},
       {"embedding forward",

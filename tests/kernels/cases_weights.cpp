@@ -26,11 +26,22 @@ Job quantize(graft_device device, const Problem& p) {
   return job;
 }
 
-// a = blocks
+// 512 values whose mean is exactly 0 and whose blocks reach 1, half way between neighbouring codes.
+std::vector<float> tied_values() {
+  const float* const map = graft_dynamic_map_signed();
+  std::vector<float> values(512);
+  for (size_t i = 0; i < 256; ++i) {
+    values[i] = i < 255 ? (map[i] + map[i + 1]) * 0.5f : 1.0f;
+    values[i + 256] = -values[i];  // in the same lane of the mean
+  }
+  return values;
+}
+
+// a = blocks, b = 2 for ties
 Job compress(graft_device device, const Problem& p) {
   Job job(device, p);
-  std::vector<float> values = values_of(p.input, p.a, 1);
-  for (float& value : values) value = value < 0.0f ? -value : value;
+  std::vector<float> values = p.b == 2 ? tied_values() : values_of(p.input, p.a, 1);
+  for (float& value : values) value = value < 0.0f && p.b != 2 ? -value : value;
   Array* const absmax = job.floats(values);
   Array* const codes = job.result(job.bytes(std::vector<uint8_t>(static_cast<size_t>(p.a))));
   Array* const nested = job.result(job.floats(zeros((p.a + 255) / 256)));
@@ -146,7 +157,7 @@ std::vector<KernelCase> weight_cases() {
          "i + 1 < block_size ? to_float(weight[first + i + 1]) : 0.0f"}}},
       {"compress absmax",
        "mean_kernel compress_kernel",
-       {sizes(1), sizes(255), sizes(256), sizes(257), sizes(1030)},
+       {sizes(1), sizes(255), sizes(256), sizes(257), sizes(1030), sizes(512, 2)},
        {Input::kNormal, Input::kZero, Input::kDenormal, Input::kOutlier, Input::kConstant},
        {GRAFT_F32},
        compress,

@@ -63,8 +63,8 @@ float value_of(Array::Kind kind, const unsigned char* bytes, size_t index) {
 }  // namespace
 
 const char* name_of(Input input) {
-  constexpr const char* kNames[] = {"normal",   "zero",  "denormal",      "outlier",
-                                    "constant", "large", "minus infinity"};
+  constexpr const char* kNames[] = {"normal",   "zero",  "denormal", "outlier",
+                                    "constant", "large", "huge",     "minus infinity"};
   return kNames[static_cast<int>(input)];
 }
 
@@ -115,8 +115,14 @@ std::vector<float> Array::values() const {
     const bool inside = i >= first_ && i < first_ + bytes_;
     if (!inside && all[i] != kPattern) throw std::runtime_error("a guard byte was written");
   }
-  std::vector<float> result(bytes_ / size_of_kind(kind_));
-  for (size_t i = 0; i < result.size(); ++i) result[i] = value_of(kind_, all.data() + first_, i);
+  std::vector<float> result;
+  for (size_t i = 0; i < bytes_ / size_of_kind(kind_); ++i) {
+    result.push_back(value_of(kind_, all.data() + first_, i));
+    if (kind_ != Kind::kFloat64) continue;
+    double value;
+    std::memcpy(&value, all.data() + first_ + i * sizeof value, sizeof value);
+    result.push_back(static_cast<float>(value - static_cast<double>(result.back())));
+  }
   return result;
 }
 
@@ -183,6 +189,7 @@ std::vector<float> values_of(Input input, int64_t count, uint32_t seed) {
   for (float& value : x) {
     if (input == Input::kDenormal) value *= 1e-40f;
     if (input == Input::kLarge) value *= 1e4f;
+    if (input == Input::kHuge) value *= 1e30f;
   }
   if (input == Input::kOutlier && !x.empty()) x[x.size() / 2] = 3e4f;
   return x;

@@ -12,7 +12,16 @@
 
 namespace graft::kernels::test {
 
-enum class Input { kNormal, kZero, kDenormal, kOutlier, kConstant, kLarge, kMinusInfinity };
+enum class Input {
+  kNormal,
+  kZero,
+  kDenormal,
+  kOutlier,
+  kConstant,
+  kLarge,  // up to 1e4
+  kHuge,   // up to 1e30
+  kMinusInfinity
+};
 const char* name_of(Input input);
 const char* name_of(graft_float_type type);
 
@@ -47,8 +56,8 @@ class Array {
   }
   float* floats() const { return as<float>(); }
 
-  // What the device left, widened to float32 (or as whole numbers), after a look at the guard
-  // bytes: throws when one was written.
+  // What the device left, widened to float32 (or as whole numbers; a double as its float32 and what
+  // that lacks), after a look at the guard bytes: throws when one was written.
   std::vector<float> values() const;
 
  private:

@@ -1,5 +1,6 @@
 // AdamW over several tensors, with float32 and with 8-bit state.
 #include <algorithm>
+#include <iostream>
 
 #include "core/json.h"
 #include "kernels/optimizer.h"
@@ -82,7 +83,9 @@ TEST_CASE("adamw8: the update's error against float32 state is within its bound"
                Row{GRAFT_MAP_LOG2, 2.0f, 0.15}, Row{GRAFT_MAP_DYNAMIC_UNSIGNED, 1.0f, 0.12},
                Row{GRAFT_MAP_DYNAMIC_UNSIGNED, 2.0f, 0.42});
   const double error = update_error(row.map, row.sigma);
-  INFO("map " << row.map << ", sigma " << row.sigma << ", error " << error);
+  std::cout << "8-bit AdamW, " << (row.map == GRAFT_MAP_LOG2 ? "log2" : "compatible")
+            << " map, sigma " << row.sigma << ": update error " << error << " of at most "
+            << row.bound << "\n";
   CHECK(error <= row.bound);
 }
 

@@ -1,5 +1,5 @@
-// Every operator of tests/kernels/cases.cpp: instruction sets, threads, the emulated device in its
-// schedules and, where there is one, the GPU give the same bits.
+// Every operator of the table: instruction sets, threads, the emulated device in its schedules and,
+// where there is one, the GPU give the same bits; and what the table itself has to hold.
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
@@ -9,9 +9,9 @@
 #include <stdexcept>
 
 #include "core/file.h"  // read_file
-#include "kernels/emu/emu.h"
+#include "tests/kernels/bench_report.h"
 #include "tests/kernels/broken_kernels.h"
-#include "tests/kernels/cases.h"
+#include "tests/kernels/check_cases.h"
 #include "tests/kernels/support.h"
 #include "tests/support/support.h"
 
@@ -19,14 +19,6 @@ using namespace graft::kernels;
 using namespace graft::kernels::test;
 
 namespace {
-
-std::vector<emu::Schedule> schedules() {
-  return {{emu::Order::kForward, 0}, {emu::Order::kReverse, 0}, {emu::Order::kShuffled, 1}};
-}
-
-bool differs(float a, float b) {
-  return std::memcmp(&a, &b, sizeof a) != 0 && !(std::isnan(a) && std::isnan(b));
-}
 
 const std::vector<KernelCase>& part(const std::string& name) {
   for (const CasePart& candidate : case_parts()) {
@@ -43,20 +35,10 @@ void check_case(const KernelCase& kernel_case) {
     INFO(text_of(kernel_case, problem));
     const std::vector<float> expected =
         same_everywhere([&] { return kernel_case.prepare(GRAFT_CPU, problem).run(); });
-    for (const emu::Schedule& schedule : schedules()) {
-      emu::set_schedule(schedule);
-      const std::vector<float> got = kernel_case.prepare(GRAFT_EMU, problem).run();
-      emu::set_schedule({});
-      REQUIRE(got.size() == expected.size());
-      for (size_t i = 0; i < got.size(); ++i) {
-        if (!differs(got[i], expected[i])) continue;
-        FAIL("schedule " << static_cast<int>(schedule.order) << ", element " << i << " of "
-                         << got.size() << ": emulated " << got[i] << ", processor " << expected[i]);
-      }
-    }
+    REQUIRE(difference_from(kernel_case, problem, GRAFT_EMU, expected) == "");
   }
   std::cout << "emulated: " << kernel_case.name << " (" << kernel_case.kernels
-            << "): " << problems.size() << " cases x " << schedules().size() << " schedules\n";
+            << "): " << problems.size() << " cases x 3 schedules\n";
 }
 
 void check_part(const std::string& name) {
@@ -153,4 +135,98 @@ TEST_CASE("cases: every CUDA kernel has an emulated case and a planted fault",
             << std::count_if(found.begin(), found.end(),
                              [&](const std::string& name) { return covered.count(name) == 0; })
             << "\n";
+}
+
+TEST_CASE("cases: CUDA sources allocate and wait only where their header says so",
+          "[kernels][emu][cases]") {
+  // memory.h is for this; graft_quant4_quantize waits to tell whether a weight is finite (nf4.h).
+  const std::set<std::string> allowed = {"memory.cu cudaMalloc", "memory.cu cudaFree",
+                                         "memory.cu cudaStreamSynchronize",
+                                         "nf4.cu cudaStreamSynchronize"};
+  static const std::regex call(
+      R"(\b(cudaMalloc\w*|cudaFree\w*|cuda\w*Synchronize|cudaMemcpy|cudaMemset|cudaStreamCreate\w*)\()");
+  static const std::regex launch(R"(<<<([\s\S]*?)>>>)");
+  std::set<std::string> found;
+  int launches = 0;
+  const std::string folder = graft::test::source_path("kernels");
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() != ".cu" && entry.path().extension() != ".h") continue;
+    const std::string name = entry.path().filename().string();
+    const std::string text = graft::read_file(entry.path().string());
+    const std::sregex_iterator end;
+    for (std::sregex_iterator match(text.begin(), text.end(), call); match != end; ++match) {
+      found.insert(name + " " + (*match)[1].str());
+    }
+    for (std::sregex_iterator match(text.begin(), text.end(), launch); match != end; ++match) {
+      INFO(name << ": " << match->str());
+      CHECK((*match)[1].str().find("stream") != std::string::npos);
+      ++launches;
+    }
+  }
+  CHECK(found == allowed);
+  CHECK(launches > 0);
+}
+
+TEST_CASE("cases: a GPU gives the processor's results", "[kernels][cuda][gpu]") {
+  if (!cuda_is_available()) {
+    std::cout << "SKIPPED: no GPU: " << graft_last_error() << "\n";
+    return;
+  }
+  for (const CasePart& one : case_parts()) {
+    for (const KernelCase& kernel_case : one.cases) {
+      for (const Problem& problem : problems_of(kernel_case)) {
+        INFO(text_of(kernel_case, problem));
+        CHECK(difference(kernel_case, problem, GRAFT_CUDA) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("cases: a deliberate overrun and a failing launch are found", "[kernels][emu][cases]") {
+  KernelCase overrun{};
+  overrun.name = "overrun";
+  overrun.prepare = [](graft_device device, const Problem& p) {
+    Job job(device, p);
+    Array* const out = job.result(job.floats(zeros(60)));
+    job.launch = [=] {
+      if (device == GRAFT_EMU) need(write_64_floats(out->floats()));
+    };
+    return job;
+  };
+  const Problem problem = sizes(1);
+  CHECK(difference(overrun, problem, GRAFT_EMU) == "a guard byte was written");
+  overrun.prepare = [](graft_device device, const Problem& p) {
+    Job job(device, p);
+    job.launch = [=] {
+      if (device == GRAFT_EMU) need(divergent_barrier());
+    };
+    return job;
+  };
+  CHECK(difference(overrun, problem, GRAFT_EMU).find("__syncthreads") != std::string::npos);
+}
+
+TEST_CASE("bench report: a kernel that lost 8 % of its kept percentage is a regression",
+          "[kernels][cases]") {
+  BenchReport kept;
+  kept.device = "H200";
+  kept.copy_bytes_per_second = 4e12;
+  kept.product_flops_per_second = 7e14;
+  kept.figures = {{"rope, fp32", 1e-5, 0.9e-5, 1.1e-5, 90.0, false},
+                  {"multiply, bf16", 2e-4, 1e-4, 3e-4, 95.0, true}};
+  CHECK(regressions(kept, kept).empty());
+  // Written and read again it is the same.
+  BenchReport now = report_of(graft::parse_json(graft::dump_json(to_json(kept)), "report"));
+  CHECK(regressions(now, kept).empty());
+  CHECK(now.figures[1].is_flops);
+  CHECK(now.figures[0].p10 == Approx(0.9e-5));
+  now.figures[0].percent = 82.9;  // 92 % of 90 is 82.8
+  CHECK(regressions(now, kept).empty());
+  now.figures[0].percent = 82.7;
+  CHECK(regressions(now, kept) == std::vector<std::string>{"rope, fp32: 82.7 %, kept 90.0 %"});
+  now.figures.pop_back();
+  CHECK(regressions(now, kept).back() == "multiply, bf16: kept, and not measured now");
+  now.device = "H100";
+  CHECK(regressions(now, kept) ==
+        std::vector<std::string>{"this is H100, the kept figures are of H200"});
+  CHECK_THROWS(report_of(graft::parse_json("{}", "report")));
 }

@@ -1,9 +1,10 @@
-// Mixtures of experts and biases against their oracles.
+// Mixtures of experts, biases and DoRA's gain against their oracles.
 #include <functional>
 #include <numeric>
 #include <set>
 
 #include "kernels/bias.h"
+#include "kernels/dora.h"
 #include "kernels/moe.h"
 #include "kernels/oracle/moe.h"
 #include "tests/kernels/support.h"
@@ -258,4 +259,49 @@ TEST_CASE("bias: forward is a sum, backward within the bound of its sums", "[ker
         kUnit * additions * (bound[at(i)] + std::fabs(static_cast<double>(dbias0[at(i)])));
   }
   CHECK(outside(dbias, expected, bound) == "");
+}
+
+TEST_CASE("gain: products rounded once, the magnitude's gradient within the bound of its sums",
+          "[kernels][dora]") {
+  struct Shape {
+    int64_t rows, dim;
+  };
+  const Shape s = GENERATE(Shape{1, 1}, Shape{65, 63}, Shape{64, 64}, Shape{700, 131});
+  const int64_t count = s.rows * s.dim;
+  const std::vector<float> h = random_floats(count, 1), dy = random_floats(count, 2);
+  const std::vector<float> gain = random_floats(s.dim, 3), inverse = random_floats(s.dim, 4);
+  const std::vector<float> y0 = random_floats(count, 5), dm0 = random_floats(s.dim, 6);
+  std::vector<float> y, sum, dh, dm;
+  same_everywhere([&] {
+    Guarded<float> y_g(y0), sum_g(y0), dh_g(y0), dm_g(dm0);
+    REQUIRE(graft_gain_forward(h.data(), gain.data(), s.rows, s.dim, 0, y_g.data()) == GRAFT_OK);
+    REQUIRE(graft_gain_forward(h.data(), gain.data(), s.rows, s.dim, 1, sum_g.data()) == GRAFT_OK);
+    REQUIRE(graft_gain_backward(dy.data(), h.data(), gain.data(), inverse.data(), s.rows, s.dim,
+                                dh_g.data(), dm_g.data()) == GRAFT_OK);
+    REQUIRE((y_g.intact() && sum_g.intact() && dh_g.intact() && dm_g.intact()));
+    y = y_g.values();
+    sum = sum_g.values();
+    dh = dh_g.values();
+    dm = dm_g.values();
+    return joined({y, sum, dh, dm});
+  });
+  Array expected = widen(dm0), bound(at(s.dim));
+  for (int64_t row = 0; row < s.rows; ++row) {
+    for (int64_t i = 0; i < s.dim; ++i) {
+      const size_t place = at(row * s.dim + i), column = at(i);
+      REQUIRE(y[place] == gain[column] * h[place]);
+      REQUIRE(sum[place] == y0[place] + y[place]);
+      REQUIRE(dh[place] == gain[column] * dy[place]);
+      const double term = static_cast<double>(inverse[column]) * static_cast<double>(dy[place]) *
+                          static_cast<double>(h[place]);
+      expected[column] += term;
+      bound[column] += std::fabs(term);
+    }
+  }
+  // A product, 64 additions to a tile, one a tile, a product and the last addition.
+  const double roundings = 64.0 + static_cast<double>(s.rows) / 64.0 + 4.0;
+  for (int64_t i = 0; i < s.dim; ++i) {
+    bound[at(i)] = kUnit * roundings * (bound[at(i)] + std::fabs(static_cast<double>(dm0[at(i)])));
+  }
+  CHECK(outside(dm, expected, bound) == "");
 }

@@ -355,6 +355,38 @@ TEST_CASE("nf4: wrong arguments are named", "[kernels][nf4]") {
   CHECK(graft_nf4_quantize(nullptr, 0, 64, nullptr, nullptr, GRAFT_CPU, nullptr) == GRAFT_OK);
 }
 
+TEST_CASE("nf4: streamed stores give the bits of cached ones", "[kernels][nf4]") {
+  const int64_t count = 5 * 64 + 33;
+  const std::vector<float> weight = random_floats(count, 8);
+  std::vector<uint8_t> packed(at(count + 1) / 2);
+  std::vector<float> absmax(6);
+  REQUIRE(graft_nf4_quantize(weight.data(), count, 64, packed.data(), absmax.data(), GRAFT_CPU,
+                             nullptr) == GRAFT_OK);
+  const graft_nf4_weight view{packed.data(), absmax.data(), nullptr, nullptr, 0.0f, count, 64};
+  const Environment restore;
+  for (const InstructionSet set : instruction_sets()) {
+    use_instruction_set(set);
+    const WeightTable& isa = *table().weights;
+    // 0: every vector is aligned. 1: none is. 32: some are.
+    for (const size_t shift : {size_t{0}, size_t{1}, size_t{32}}) {
+      for (const int64_t begin : {int64_t{0}, int64_t{1}, int64_t{64}}) {
+        INFO(table().name << ", shift " << shift << ", begin " << begin);
+        const auto same = [&](auto value, auto decode) {
+          Guarded<decltype(value)> cached(at(count - begin), shift),
+              streamed(at(count - begin), shift);
+          decode(view, begin, count, cached.data(), Stores::kCached);
+          decode(view, begin, count, streamed.data(), Stores::kStreamed);
+          CHECK((cached.intact() && streamed.intact()));
+          CHECK(std::memcmp(cached.data(), streamed.data(), cached.size() * sizeof value) == 0);
+        };
+        same(float{}, isa.quant4_decode_f32);
+        same(uint16_t{}, isa.quant4_decode_bf16);
+        same(uint16_t{}, isa.quant4_decode_f16);
+      }
+    }
+  }
+}
+
 TEST_CASE("nf4: indices pass 2^31 elements", "[kernels][nf4][slow]") {
   // Memory without pages behind it: reads see zeros, and only the tail's output is written to. The
   // decode of a view that begins past 2^31 elements into the packed bytes proves nothing about
@@ -376,7 +408,8 @@ TEST_CASE("nf4: indices pass 2^31 elements", "[kernels][nf4][slow]") {
   for (const InstructionSet set : instruction_sets()) {
     const Environment restore;
     use_instruction_set(set);
-    table().weights->quant4_decode_f32(view, int64_t{1} << 31, count, out + (int64_t{1} << 31));
+    table().weights->quant4_decode_f32(view, int64_t{1} << 31, count, out + (int64_t{1} << 31),
+                                       Stores::kCached);
     CHECK(out[count - 1] == 2.0f);
     CHECK(out[count - 2] == -2.0f);
     out[count - 1] = 0.0f;

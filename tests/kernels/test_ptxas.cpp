@@ -80,6 +80,17 @@ TEST_CASE("ptxas: a kernel that spills is found", "[kernels][cuda]") {
   CHECK(log.spills[0].find("sm_80 slow") == 0);
 }
 
+TEST_CASE("ptxas: a kernel made to spill is found in the compiler's own log", "[kernels][cuda]") {
+  const std::string path = std::string(GRAFT_BIN_DIR) + "/../kernels/spilling.log";
+  if (!std::filesystem::exists(path)) {
+    std::cout << "SKIPPED: the CUDA kernels were not compiled (no nvcc)\n";
+    return;
+  }
+  const PtxasLog log = parse_ptxas_log("nvcc\n" + graft::read_file(path));
+  REQUIRE(log.spills.size() == 1);
+  CHECK(log.spills[0].find("sm_90a spilling_kernel, ") == 0);
+}
+
 TEST_CASE("ptxas: no kernel spills, and the table of registers is the committed one",
           "[kernels][cuda]") {
   const std::string path = std::string(GRAFT_BIN_DIR) + "/../kernels/ptxas.log";

@@ -82,16 +82,22 @@ def passes(program, tests):
     return done.returncode == 0
 
 
+def place_of(mutation):
+    """Index of the one line to change."""
+    lines = (COPY / mutation["file"]).read_text().splitlines()
+    places = [i for i, line in enumerate(lines) if line.strip() == mutation["old"].strip()]
+    if len(places) != 1:
+        sys.exit(f"error: {mutation['at']}: {mutation['file']} has the line {len(places)} times, expected once:\n"
+                 f"  {mutation['old']}\n  fix: bring the mutation up to date")
+    return places[0]
+
+
 def mutate(mutation):
     """Whether a test noticed."""
     path = COPY / mutation["file"]
     original = path.read_text()
     lines = original.splitlines()
-    places = [i for i, line in enumerate(lines) if line.strip() == mutation["old"].strip()]
-    if len(places) != 1:
-        sys.exit(f"error: {mutation['at']}: {mutation['file']} has the line {len(places)} times, expected once:\n"
-                 f"  {mutation['old']}\n  fix: bring the mutation up to date")
-    lines[places[0]] = mutation["new"]
+    lines[place_of(mutation)] = mutation["new"]
     path.write_text("\n".join(lines) + "\n")
     try:
         built = build(mutation["program"])
@@ -108,6 +114,8 @@ def main():
                  if wanted in m["title"] or wanted in m["file"]]
     COPY.mkdir(parents=True, exist_ok=True)
     refresh_copy()
+    for mutation in mutations:
+        place_of(mutation)
     subprocess.run(["cmake", "-S", str(COPY), "-B", str(BUILD), "-G", "Ninja", "-DGRAFT_TESTS=ON", "-DGRAFT_TORCH=OFF",
                     "-DGRAFT_CUDA=off"], capture_output=True, check=True)
     for program in sorted({m["program"] for m in mutations}):

@@ -57,12 +57,7 @@ Options read_options(int argc, char** argv) {
 
 void train_pairs(Model& model) {
   for (Linear* const linear : model.linears()) {
-    Lora& lora = linear->lora;
-    if (lora.rank == 0) continue;
-    lora.grad_a = zeros_f32({lora.rank, linear->in});
-    lora.grad_b = zeros_f32({linear->out, lora.rank});
-    model.trained.push_back({linear->name + ".lora_A.weight", lora.a, lora.grad_a, true});
-    model.trained.push_back({linear->name + ".lora_B.weight", lora.b, lora.grad_b, true});
+    if (linear->lora.rank > 0) train_pair(model, *linear);
   }
 }
 

@@ -6,6 +6,7 @@ give graft's logits, does the merge equal it, does bitsandbytes decode what graf
 `tokenizers`, Jinja2 and h5py see the same ids, text and tokens. Needs the packages of
 requirements.txt; with ../shared (or $GRAFT_SHARED) the same on a real model.
 """
+import collections
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from peft import PeftModel  # noqa: E402
+from peft import PeftModel, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
@@ -56,7 +57,7 @@ def hf_logits(directory, ids, adapter=None):
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
         names = set(load_file(adapter / "adapter_model.safetensors"))
-        own = {name.replace(".default.", ".") for name in model.state_dict() if "lora_" in name}
+        own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
         assert names == own, f"missing or unexpected keys: {names ^ own}"
     model.eval()
     with torch.no_grad():
@@ -142,8 +143,31 @@ def every_family_equals_transformers_and_peft():
 
 
 @case
+def every_kind_of_adapter_takes_the_same_steps_as_in_peft():
+    import adapters
+    adapters.compare(GRAFT.parent / "graft-steps", WORK)
+
+
+@case
 def quickstart_adapter_loads_in_peft_and_merges():
     check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(700))
+
+
+@case
+def every_kind_of_adapter_loads_in_peft_and_merges():
+    ids, data = some_ids(700), ROOT / "examples/quickstart/eval.jsonl"
+    for name, overrides in {
+        "DoRA and the head": ["use_dora=true", "lora_modules_to_save=[lm_head]"],
+        "PiSSA": ["init_lora_weights=pissa", "use_rslora=true", "lora_rank_pattern={o_proj: 3}"],
+        "patterns": ["lora_target_modules=[q_proj, mlp.up_proj]", "lora_layers_to_transform=[1]",
+                     "lora_alpha_pattern={q_proj: 5.5}", "lora_modules_to_save=[norm, embed_tokens]"],
+    }.items():
+        adapter = train_adapter(f"kind {name}", BASE, data, "lora", *overrides)
+        theirs = hf_logits(BASE, ids, adapter)
+        check_close(f"{name} in PEFT", graft_logits(ids, "--model", BASE, "--adapter", adapter), theirs, 1e-4)
+        merged = WORK / f"merged {name}"
+        graft("adapter", "merge", "--model", BASE, "--adapter", adapter, "--out", merged)
+        check_close("the merge", hf_logits(merged, ids), theirs, 1e-4)
 
 
 @case
@@ -167,6 +191,29 @@ def tokenizer_ids_equal_tokenizers():
 def random_unicode_tokenizes_as_in_tokenizers_and_sentencepiece():
     import tokenizers_match
     tokenizers_match.run(GRAFT)
+
+
+@case
+def extended_tokenizers_equal_add_tokens():
+    from tokenizers import AddedToken
+    tokens = ["<|tool|>", "<|end of tool|>", "été"]
+    texts = ["<|tool|>x", " a <|tool|> <|end of tool|>b", "l'été étés  été", "<|tool|", "<|tool|><|tool|>\n"]
+    sources = [BASE, *(p.parent for p in sorted(SHARED.glob("data/tokenizers/*/tokenizer.json")))]
+    for source in sources:
+        for option, special in (((), True), (("--normal",), False)):
+            out = WORK / "extended" / source.name
+            answer = json.loads(graft("data", "extend", *tokens, "--model", source, "--out", out, "--json", *option))
+            theirs, written = Tokenizer.from_file(str(source / "tokenizer.json")), Tokenizer.from_file(str(out / "tokenizer.json"))
+            pieces = [theirs.encode(t, add_special_tokens=False).ids for t in tokens]
+            assert [t["mean_of"] for t in answer["tokens"]] == pieces, source
+            theirs.add_tokens([AddedToken(t, special=special, normalized=not special) for t in tokens])
+            assert [t["id"] for t in answer["tokens"]] == [theirs.token_to_id(t) for t in tokens], source
+            lines = graft("data", "encode", "--tokenizer", out, text="".join(json.dumps({"text": t}) + "\n" for t in texts))
+            for text, line in zip(texts, lines.splitlines(), strict=True):
+                expected = theirs.encode(text, add_special_tokens=False).ids
+                assert written.encode(text, add_special_tokens=False).ids == expected, (source, text)
+                assert json.loads(line)["ids"] == expected, (source, text)
+    print(f"    {len(sources)} tokenizers, special and normal tokens: the files load there and give the same ids")
 
 
 @case
@@ -311,6 +358,26 @@ def write_gguf(directory, path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@case
+def cuda_kernels_move_whole_words_and_use_no_local_memory():
+    library = GRAFT.parent.parent / "lib/libgraft_cuda.so"
+    if not library.exists():
+        print("    SKIPPED: the CUDA kernels were not compiled (no nvcc)")
+        return
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import sass
+    result = sass.check(library)
+    assert result is not None, "Triton's cuobjdump is not there"
+    count, lines = result
+    assert not lines, "\n".join(lines)
+    # The check can fail: a made-up kernel that spills and moves single words.
+    made_up = collections.Counter({"LDG.32": 2, "STG.32": 1, "LDL.32": 1})
+    wrong = sass.faults({"addition_kernel<float, true>": made_up})
+    assert sum("addition_kernel" in line for line in wrong) == 3, wrong
+    print(f"    {count} kernels of {', '.join(sass.ARCHITECTURES)}: wide accesses where claimed, no "
+          "local memory")
 
 
 @case

@@ -125,14 +125,21 @@ class Oracle {
 
   // rows: which tokens of the document x holds.
   at::Tensor linear(const train::Linear& linear, const at::Tensor& x, const at::Tensor& rows) {
-    at::Tensor y = x.matmul(get(linear.base.dense).t());
-    if (linear.has_bias) y = y + get(linear.bias);
+    const at::Tensor weight = get(linear.base.dense);
+    at::Tensor y = x.matmul(weight.t());
     if (linear.lora.rank > 0) {
-      y = y + scalar(linear.lora.scale) * dropped(linear, x, rows)
-                                              .matmul(get(linear.lora.a).t())
-                                              .matmul(get(linear.lora.b).t());
+      const at::Tensor a = get(linear.lora.a), b = get(linear.lora.b);
+      const at::Tensor low = dropped(linear, x, rows);
+      const at::Tensor change = scalar(linear.lora.scale) * low.matmul(a.t()).matmul(b.t());
+      y = y + change;
+      if (linear.lora.magnitude.defined()) {
+        // PEFT: the norm is a constant, and dropout reaches the base's part of the change too.
+        const at::Tensor sum = (weight + scalar(linear.lora.scale) * b.matmul(a)).detach();
+        const at::Tensor gain = get(linear.lora.magnitude) / sum.pow(2).sum(1).sqrt();
+        y = x.matmul(weight.t()) + (gain - 1) * low.matmul(weight.t()) + gain * change;
+      }
     }
-    return y;
+    return linear.has_bias ? y + get(linear.bias) : y;
   }
 
   at::Tensor dropped(const train::Linear& linear, const at::Tensor& x, const at::Tensor& rows) {

@@ -418,6 +418,66 @@ TEST_CASE("generate: stories260K's greedy text equals Hugging Face's", "[train][
   CHECK(got.substr(0, wanted.size()) == wanted);
 }
 
+TEST_CASE("train: every kind of adapter is trained, resumed, reloaded and merged",
+          "[train][job][adapters][slow]") {
+  struct Kind {
+    std::vector<std::string> options;
+    const char* reload;
+  };
+  const Kind kind = GENERATE(
+      Kind{{"use_dora=true", "lora_modules_to_save=[lm_head]"}, "logits equal"},
+      Kind{{"adapter=lora", "init_lora_weights=pissa", "lora_dropout=0"}, "logits within "},
+      Kind{{"init_lora_weights=loftq_niter_4", "lora_rank_pattern={layers.0.*: 2}",
+            "lora_exclude_modules=[down_proj]", "loraplus_lr_ratio=4"},
+           "logits equal"});
+  const Fixture fixture;
+  const auto train = [&](const std::string& name, const std::string& more) {
+    std::vector<std::string> options = kind.options;
+    options.push_back("max_steps=6");
+    if (!more.empty()) options.push_back(more);
+    return fixture.train(name, options);
+  };
+  const RunResult whole = train("whole", "");
+  INFO(whole.err);
+  REQUIRE(whole.exit_code == 0);
+  CHECK(whole.err.find(std::string("adapter reloaded: ") + kind.reload) != std::string::npos);
+  const std::vector<double> loss = losses(fixture.out("whole"));
+  CHECK(loss.back() < 0.8 * loss.front());
+  // Begun again from a checkpoint in the middle: the same adapter.
+  for (const std::string& name : graft::list_directory(fixture.out("whole") + "/checkpoints")) {
+    if (name == "step-00000006") graft::remove_tree(fixture.out("whole") + "/checkpoints/" + name);
+  }
+  graft::Json run_file = graft::read_json_file(fixture.out("whole") + "/run.json");
+  run_file.set("status", "running");
+  graft::write_file_atomically(fixture.out("whole") + "/run.json", graft::dump_json(run_file));
+  const std::string digest = fixture.adapter_digest("whole");
+  const RunResult resumed = train("whole", "");
+  INFO(resumed.err);
+  REQUIRE(resumed.exit_code == 0);
+  CHECK(resumed.err.find("resume  from step 4") != std::string::npos);
+  CHECK(fixture.adapter_digest("whole") == digest);
+
+  const auto loss_of = [&](std::vector<std::string> options) {
+    std::vector<std::string> words = {"graft", "eval", "--data", fixture.dir().file("train.jsonl"),
+                                      "--json"};
+    words.insert(words.end(), options.begin(), options.end());
+    const RunResult result = run(words);
+    INFO(result.err);
+    REQUIRE(result.exit_code == 0);
+    return graft::parse_json(result.out, "eval").at("loss").as_double();
+  };
+  const std::string base = source_path("examples/quickstart/base");
+  const std::string adapter = fixture.out("whole") + "/adapter";
+  const bool full = kind.options[0] == "adapter=lora";
+  const double adapted = full ? loss_of({"--model", base, "--adapter", adapter})
+                              : loss_of({"--model", base, "--adapter", adapter, "--load-in-4bit"});
+  const RunResult merged = run({"graft", "adapter", "merge", "--model", base, "--adapter", adapter,
+                                "--out", fixture.out("merged")});
+  INFO(merged.err);
+  REQUIRE(merged.exit_code == 0);
+  CHECK(loss_of({"--model", fixture.out("merged")}) == Approx(adapted).epsilon(1e-4));
+}
+
 TEST_CASE("train: every kind of block is trained, evaluated, merged and generated from",
           "[train][job][families][slow]") {
   const char* name = GENERATE("phi3", "gemma3", "mixtral", "olmo2");

@@ -130,14 +130,14 @@ void attention_half_forward(const Pass& pass,
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
     linear_forward(layer.qkv[i], pass.linear, input, tokens, {planes + plane, parts},
-                   state.u_qkv[i]);
+                   state.kept_qkv[i]);
     plane += parts;
   }
   const float* q = turn(pass, shape, queries(pass, layer, state));
   const float* k = turn(pass, shape, keys(pass, layer, state));
   attend(pass, index, state, q, k);
   float* const target[] = {half_target(layer.attention_out_norm, state.half, output)};
-  linear_forward(layer.o, pass.linear, state.attended, tokens, target, state.u_o);
+  linear_forward(layer.o, pass.linear, state.attended, tokens, target, state.kept_o);
   half_join(pass, layer.attention_out_norm, state.half, x, output);
 }
 
@@ -152,7 +152,7 @@ void attention_half_backward(const Pass& pass,
   const Scratch& scratch = pass.scratch;
   const int64_t tokens = pass.batch.tokens();
   const float* const d_out[] = {half_split(pass, layer.attention_out_norm, state.half, d)};
-  linear_backward(layer.o, pass.linear, state.attended, state.u_o, tokens, d_out,
+  linear_backward(layer.o, pass.linear, state.attended, state.kept_o, tokens, d_out,
                   scratch.d_attended, InputGrad::kOverwrite);
 
   const graft_attention_shape attention = attention_shape(pass, shape);
@@ -173,7 +173,7 @@ void attention_half_backward(const Pass& pass,
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
-    linear_backward(layer.qkv[i], pass.linear, input, state.u_qkv[i], tokens,
+    linear_backward(layer.qkv[i], pass.linear, input, state.kept_qkv[i], tokens,
                     {d_planes + plane, parts}, d_input, mode);
     plane += parts;
     if (input_grad) mode = InputGrad::kAdd;

@@ -84,6 +84,7 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.weight = scratch.decoded;
   linear.low_rank = scratch.low_rank;
   linear.dropped = scratch.dropped;
+  linear.weighed = scratch.dora;
   linear.token_index = batch.token_index.data();
   linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;

@@ -1,6 +1,7 @@
 #include "train/engine/linear.h"
 
 #include "kernels/bias.h"
+#include "kernels/dora.h"
 #include "kernels/elementwise.h"
 #include "kernels/nf4.h"
 #include "train/engine/batch.h"
@@ -88,45 +89,89 @@ void linear_forward(const Linear& linear,
                     const float* x,
                     int64_t tokens,
                     std::span<float* const> y,
-                    float* u) {
+                    float* kept) {
+  const Device& device = workspace.device;
   const int64_t in = linear.in;
   const int64_t rank = linear.lora.rank;
+  const bool weighs = linear.lora.magnitude.defined();
   const float* weight = dense_weight(linear.base, workspace);
+  float* const u = kept;
+  const float* x_low = x;
   if (rank > 0) {
-    const float* x_low = low_rank_input(linear, workspace, x, tokens);
+    x_low = low_rank_input(linear, workspace, x, tokens);
     multiply(workspace, {GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, f32(linear.lora.a), 0, u},
              Work::kAdapters);
   }
-  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-    multiply(workspace, {GRAFT_N, GRAFT_T, tokens, rows, in, 1, x, weight + row * in, 0, y[part]},
+  const auto times_weight = [&](const float* input, int64_t row, int64_t rows, float alpha,
+                                float beta, float* output) {
+    multiply(workspace,
+             {GRAFT_N, GRAFT_T, tokens, rows, in, alpha, input, weight + row * in, beta, output},
              Work::kProducts);
-    if (linear.has_bias) {
-      check(graft_bias_add(y[part], f32(linear.bias) + row, tokens, rows, workspace.device.kind,
-                           workspace.device.stream));
-      workspace.clock->lap(Work::kRows);
-    }
+  };
+  const auto add_bias = [&](int64_t row, int64_t rows, float* output) {
+    check(graft_bias_add(output, f32(linear.bias) + row, tokens, rows, device.kind, device.stream));
+    workspace.clock->lap(Work::kRows);
+  };
+  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    float* const sum = weighs ? kept + tokens * (rank + row) : y[part];  // h or y
+    times_weight(weighs ? x_low : x, row, rows, 1, 0, sum);
+    if (!weighs && linear.has_bias) add_bias(row, rows, sum);
     if (rank > 0) {
       multiply(workspace,
                {GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u,
-                f32(linear.lora.b) + row * rank, 1, y[part]},
+                f32(linear.lora.b) + row * rank, 1, sum},
                Work::kAdapters);
     }
+    if (!weighs) return;
+    const bool drop = drops(linear.lora, workspace);
+    if (drop) {
+      times_weight(x, row, rows, 1, 0, y[part]);
+      times_weight(x_low, row, rows, -1, 1, y[part]);
+    }
+    check(graft_gain_forward(sum, f32(linear.lora.gain) + row, tokens, rows, drop ? 1 : 0, y[part],
+                             device.kind, device.stream));
+    workspace.clock->lap(Work::kAdapters);
+    if (linear.has_bias) add_bias(row, rows, y[part]);
   });
 }
 
 void linear_backward(const Linear& linear,
                      const LinearWorkspace& workspace,
                      const float* x,
-                     const float* u,
+                     const float* kept,
                      int64_t tokens,
                      std::span<const float* const> dy,
                      float* dx,
                      InputGrad input_grad) {
+  const Device& device = workspace.device;
+  const Lora& lora = linear.lora;
   const int64_t in = linear.in;
-  const int64_t rank = linear.lora.rank;
+  const int64_t rank = lora.rank;
+  const bool weighs = lora.magnitude.defined();
+  const bool drop = drops(lora, workspace);
   const bool needs_dx = input_grad != InputGrad::kSkip;
   const float* weight = needs_dx ? dense_weight(linear.base, workspace) : nullptr;
+  const auto times_weight = [&](const float* input, int64_t row, int64_t rows, float alpha,
+                                float beta, float* output) {
+    multiply(workspace,
+             {GRAFT_N, GRAFT_N, tokens, in, rows, alpha, input, weight + row * in, beta, output},
+             Work::kProducts);
+  };
+  // What reaches h: dy, or with DoRA dh.
+  const auto inner = [&](size_t part, int64_t row) {
+    return weighs ? workspace.weighed + tokens * row : dy[part];
+  };
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    if (weighs) {
+      for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
+        const int64_t first = begin * rows;
+        check(graft_gain_backward(dy[part] + first, kept + tokens * (rank + row) + first,
+                                  f32(lora.gain) + row, f32(lora.inverse_norm) + row, count, rows,
+                                  workspace.weighed + tokens * row + first,
+                                  f32(lora.grad_magnitude) + row, device.kind, device.stream));
+      });
+      workspace.clock->lap(Work::kAdapters);
+    }
     if (linear.base_grad.defined()) {
       add_weight_gradient(
           workspace, tokens,
@@ -135,51 +180,56 @@ void linear_backward(const Linear& linear,
     if (linear.bias_grad.defined()) {
       for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
         check(graft_bias_backward(dy[part] + begin * rows, count, rows, f32(linear.bias_grad) + row,
-                                  workspace.device.kind, workspace.device.stream));
+                                  device.kind, device.stream));
       });
+      workspace.clock->lap(Work::kRows);
     }
     if (needs_dx) {
       const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
-      multiply(workspace,
-               {GRAFT_N, GRAFT_N, tokens, in, rows, 1, dy[part], weight + row * in, beta, dx},
-               Work::kProducts);
+      times_weight(drop ? dy[part] : inner(part, row), row, rows, 1, beta, dx);
     }
   });
   if (rank == 0) {
     return;
   }
-  const float scale = linear.lora.scale;
+  const float scale = lora.scale;
+  const float* const u = kept;
   float* du = workspace.low_rank;
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     multiply(workspace,
-             {GRAFT_N, GRAFT_N, tokens, rank, rows, scale, dy[part],
-              f32(linear.lora.b) + row * rank, part > 0 ? 1.0F : 0.0F, du},
+             {GRAFT_N, GRAFT_N, tokens, rank, rows, scale, inner(part, row),
+              f32(lora.b) + row * rank, part > 0 ? 1.0F : 0.0F, du},
              Work::kAdapters);
-    if (linear.lora.grad_b.defined()) {
+    if (lora.grad_b.defined()) {
       add_weight_gradient(
           workspace, tokens,
-          {rows, rank, scale, dy[part], u, f32(linear.lora.grad_b) + row * rank, Work::kAdapters});
+          {rows, rank, scale, inner(part, row), u, f32(lora.grad_b) + row * rank, Work::kAdapters});
     }
   });
-  if (linear.lora.grad_a.defined()) {
+  if (lora.grad_a.defined()) {
     const float* x_low = low_rank_input(linear, workspace, x, tokens);
     add_weight_gradient(workspace, tokens,
-                        {rank, in, 1, du, x_low, f32(linear.lora.grad_a), Work::kAdapters});
+                        {rank, in, 1, du, x_low, f32(lora.grad_a), Work::kAdapters});
   }
   if (!needs_dx) {
     return;
   }
-  if (!drops(linear.lora, workspace)) {
-    multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(linear.lora.a), 1, dx},
+  if (!drop) {
+    multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(lora.a), 1, dx},
              Work::kAdapters);
     return;
   }
   float* dropped = workspace.dropped;
-  multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(linear.lora.a), 0, dropped},
+  multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(lora.a), 0, dropped},
            Work::kAdapters);
-  apply_dropout(linear.lora, workspace, dropped, tokens, in);
-  check(graft_add(dx, dropped, tokens * in, GRAFT_F32, workspace.device.kind,
-                  workspace.device.stream));
+  if (weighs) {
+    for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+      times_weight(inner(part, row), row, rows, 1, 1, dropped);
+      times_weight(dy[part], row, rows, -1, 1, dropped);
+    });
+  }
+  apply_dropout(lora, workspace, dropped, tokens, in);
+  check(graft_add(dx, dropped, tokens * in, GRAFT_F32, device.kind, device.stream));
   workspace.clock->lap(Work::kAdapters);
 }
 

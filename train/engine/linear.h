@@ -5,6 +5,9 @@
 // (LoRA, arXiv 2106.09685, section 4.1). dW = dy^T x and dbias = sum dy in full-parameter training
 // only: a frozen base costs 4 flops a weight and token, not 6.
 //
+// With DoRA: h = drop(x) W^T + s u B^T and y = (x - drop(x)) W^T + gain h + bias, as PEFT has it;
+// dh = gain dy takes the place of dy above, and dx = dy W + drop'((dh - dy) W + du A).
+//
 // y and dy are one array for each part of the linear (Linear::parts), so that the parts of a fused
 // weight lie as those of separate ones do.
 #pragma once
@@ -26,18 +29,20 @@ struct LinearWorkspace {
   float* weight = nullptr;               // [max out * in], for a 4-bit base
   float* low_rank = nullptr;             // [tokens, max rank]: du
   float* dropped = nullptr;              // [tokens, max in]: drop(x), then du A; only with dropout
+  float* weighed = nullptr;              // [tokens, max out]: dh; only with DoRA
   const int64_t* token_index = nullptr;  // [tokens] index of each row's token in the whole step
   const int32_t* row = nullptr;          // [tokens] its packed row (Batch::row)
   uint64_t dropout_seed = 0;             // of this step; 0 = dropout off (evaluation)
 };
 
-// x [tokens, in] -> y[p] [tokens, parts[p]]; u [tokens, rank] is kept for the backward.
+// x [tokens, in] -> y[p] [tokens, parts[p]]. Kept for the backward, tokens * kept_width() values:
+// u [tokens, rank], then with DoRA h, part after part as y is.
 void linear_forward(const Linear& linear,
                     const LinearWorkspace& workspace,
                     const float* x,
                     int64_t tokens,
                     std::span<float* const> y,
-                    float* u);
+                    float* kept);
 
 enum class InputGrad { kSkip, kOverwrite, kAdd };
 
@@ -46,7 +51,7 @@ enum class InputGrad { kSkip, kOverwrite, kAdd };
 void linear_backward(const Linear& linear,
                      const LinearWorkspace& workspace,
                      const float* x,
-                     const float* u,
+                     const float* kept,
                      int64_t tokens,
                      std::span<const float* const> dy,
                      float* dx,

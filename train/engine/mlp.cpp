@@ -59,9 +59,9 @@ void for_mlps(const Pass& pass, const Layer& layer, const MlpState& state, const
   }
 }
 
-// Row `begin` of a linear's u, whose rows are of its own rank.
-float* u_at(float* u, const Linear& linear, int64_t begin) {
-  return u != nullptr ? u + begin * linear.lora.rank : nullptr;
+// What a linear keeps of the rows from `begin` on.
+float* kept_at(float* kept, const Linear& linear, int64_t begin) {
+  return kept != nullptr ? kept + begin * linear.kept_width() : nullptr;
 }
 
 void route(const Pass& pass,
@@ -71,7 +71,7 @@ void route(const Pass& pass,
            const float* input) {
   const graft_moe_shape shape = moe_shape(pass, config);
   float* const logits[] = {pass.scratch.logits};
-  linear_forward(*layer.router, pass.linear, input, shape.tokens, logits, state.u_router);
+  linear_forward(*layer.router, pass.linear, input, shape.tokens, logits, state.kept_router);
   check(graft_moe_route(&shape, logits[0], state.probabilities, state.expert, state.weight,
                         pass.device.kind, pass.device.stream));
   check(graft_moe_sort(&shape, state.expert, state.offsets, state.row_pair, state.pair_row,
@@ -97,8 +97,8 @@ void route_backward(const Pass& pass,
                                  pass.device.stream));
   pass.clock.lap(Work::kRows);
   const float* const planes[] = {d_logits};
-  linear_backward(*layer.router, pass.linear, input, state.u_router, shape.tokens, planes, d_input,
-                  InputGrad::kAdd);
+  linear_backward(*layer.router, pass.linear, input, state.kept_router, shape.tokens, planes,
+                  d_input, InputGrad::kAdd);
 }
 
 // The MLPs' input: every token's row, or the sorted rows of the experts.
@@ -129,7 +129,7 @@ void inner_forward(
     for (size_t i = 0; i < mlp.in.size(); ++i) {
       const size_t parts = mlp.in[i].parts.size();
       linear_forward(mlp.in[i], linear, rows + range.begin * hidden, range.count,
-                     {planes + plane, parts}, u_at(state.u_in[i], mlp.in[i], range.begin));
+                     {planes + plane, parts}, kept_at(state.kept_in[i], mlp.in[i], range.begin));
       plane += parts;
     }
   });
@@ -154,7 +154,7 @@ void down_forward(
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
     float* const plane[] = {out_rows + range.begin * hidden};
     linear_forward(mlp.down, linear, product + range.begin * inner, range.count, plane,
-                   u_at(state.u_down, mlp.down, range.begin));
+                   kept_at(state.kept_down, mlp.down, range.begin));
   });
   if (!routed) return;
   check(graft_moe_combine(&shape, out_rows, state.pair_row, hidden, target, pass.device.kind,
@@ -213,7 +213,7 @@ void mlp_half_backward(
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
     const float* const plane[] = {d_rows + range.begin * hidden};
     linear_backward(mlp.down, linear, down_input + range.begin * inner,
-                    u_at(state.u_down, mlp.down, range.begin), range.count, plane,
+                    kept_at(state.kept_down, mlp.down, range.begin), range.count, plane,
                     d_product + range.begin * inner, InputGrad::kOverwrite);
   });
   if (routed) {
@@ -236,7 +236,7 @@ void mlp_half_backward(
     for (size_t i = 0; i < mlp.in.size(); ++i) {
       const size_t parts = mlp.in[i].parts.size();
       linear_backward(mlp.in[i], linear, rows + range.begin * hidden,
-                      u_at(state.u_in[i], mlp.in[i], range.begin), range.count,
+                      kept_at(state.kept_in[i], mlp.in[i], range.begin), range.count,
                       {planes + plane, parts}, d_in_rows + range.begin * hidden,
                       i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd);
       plane += parts;

@@ -61,7 +61,6 @@ StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, 
   result.grad_norm = std::sqrt(sum);
   const bool clips = settings.max_grad_norm > 0 && result.grad_norm > settings.max_grad_norm;
   graft_adamw options{};
-  options.lr = static_cast<float>(learning_rate);
   options.beta1 = static_cast<float>(settings.beta1);
   options.beta2 = static_cast<float>(settings.beta2);
   options.eps = static_cast<float>(settings.epsilon);
@@ -69,6 +68,7 @@ StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, 
   options.grad_scale = clips ? static_cast<float>(settings.max_grad_norm / result.grad_norm) : 1.0F;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Parameter& parameter = parameters_[i];
+    options.lr = static_cast<float>(learning_rate * static_cast<double>(parameter.lr_factor));
     options.weight_decay = parameter.decays ? static_cast<float>(settings.weight_decay) : 0.0F;
     check(graft_adamw_step(f32(parameter.value), f32(parameter.grad), f32(first_moments_[i]),
                            f32(second_moments_[i]), parameter.value.numel(), &options));

@@ -13,7 +13,7 @@ StepPlan StepPlan::of(const Model& model, int64_t tokens, Keep keep) {
   plan.head_chunk = kHeadChain;
   plan.trains_head = model.head_grad.defined();
   // No gradient is needed below the first block that trains something.
-  while (!model.trains_everything() && plan.lowest < model.layers.size() &&
+  while (!model.embedding_grad.defined() && plan.lowest < model.layers.size() &&
          !model.layers[plan.lowest].trains()) {
     ++plan.lowest;
   }

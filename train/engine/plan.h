@@ -16,8 +16,8 @@ enum class Keep { kNothing, kForBackward };
 // the same functions, so no choice changes a bit of the result.
 enum class LayerMemory {
   kKeep,            // all that its backward pass reads
-  kRecomputeMlp,    // all but gate, up and their adapters' u
-  kRecomputeBlock,  // its input, and the u of `down`
+  kRecomputeMlp,    // all but gate, up and what their adapters keep
+  kRecomputeBlock,  // its input, and what the adapter of `down` keeps
   kOffloadInput,    // likewise, with the input on the host
 };
 constexpr const char* kLayerMemoryNames[] = {"keep", "recompute mlp", "recompute block",

@@ -49,6 +49,20 @@ int64_t weight_bytes(const Model& model, const PlanRequest& request) {
   return bytes;
 }
 
+// Pairs, and with DoRA magnitudes and what belongs to them.
+int64_t adapter_bytes(const Model& model) {
+  size_t bytes = 0;
+  for (const Linear* linear : model.linears()) {
+    const Lora& lora = linear->lora;
+    for (const at::Tensor* tensor :
+         {&lora.a, &lora.b, &lora.magnitude, &lora.base_squares, &lora.gain, &lora.inverse_norm,
+          &lora.initial_a, &lora.initial_b}) {
+      bytes += tensor->defined() ? tensor->nbytes() : 0;
+    }
+  }
+  return static_cast<int64_t>(bytes);
+}
+
 int64_t base_count(const Model& model) {
   return model.parameter_count();
 }
@@ -243,9 +257,10 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
     }
   }
   const int64_t values = request.trains_everything ? base_count(model) : model.trained_count();
-  plan.trained = request.trains_everything ? 0 : values * kFloat;
+  plan.trained = adapter_bytes(model);
   plan.gradients = values * kFloat;
-  if (request.trains_everything && model.config.tied_embeddings) {
+  const bool trains_embedding = request.trains_everything || model.embedding_grad.defined();
+  if (trains_embedding && model.config.tied_embeddings) {
     plan.gradients += model.config.vocab_size * model.config.hidden_size * kFloat;
   }
   plan.moments = 2 * values * kFloat;

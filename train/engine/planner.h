@@ -34,7 +34,7 @@ struct MemoryPlan {
   StepPlan evaluation;  // shares the buffers' memory
   int64_t weights = 0;  // of the base, as they are held
   int64_t decoded = 0;  // weights that stay decoded
-  int64_t trained = 0;  // adapters; 0 where the base itself is trained
+  int64_t trained = 0;  // adapters, with what belongs to them
   int64_t gradients = 0;
   int64_t moments = 0;       // of AdamW
   int64_t device_bytes = 0;  // of the arena

@@ -11,12 +11,14 @@ namespace {
 struct Extent {
   int64_t rank = 0;
   int64_t in = 0;
+  int64_t dora = 0;     // outputs of the widest linear with DoRA
   int64_t decoded = 0;  // values of the largest weight in 4 bits
   bool dropout = false;
 
   void add(const StepPlan& plan, const Linear& linear, bool resident) {
     rank = std::max(rank, linear.lora.rank);
     in = std::max(in, linear.in);
+    if (linear.lora.magnitude.defined()) dora = std::max(dora, linear.out);
     dropout = dropout || linear.lora.dropout > 0;
     if (in_4_bits(plan, linear) && !resident) decoded = std::max(decoded, linear.in * linear.out);
   }
@@ -56,16 +58,16 @@ struct LayerShape {
   Extents extents;
 
   int64_t hidden() const { return tokens * config.hidden_size; }
-  // Sorted rows of an input linear's u: the largest rank of all experts'.
-  int64_t in_rank(size_t linear) const {
-    int64_t rank = 0;
-    for (const Mlp& mlp : layer.mlps) rank = std::max(rank, mlp.in[linear].lora.rank);
-    return rank;
+  // What an input linear keeps of a sorted row: the most of all experts'.
+  int64_t kept_in(size_t linear) const {
+    int64_t width = 0;
+    for (const Mlp& mlp : layer.mlps) width = std::max(width, mlp.in[linear].kept_width());
+    return width;
   }
-  int64_t down_rank() const {
-    int64_t rank = 0;
-    for (const Mlp& mlp : layer.mlps) rank = std::max(rank, mlp.down.lora.rank);
-    return rank;
+  int64_t kept_down() const {
+    int64_t width = 0;
+    for (const Mlp& mlp : layer.mlps) width = std::max(width, mlp.down.kept_width());
+    return width;
   }
 };
 
@@ -93,11 +95,11 @@ void make_attention_state(const LayerShape& shape, AttentionState& state, Buffer
   }
   state.attended = buffers.f32(tokens * config.q_width());
   state.lse = buffers.f32(tokens * config.heads);
-  state.u_qkv.clear();
+  state.kept_qkv.clear();
   for (const Linear& linear : shape.layer.qkv) {
-    state.u_qkv.push_back(buffers.f32(tokens * linear.lora.rank));
+    state.kept_qkv.push_back(buffers.f32(tokens * linear.kept_width()));
   }
-  state.u_o = buffers.f32(tokens * shape.layer.o.lora.rank);
+  state.kept_o = buffers.f32(tokens * shape.layer.o.kept_width());
 }
 
 // Of an MlpState, what is kept with everything but gate and up.
@@ -105,7 +107,7 @@ void make_routing(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   state.half = make_half(shape, buffers);
   if (!shape.routes) return;
   const int64_t pairs = shape.tokens * shape.config.experts_per_token;
-  state.u_router = buffers.f32(shape.tokens * shape.layer.router->lora.rank);
+  state.kept_router = buffers.f32(shape.tokens * shape.layer.router->kept_width());
   state.probabilities = buffers.f32(shape.tokens * shape.of_layer.experts);
   state.weight = buffers.f32(pairs);
   state.expert = buffers.make<int32_t>(pairs);
@@ -119,9 +121,9 @@ void make_routing(const LayerShape& shape, MlpState& state, Buffers& buffers) {
 void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   state.gate = buffers.f32(shape.inner);
   state.up = buffers.f32(shape.inner);
-  state.u_in.clear();
+  state.kept_in.clear();
   for (size_t i = 0; i < shape.layer.mlps[0].in.size(); ++i) {
-    state.u_in.push_back(buffers.f32(shape.rows * shape.in_rank(i)));
+    state.kept_in.push_back(buffers.f32(shape.rows * shape.kept_in(i)));
   }
 }
 
@@ -133,7 +135,10 @@ void make_linear_scratch(const LayerShape& shape,
                          Buffers& buffers) {
   scratch.decoded = buffers.f32(extent.decoded);
   if (extent.dropout) scratch.dropped = buffers.f32(shape.rows * extent.in);
-  if (backward) scratch.low_rank = buffers.f32(shape.rows * extent.rank);
+  if (backward) {
+    scratch.low_rank = buffers.f32(shape.rows * extent.rank);
+    scratch.dora = buffers.f32(shape.rows * extent.dora);
+  }
   scratch.normed = buffers.f32(shape.hidden());
 }
 
@@ -245,8 +250,8 @@ class BlockMaker {
     make_attention_state(shape_, forward.attention, buffers_);
     region("MLP's norms and routing", out, out, mlp, keeps_block);
     make_routing(shape_, forward.mlp, buffers_);
-    region("u of down", out, out, mlp, true);
-    forward.mlp.u_down = buffers_.f32(shape_.rows * shape_.down_rank());
+    region("what down keeps", out, out, mlp, true);
+    forward.mlp.kept_down = buffers_.f32(shape_.rows * shape_.kept_down());
     region("gate and up", out, out, mlp, keeps_inner);
     make_inner(shape_, forward.mlp, buffers_);
     buffers_.region(name("attention's scratch"), in, in);

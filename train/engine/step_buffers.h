@@ -30,20 +30,20 @@ struct AttentionState {
   float* v = nullptr;  // [T, G E]
   float* q_inv_rms = nullptr;
   float* k_inv_rms = nullptr;
-  float* attended = nullptr;  // [T, H E]
-  float* lse = nullptr;       // [T, H]
-  std::vector<float*> u_qkv;  // [T, rank] for each linear; nullptr without an adapter
-  float* u_o = nullptr;
+  float* attended = nullptr;     // [T, H E]
+  float* lse = nullptr;          // [T, H]
+  std::vector<float*> kept_qkv;  // [T, kept_width] of each linear; nullptr without an adapter
+  float* kept_o = nullptr;
 };
 
 struct MlpState {
   HalfState half;
-  float* gate = nullptr;     // [R F]; backward it becomes its own gradient
-  float* up = nullptr;       // [R F]; likewise
-  std::vector<float*> u_in;  // [R, rank] for each linear, the experts' one after another
-  float* u_down = nullptr;
+  float* gate = nullptr;        // [R F]; backward it becomes its own gradient
+  float* up = nullptr;          // [R F]; likewise
+  std::vector<float*> kept_in;  // [R, kept_width] of each linear, the experts' one after another
+  float* kept_down = nullptr;
   // With experts (kernels/moe.h):
-  float* u_router = nullptr;       // [T, rank]
+  float* kept_router = nullptr;    // [T, kept_width]
   float* probabilities = nullptr;  // [T, N]
   float* weight = nullptr;         // [T, M]
   int32_t* expert = nullptr;       // [T, M]
@@ -59,6 +59,7 @@ struct Scratch {
   float* decoded = nullptr;   // the largest weight in 4 bits
   float* dropped = nullptr;   // [R, largest in]; with dropout
   float* low_rank = nullptr;  // [R, largest rank]; backward
+  float* dora = nullptr;      // [R, largest out] of the linears with DoRA; backward
   float* normed = nullptr;    // [T, D]
 
   float* q = nullptr;  // [T, H E] normed and rotated; where queries are normed

@@ -1,6 +1,7 @@
 #include "train/job/config.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "core/error.h"
@@ -24,10 +25,24 @@ constexpr ConfigKey kKeys[] = {
     {"lora_alpha", "number", "32", "the adapter is scaled by lora_alpha / lora_r"},
     {"lora_dropout", "0..0.9", "0", "dropout of the adapter's input"},
     {"lora_target_modules", "list", "all-linear",
-     "names of linears, such as [q_proj, v_proj]; all-linear: every one but the head; "
-     "peft-default: "
-     "those that PEFT takes for this architecture"},
+     "linears by the ends of their names, such as [q_proj, self_attn.v_proj], or regular "
+     "expressions for whole names; all-linear: every one but the head; peft-default: those that "
+     "PEFT takes for this architecture"},
+    {"lora_exclude_modules", "list", "[]", "linears that are taken out again, named likewise"},
+    {"lora_layers_to_transform", "list of integers", "[]", "only in these layers; empty = all"},
+    {"lora_rank_pattern", "mapping", "{}",
+     "ranks of their own, by regular expressions over the ends of names: {layers.0.*: 4}"},
+    {"lora_alpha_pattern", "mapping", "{}", "alphas of their own, likewise"},
     {"use_rslora", "true | false", "false", "scale by lora_alpha / sqrt(lora_r)"},
+    {"use_dora", "true | false", "false",
+     "DoRA: the lengths of the adapted weights' rows are trained too"},
+    {"init_lora_weights", "default | gaussian | pissa | loftq", "default",
+     "how A and B begin. default: A uniform, B zero; gaussian: A normal; pissa: the base's largest "
+     "singular values (adapter: lora); loftq: what quantization took (adapter: qlora). "
+     "pissa_niter_N and loftq_niter_N take a faster, randomised SVD of N iterations"},
+    {"lora_modules_to_save", "list", "[]",
+     "modules that are trained whole beside the adapter: embed_tokens, lm_head, norms by name"},
+    {"loraplus_lr_ratio", "number", "1", "LoRA+: the learning rate of B over that of A"},
     {"datasets", "list", "", "training records: files, or entries with the keys below"},
     {"test_datasets", "list", "[]", "held-out records: evaluated, never trained on"},
     {"sequence_len", "2..1048576", "2048", "tokens of a packed row; no document may be longer"},
@@ -185,12 +200,68 @@ void read_mask(ConfigReader& reader, int64_t sequence_len, data::MaskOptions& ma
       choose(reader, "content_specials", "refuse", data::kContentSpecialsNames));
 }
 
+std::vector<int64_t> read_layers(ConfigReader& reader, std::string_view key) {
+  const Json* value = reader.get(key);
+  std::vector<int64_t> layers;
+  if (value == nullptr || value->is_null()) return layers;
+  const Json list = value->is_array() ? *value : Json::array({*value});
+  for (const Json& item : list.as_array()) {
+    if (!item.is_int() || item.as_int() < 0) {
+      reader.fail_at(key, "expected a list of layers, got " + dump_json(*value), "write [0, 1]");
+    }
+    layers.push_back(item.as_int());
+  }
+  return layers;
+}
+
+// {pattern: number}; `read` gives a number's value, or nothing when it is none.
+template <typename Value, typename Read>
+adapters::Patterns<Value> read_patterns(ConfigReader& reader,
+                                        std::string_view key,
+                                        const char* expected,
+                                        const Read& read) {
+  const Json* value = reader.get(key);
+  adapters::Patterns<Value> patterns;
+  if (value == nullptr || value->is_null()) return patterns;
+  const auto refuse = [&](const std::string& what) {
+    reader.fail_at(key, std::string(expected) + ", got " + what, "write {q_proj: 8}");
+  };
+  if (!value->is_object()) refuse(dump_json(*value));
+  for (const auto& [pattern, number] : value->as_object()) {
+    const std::optional<Value> one = read(number);
+    if (!one) refuse(dump_json(number) + " for " + pattern);
+    patterns.emplace_back(pattern, *one);
+  }
+  return patterns;
+}
+
+constexpr int64_t kMaxRank = 512;
+
 void read_lora(ConfigReader& reader, LoraSettings& lora) {
-  lora.rank = reader.get_int("lora_r", 16, {1, 512});
+  lora.rank = reader.get_int("lora_r", 16, {1, kMaxRank});
   lora.alpha = reader.get_float("lora_alpha", 32, {1e-6, 1e6});
   lora.dropout = reader.get_float("lora_dropout", 0, {0, 0.9});
   lora.targets = reader.get_strings("lora_target_modules", {"all-linear"});
+  lora.exclude = reader.get_strings("lora_exclude_modules", {});
+  lora.layers = read_layers(reader, "lora_layers_to_transform");
+  lora.rank_pattern = read_patterns<int64_t>(
+      reader, "lora_rank_pattern", "expected ranks in 1..512 by pattern",
+      [](const Json& number) -> std::optional<int64_t> {
+        if (!number.is_int() || number.as_int() < 1 || number.as_int() > kMaxRank) return {};
+        return number.as_int();
+      });
+  lora.alpha_pattern = read_patterns<double>(
+      reader, "lora_alpha_pattern", "expected alphas in 1e-06..1e+06 by pattern",
+      [](const Json& number) -> std::optional<double> {
+        if (!number.is_number()) return {};
+        const double alpha = number.as_double();
+        return alpha >= 1e-6 && alpha <= 1e6 ? std::optional(alpha) : std::nullopt;
+      });
   lora.rslora = reader.get_bool("use_rslora", false);
+  lora.dora = reader.get_bool("use_dora", false);
+  lora.init = reader.get_string("init_lora_weights", "default");
+  lora.saved = reader.get_strings("lora_modules_to_save", {});
+  lora.b_lr_ratio = reader.get_float("loraplus_lr_ratio", 1, {1e-3, 1e3});
 }
 
 void read_optimizer(ConfigReader& reader, TrainConfig& config) {
@@ -237,6 +308,19 @@ Json strings_to_json(const std::vector<std::string>& texts) {
     list.push_back(text);
   }
   return list;
+}
+
+Json numbers_to_json(const std::vector<int64_t>& numbers) {
+  Json list = Json::array();
+  for (const int64_t number : numbers) list.push_back(number);
+  return list;
+}
+
+template <typename Value>
+Json patterns_to_json(const adapters::Patterns<Value>& patterns) {
+  Json mapping = Json::object();
+  for (const auto& [pattern, value] : patterns) mapping.set(pattern, value);
+  return mapping;
 }
 
 Json dataset_to_json(const Dataset& dataset) {
@@ -354,7 +438,15 @@ Json config_to_json(const TrainConfig& config) {
       {"lora_alpha", config.lora.alpha},
       {"lora_dropout", config.lora.dropout},
       {"lora_target_modules", strings_to_json(config.lora.targets)},
+      {"lora_exclude_modules", strings_to_json(config.lora.exclude)},
+      {"lora_layers_to_transform", numbers_to_json(config.lora.layers)},
+      {"lora_rank_pattern", patterns_to_json(config.lora.rank_pattern)},
+      {"lora_alpha_pattern", patterns_to_json(config.lora.alpha_pattern)},
       {"use_rslora", config.lora.rslora},
+      {"use_dora", config.lora.dora},
+      {"init_lora_weights", config.lora.init},
+      {"lora_modules_to_save", strings_to_json(config.lora.saved)},
+      {"loraplus_lr_ratio", config.lora.b_lr_ratio},
       {"datasets", datasets_to_json(config.datasets)},
       {"test_datasets", datasets_to_json(config.test_datasets)},
       {"sequence_len", config.sequence_len},

@@ -63,7 +63,7 @@ int64_t left_in_group() {
 // Names, shapes and adapters.
 std::unique_ptr<Model> shapes_of(const TrainConfig& config) {
   auto model = empty_model(read_model_config(config.base_model));
-  if (config.method != Method::kFull) add_lora(*model, config.lora, config.seed);
+  if (config.method != Method::kFull) add_lora_shapes(*model, config.lora);
   return model;
 }
 

@@ -24,6 +24,7 @@
 #include "train/job/export.h"
 #include "train/job/memory.h"
 #include "train/job/report.h"
+#include "train/model/dora.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -208,7 +209,7 @@ void Training::prepare_model() {
   if (config_.method == Method::kFull) {
     train_everything(*model_);
   } else {
-    add_lora(*model_, config_.lora, config_.seed);
+    add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
   text_ = load_model_text(config_.base_model, model_->config.vocab_size);
   optimizer_ = std::make_unique<AdamW>(model_->trained);
@@ -352,6 +353,7 @@ void Training::resume(Progressed& progressed) {
     found->metrics_bytes = 0;
   }
   if (found) {
+    refresh_gains(*model_);
     progressed = *found;
     std::fprintf(stderr, "resume  from step %s of %s\n", format_count(progressed.step).c_str(),
                  format_count(total_steps_).c_str());
@@ -395,6 +397,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   const double rate = learning_rate_at(schedule_, step, total_steps_);
   const double loss = sums.loss_sum * scale;
   const StepResult result = optimizer_->step(schedule_, rate, loss);
+  refresh_gains(*model_);
   progressed.trained_tokens += sums.supervised;
   memory_peak_ = std::max(memory_peak_, anonymous_memory() - memory_before_);
   if (result.skipped) {

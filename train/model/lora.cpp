@@ -1,111 +1,210 @@
 #include "train/model/lora.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <set>
 
+#include <ATen/ops/cat.h>
+
 #include "adapters/fit.h"
-#include "adapters/peft.h"
 #include "core/error.h"
-#include "core/hash.h"
+#include "kernels/gemm.h"
 #include "train/engine/tensor.h"
+#include "train/model/dora.h"
+#include "train/model/init/initialisation.h"
+#include "train/model/saved.h"
+#include "train/model/targets.h"
+#include "train/model/weights.h"
 
 namespace graft::train {
 namespace {
 
-// A linear's path in the model that transformers makes of the checkpoint, which is PEFT's name for
-// it.
-std::string module_path(const Model& model, const Linear& linear) {
-  constexpr std::string_view kModel = "model.";
-  return model.config.nested ? "model.language_model." + linear.name.substr(kModel.size())
-                             : linear.name;
+adapters::AdapterSpec spec_of(const LoraSettings& settings) {
+  adapters::AdapterSpec spec;
+  spec.r = settings.rank;
+  spec.lora_alpha = settings.alpha;
+  spec.use_rslora = settings.rslora;
+  spec.lora_dropout = settings.dropout;
+  spec.rank_pattern = settings.rank_pattern;
+  spec.alpha_pattern = settings.alpha_pattern;
+  return spec;
 }
 
-// "q_proj" of "model.layers.0.self_attn.q_proj".
-std::string_view short_name(const Linear& linear) {
-  return std::string_view(linear.name).substr(linear.name.rfind('.') + 1);
+template <typename Value>
+std::vector<std::string> keys_of(const adapters::Patterns<Value>& patterns) {
+  std::vector<std::string> keys;
+  for (const auto& [pattern, value] : patterns) keys.push_back(pattern);
+  return keys;
 }
 
-std::vector<std::string_view> short_names(const Model& model) {
-  std::vector<std::string_view> names;
-  for (const Linear* linear : model.linears()) {
-    if (std::find(names.begin(), names.end(), short_name(*linear)) == names.end()) {
-      names.push_back(short_name(*linear));
+// What PEFT needs as target_modules: a short name where every linear of that name is adapted, else
+// the whole paths.
+std::vector<std::string> target_names(const Model& model) {
+  std::map<std::string_view, bool> all_adapted;  // by short name
+  for (const Linear* const linear : model.linears()) {
+    const auto [entry, fresh] = all_adapted.emplace(last_part(linear->name), true);
+    entry->second = entry->second && linear->lora.rank > 0;
+  }
+  std::set<std::string> names;
+  for (const Linear* const linear : model.linears()) {
+    if (linear->lora.rank == 0) continue;
+    const std::string_view short_name = last_part(linear->name);
+    names.insert(all_adapted[short_name] ? std::string(short_name)
+                                         : peft_path(model, linear->name));
+  }
+  return {names.begin(), names.end()};
+}
+
+void check_combination(const LoraSettings& settings,
+                       const Initialisation& init,
+                       const std::vector<Linear*>& targets) {
+  if (settings.dora && init.changes_base) {
+    fail(ExitCode::kUsage,
+         "DoRA's magnitudes belong to the weights of the checkpoint, which " +
+             std::string(init.name) + " changes",
+         "use_dora", "use one of the two");
+  }
+  for (const Linear* const linear : targets) {
+    if (settings.dora && linear->name.find(".experts.") != std::string::npos) {
+      fail(ExitCode::kUsage, "PEFT has no DoRA for the linears of experts, such as " + linear->name,
+           "use_dora", "name other linears in lora_target_modules, or leave out use_dora");
     }
   }
-  return names;
 }
 
-constexpr std::string_view kAll = "all-linear";
-constexpr std::string_view kPeftDefault = "peft-default";
+void check_rank(const Linear& linear, const Initialisation& init) {
+  const int64_t most = std::min(linear.in, linear.out);
+  if (!init.takes_iterations || linear.lora.rank <= most) return;
+  fail(ExitCode::kUsage,
+       std::string(init.name) + " takes singular values, of which " + linear.name + " has " +
+           std::to_string(most) + ", and the rank is " + std::to_string(linear.lora.rank),
+       "lora_r", "set lora_r to at most " + std::to_string(most));
+}
 
-// The short names that the settings target.
-std::set<std::string_view> targeted_names(const Model& model, const LoraSettings& settings) {
-  const std::vector<std::string_view> known = short_names(model);
-  std::set<std::string_view> names;
-  for (const std::string& target : settings.targets) {
-    if (target == kAll) {
-      names.insert(known.begin(), known.end());
-    } else if (target == kPeftDefault) {
-      std::string_view rest = model.config.family->peft_targets;
-      if (rest.empty()) {
-        fail(ExitCode::kUsage,
-             "PEFT has no default targets for " + std::string(model.config.family->model_type),
-             "lora_target_modules", "name linears of the model, or all-linear");
-      }
-      while (!rest.empty()) {
-        const size_t end = std::min(rest.find(' '), rest.size());
-        names.insert(rest.substr(0, end));
-        rest.remove_prefix(std::min(end + 1, rest.size()));
-      }
-    } else if (const auto found = std::find(known.begin(), known.end(), target);
-               found != known.end()) {
-      names.insert(*found);
-    } else {
-      std::vector<std::string_view> all = {kAll, kPeftDefault};
-      all.insert(all.end(), known.begin(), known.end());
-      fail(ExitCode::kUsage, unknown_name("linear", target, all), "lora_target_modules",
-           "name linears of the model, or all-linear");
-    }
+// A and B of every targeted linear, not filled. Returns those linears.
+std::vector<Linear*> make_pairs(Model& model,
+                                const LoraSettings& settings,
+                                const Initialisation& init) {
+  const std::vector<Linear*> targets = find_targets(model, settings);
+  check_keys(model, targets, keys_of(settings.rank_pattern), "lora_rank_pattern");
+  check_keys(model, targets, keys_of(settings.alpha_pattern), "lora_alpha_pattern");
+  check_combination(settings, init, targets);
+  const adapters::AdapterSpec spec = spec_of(settings);
+  for (Linear* const linear : targets) {
+    const std::string path = peft_path(model, linear->name);
+    Lora& lora = linear->lora;
+    lora.rank = spec.rank_of(path);
+    lora.scale = static_cast<float>(spec.scale_of(path));
+    lora.dropout = static_cast<float>(settings.dropout);
+    check_rank(*linear, init);
+    lora.a = empty_f32({lora.rank, linear->in});
+    lora.b = empty_f32({linear->out, lora.rank});
   }
-  if (names.empty()) {
-    fail(ExitCode::kUsage, "no linear is targeted", "lora_target_modules",
-         "set it to all-linear or a list of names");
+  return targets;
+}
+
+// A and B beside what they began as: [A; A0] and [B, -B0] give B A - B0 A0.
+struct DoubledPair {
+  at::Tensor a;  // [2 rank, in]
+  at::Tensor b;  // [out, 2 rank]
+};
+
+std::vector<DoubledPair> double_pairs(const Model& model) {
+  std::vector<DoubledPair> pairs;
+  for (const Linear* const linear : model.linears()) {
+    const Lora& lora = linear->lora;
+    if (lora.rank == 0) continue;
+    pairs.push_back({at::cat({lora.a, lora.initial_a}, 0),
+                     at::cat({lora.b, lora.initial_b.neg()}, 1).contiguous()});
   }
-  return names;
+  return pairs;
+}
+
+// The settings that give pairs of twice the rank the same scales.
+adapters::AdapterSpec doubled_spec(const Model& model, const adapters::AdapterSpec& spec) {
+  adapters::AdapterSpec doubled = spec;
+  doubled.use_rslora = false;
+  doubled.rank_pattern.clear();
+  doubled.alpha_pattern.clear();
+  const auto alpha = [&](std::string_view path) {
+    return spec.scale_of(path) * 2 * static_cast<double>(spec.rank_of(path));
+  };
+  doubled.r = 2 * spec.r;
+  doubled.lora_alpha = alpha("");
+  for (const Linear* const linear : model.linears()) {
+    if (linear->lora.rank == 0) continue;
+    const std::string path = peft_path(model, linear->name);
+    const int64_t rank = 2 * spec.rank_of(path);
+    if (rank != doubled.r) doubled.rank_pattern.emplace_back(path, rank);
+    if (alpha(path) != doubled.lora_alpha) doubled.alpha_pattern.emplace_back(path, alpha(path));
+  }
+  return doubled;
 }
 
 }  // namespace
 
-float lora_scale(const LoraSettings& settings) {
-  const auto rank = static_cast<double>(settings.rank);
-  return static_cast<float>(settings.alpha / (settings.rslora ? std::sqrt(rank) : rank));
+void add_lora(Model& model,
+              const LoraSettings& settings,
+              uint64_t seed,
+              const std::string& base_directory) {
+  const ChosenInit init = find_initialisation(settings.init);
+  const std::vector<Linear*> targets = make_pairs(model, settings, *init.row);
+  std::unique_ptr<OriginalWeights> original;  // opened when the first linear asks
+  InitContext context{seed, init.iterations, [&](const Linear& linear) {
+                        if (!original) original = std::make_unique<OriginalWeights>(base_directory);
+                        return original->read(linear);
+                      }};
+  for (Linear* const linear : targets) {
+    init.row->run(*linear, context);
+    if (settings.dora) add_magnitude(*linear);
+    train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
+  }
+  train_modules(model, settings.saved);
 }
 
-void add_lora(Model& model, const LoraSettings& settings, uint64_t seed) {
-  const std::set<std::string_view> names = targeted_names(model, settings);
-  for (Linear* const linear : model.linears()) {
-    if (names.count(short_name(*linear)) == 0) continue;
+void add_lora_shapes(Model& model, const LoraSettings& settings) {
+  const Initialisation& init = *find_initialisation(settings.init).row;
+  for (Linear* const linear : make_pairs(model, settings, init)) {
     Lora& lora = linear->lora;
-    lora.rank = settings.rank;
-    lora.scale = lora_scale(settings);
-    lora.dropout = static_cast<float>(settings.dropout);
-    lora.a = empty_f32({lora.rank, linear->in});
-    lora.b = zeros_f32({linear->out, lora.rank});
-    lora.grad_a = zeros_f32({lora.rank, linear->in});
-    lora.grad_b = zeros_f32({linear->out, lora.rank});
-    const std::string name_a = linear->name + ".lora_A.weight";
-    const float bound = 1.0F / std::sqrt(static_cast<float>(linear->in));
-    const Philox random(seed, xxh3_64(name_a));
-    float* values = f32(lora.a);
-    for (int64_t i = 0; i < lora.a.numel(); ++i) {
-      values[i] = bound * (2.0F * random.uniform(static_cast<uint64_t>(i)) - 1.0F);
+    if (settings.dora) {
+      for (at::Tensor* const rows :
+           {&lora.magnitude, &lora.base_squares, &lora.gain, &lora.inverse_norm}) {
+        *rows = empty_f32({linear->out});
+      }
     }
-    model.trained.push_back({name_a, lora.a, lora.grad_a, true});
-    model.trained.push_back({linear->name + ".lora_B.weight", lora.b, lora.grad_b, true});
+    if (init.changes_base) {
+      lora.initial_a = empty_f32({lora.rank, linear->in});
+      lora.initial_b = empty_f32({linear->out, lora.rank});
+    }
+    train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
   }
+  if (settings.saved.empty()) return;
+  const auto is_saved = [&](const Linear& linear) {
+    return std::any_of(settings.saved.begin(), settings.saved.end(), [&](const std::string& end) {
+      return last_part(end) == last_part(linear.name);
+    });
+  };
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    if (tensor.linear != nullptr && !is_saved(*tensor.linear)) continue;
+    int64_t count = 1;
+    for (const int64_t size : tensor.shape) count *= size;
+    *tensor.value = empty_f32({count}).view(tensor.shape);
+  }
+  train_modules(model, settings.saved);
+}
+
+void train_pair(Model& model, Linear& linear, float b_lr_ratio) {
+  Lora& lora = linear.lora;
+  lora.grad_a = zeros_f32({lora.rank, linear.in});
+  lora.grad_b = zeros_f32({linear.out, lora.rank});
+  model.trained.push_back({linear.name + ".lora_A.weight", lora.a, lora.grad_a, true});
+  model.trained.push_back({linear.name + ".lora_B.weight", lora.b, lora.grad_b, true, b_lr_ratio});
+  if (!lora.magnitude.defined()) return;
+  lora.grad_magnitude = zeros_f32({linear.out});
+  model.trained.push_back(
+      {linear.name + ".lora_magnitude_vector", lora.magnitude, lora.grad_magnitude, false});
 }
 
 void load_adapter(Model& model, const std::string& directory) {
@@ -127,32 +226,66 @@ void load_adapter(Model& model, const std::string& directory) {
     linear.lora.b = empty_f32({module.out, module.rank});
     std::memcpy(linear.lora.a.data_ptr(), module.a.data(), linear.lora.a.nbytes());
     std::memcpy(linear.lora.b.data_ptr(), module.b.data(), linear.lora.b.nbytes());
+    if (!module.magnitude.empty()) set_magnitude(linear, module.magnitude.data());
   }
+  load_saved(model, adapter.saved, directory);
 }
 
-std::string save_adapter(const Model& model,
+void remove_adapter(Model& model) {
+  for (Linear* const linear : model.linears()) {
+    Lora& lora = linear->lora;
+    if (lora.initial_a.defined()) {
+      check(graft_gemm_f32(GRAFT_N, GRAFT_N, linear->out, linear->in, lora.rank, lora.scale,
+                           f32(lora.initial_b), lora.rank, f32(lora.initial_a), linear->in, 1,
+                           f32(linear->base.dense), linear->in));
+    }
+    Lora none;
+    none.stream = lora.stream;
+    lora = none;
+  }
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+    if (std::find(model.saved.begin(), model.saved.end(), module) != model.saved.end()) {
+      std::memset(tensor.value->data_ptr(), 0, tensor.value->nbytes());
+    }
+  }
+  model.saved.clear();
+}
+
+std::string save_adapter(Model& model,
                          const LoraSettings& settings,
                          const std::string& base_name,
                          const std::string& directory) {
-  adapters::AdapterSpec spec;
-  spec.r = settings.rank;
-  spec.lora_alpha = settings.alpha;
-  spec.use_rslora = settings.rslora;
-  spec.lora_dropout = settings.dropout;
+  adapters::AdapterSpec spec = spec_of(settings);
   spec.base_model_name_or_path = base_name;
-  std::set<std::string_view> targets;
+  spec.target_modules = target_names(model);
+  spec.use_dora = settings.dora;
+  spec.modules_to_save = saved_modules(model);
+  spec.ensure_weight_tying = model.config.tied_embeddings && model.embedding_grad.defined();
+  const bool converts = find_initialisation(settings.init).row->changes_base;
+  std::vector<DoubledPair> doubled;
+  if (converts) {
+    doubled = double_pairs(model);
+    spec = doubled_spec(model, spec);
+  }
   std::vector<adapters::AdapterTensors> modules;
   for (const Linear* const linear : model.linears()) {
     const Lora& lora = linear->lora;
     if (lora.rank == 0) continue;
-    targets.insert(short_name(*linear));
-    modules.push_back({module_path(model, *linear), linear->in, linear->out, lora.rank, f32(lora.a),
-                       f32(lora.b)});
+    const bool weighs = lora.magnitude.defined();
+    if (converts) {
+      const DoubledPair& pair = doubled[modules.size()];
+      modules.push_back({peft_path(model, linear->name), linear->in, linear->out, 2 * lora.rank,
+                         f32(pair.a), f32(pair.b), nullptr});
+    } else {
+      modules.push_back({peft_path(model, linear->name), linear->in, linear->out, lora.rank,
+                         f32(lora.a), f32(lora.b), weighs ? f32(lora.magnitude) : nullptr});
+    }
   }
-  spec.target_modules.assign(targets.begin(), targets.end());
   // Merging has to know which weights the adapter was trained on.
   return adapters::write_peft(directory, spec, modules,
-                              {{"base_quantization", model.quantized() ? "nf4" : "none"}});
+                              {{"base_quantization", model.quantized() ? "nf4" : "none"}},
+                              saved_tensors(model));
 }
 
 }  // namespace graft::train

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/peft.h"
 #include "train/model/model.h"
 
 namespace graft::train {
@@ -13,27 +14,47 @@ struct LoraSettings {
   int64_t rank = 16;
   double alpha = 32;
   double dropout = 0;
-  bool rslora = false;  // scale alpha / sqrt(r) in place of alpha / r
-  // Last parts of linears' names, such as "q_proj"; "all-linear" = every linear but the head;
-  // "peft-default" = those that PEFT takes for the family.
-  std::vector<std::string> targets;
+  bool rslora = false;                    // scale alpha / sqrt(r) in place of alpha / r
+  std::vector<std::string> targets = {};  // patterns of linears (train/model/targets.h)
+  std::vector<std::string> exclude = {};  // patterns of those that are taken out again
+  std::vector<int64_t> layers = {};       // only in these; empty = all
+  // Ranks and alphas of their own, by regular expressions over the ends of names, as in PEFT.
+  adapters::Patterns<int64_t> rank_pattern = {};
+  adapters::Patterns<double> alpha_pattern = {};
+  std::string init = "default";         // how A and B begin (train/model/init)
+  bool dora = false;                    // trained lengths of rows (train/model/dora.h)
+  std::vector<std::string> saved = {};  // modules trained whole (train/model/saved.h)
+  double b_lr_ratio = 1;  // LoRA+ (arXiv 2402.12354): the learning rate of B over that of A
 };
 
-// alpha / r, or alpha / sqrt(r) with rslora.
-float lora_scale(const LoraSettings& settings);
+// Puts a pair on every targeted linear, makes the modules of `saved` trained, and all of it part of
+// Model::trained. `base_directory` has the model's own weights; loftq reads them again.
+// Errors: kUsage for a pattern that matches no linear, or not in all layers
+// (train/model/targets.h), and for what cannot be combined; kIo and kData of the weights.
+void add_lora(Model& model,
+              const LoraSettings& settings,
+              uint64_t seed,
+              const std::string& base_directory = "");
 
-// Puts a pair on every targeted linear, of every layer and expert: A uniform in ±1/sqrt(in) (PEFT's
-// kaiming_uniform with a = sqrt(5)), B zero, both trained. Errors: kUsage for a target that matches
-// no linear.
-void add_lora(Model& model, const LoraSettings& settings, uint64_t seed);
+// The same tensors, not filled, for a model that has names and shapes only: what a plan needs.
+void add_lora_shapes(Model& model, const LoraSettings& settings);
+
+// Makes a linear's pair, and its magnitudes, part of Model::trained.
+void train_pair(Model& model, Linear& linear, float b_lr_ratio = 1);
 
 // Loads a PEFT directory into the model for inference; the model must have no adapter yet.
 // Errors: kIo, kData (settings that mean more than LoRA, shapes or names that do not fit).
 void load_adapter(Model& model, const std::string& directory);
 
-// Writes the model's pairs as a PEFT directory. `base_name` is stored as base_model_name_or_path.
-// Returns the SHA-256 of adapter_model.safetensors. Errors: kIo, kData (values not finite).
-std::string save_adapter(const Model& model,
+// Takes every pair and magnitude out of the model and zeroes the modules that were trained whole;
+// where a pair began by changing W, W is put back.
+void remove_adapter(Model& model);
+
+// Writes the model's adapter as a PEFT directory that belongs to the checkpoint's own weights:
+// where W was changed at the beginning, the pairs are of twice the rank and make up for it.
+// `base_name` is stored as base_model_name_or_path. Returns the SHA-256 of
+// adapter_model.safetensors. Errors: kIo, kData (values not finite).
+std::string save_adapter(Model& model,
                          const LoraSettings& settings,
                          const std::string& base_name,
                          const std::string& directory);

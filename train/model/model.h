@@ -18,7 +18,8 @@ struct Parameter {
   std::string name;  // "model.layers.0.self_attn.q_proj.lora_A.weight"
   at::Tensor value;
   at::Tensor grad;
-  bool decays = true;  // takes part in weight decay: matrices do, norms and biases do not
+  bool decays = true;   // takes part in weight decay: matrices do, norms and biases do not
+  float lr_factor = 1;  // of the schedule's learning rate
 };
 
 // A frozen matrix [out, in]: float32, or 4-bit as kernels/nf4.h describes it.
@@ -48,10 +49,19 @@ struct Lora {
   at::Tensor b;         // [out, rank]
   at::Tensor grad_a;    // undefined when nothing is trained
   at::Tensor grad_b;
+  // DoRA (train/model/dora.h), all [out]; undefined without.
+  at::Tensor magnitude;  // lengths of the rows of W + scale * B A
+  at::Tensor grad_magnitude;
+  at::Tensor base_squares;  // of W's rows
+  at::Tensor gain;          // magnitude * inverse_norm, of the present A and B
+  at::Tensor inverse_norm;  // 1 / |row of W + scale * B A|
+  // Where W was changed so that W + scale * B A stays what it was (PiSSA): A and B as they began.
+  at::Tensor initial_a;
+  at::Tensor initial_b;
 };
 
-// y = x W^T + bias + scale * (x A^T) B^T. A linear of several projections at once (qkv_proj,
-// gate_up_proj) gives one array for each part.
+// y = x W^T + bias + scale * (x A^T) B^T, where DoRA weighs all but the bias by its gain. A linear
+// of several projections at once (qkv_proj, gate_up_proj) gives one array for each part.
 struct Linear {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int64_t in = 0;
@@ -66,6 +76,8 @@ struct Linear {
   Lora lora;
 
   bool trains() const { return base_grad.defined() || lora.grad_b.defined(); }
+  // Values that a forward pass keeps of each row for the backward pass: u, and DoRA's h.
+  int64_t kept_width() const { return lora.rank + (lora.magnitude.defined() ? out : 0); }
 };
 
 // An RMS norm with a learned weight; `size` 0 where the family has none in this place.
@@ -108,11 +120,12 @@ struct Model {
   at::Tensor head_grad;  // of a tied head too: joins the embedding's at the end of a step
   std::vector<Layer> layers;
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
+  // Modules that are trained whole beside the adapter, or came with it (train/model/saved.h).
+  std::vector<std::string> saved;
 
   std::vector<Linear*> linears();  // of all layers, in order
   std::vector<const Linear*> linears() const;
   bool quantized() const;  // any linear: a checkpoint may leave some of them dense
-  bool trains_everything() const { return embedding_grad.defined(); }
   int64_t parameter_count() const;
   int64_t trained_count() const;
   int64_t base_bytes() const;    // memory of the frozen or trained base

@@ -238,6 +238,28 @@ std::unique_ptr<Model> load_model(const ModelConfig& config,
   return model;
 }
 
+struct OriginalWeights::State {
+  explicit State(const std::string& directory)
+      : files(directory), names(read_model_config(directory), files), reader(files, names) {}
+  SafetensorsDirectory files;
+  StoredNames names;
+  WeightReader reader;
+};
+
+OriginalWeights::OriginalWeights(const std::string& directory)
+    : state_(std::make_unique<State>(directory)) {
+  if (state_->reader.holds_packed_weights()) {
+    fail(ExitCode::kUsage, "the checkpoint is in 4 bits: what quantization took is not known",
+         directory, "give the original model, or set init_lora_weights: default");
+  }
+}
+
+OriginalWeights::~OriginalWeights() = default;
+
+at::Tensor OriginalWeights::read(const Linear& linear) const {
+  return state_->reader.read(linear.name + ".weight", {linear.out, linear.in});
+}
+
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed) {
   std::unique_ptr<Model> model = empty_model(read_model_config(directory));
   const ModelConfig& config = model->config;

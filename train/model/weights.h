@@ -29,6 +29,21 @@ std::unique_ptr<Model> load_model(const ModelConfig& config,
                                   Precision precision,
                                   const QuantizedCache& cache = {});
 
+// The weights of a directory's linears one by one in full precision, for a model that was loaded
+// from it in 4 bits.
+class OriginalWeights {
+ public:
+  // Errors: those of load_model; kUsage for a checkpoint that is in 4 bits itself.
+  explicit OriginalWeights(const std::string& directory);
+  ~OriginalWeights();
+
+  at::Tensor read(const Linear& linear) const;  // [out, in], float32
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 // A model of the directory's config.json with fresh weights: normal(0, initializer_range) matrices,
 // norms that change nothing, biases 0.
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed);

@@ -41,26 +41,47 @@ CharacterMap::CharacterMap(std::string blob, const std::string& where) {
   if (!is_valid_utf8(texts_)) fail(ExitCode::kData, "the character map is not UTF-8", where);
 }
 
-bool CharacterMap::find(std::string_view key, std::string_view& replacement) const {
+template <class Found>
+void CharacterMap::walk(std::string_view text, const Found& found) const {
   size_t node = offset(units_[0]);
-  for (const char c : key) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte == 0) return false;
+  for (size_t at = 0; at < text.size(); ++at) {
+    const auto byte = static_cast<unsigned char>(text[at]);
+    if (byte == 0) return;
     node ^= byte;
-    if (node >= units_.size() || label(units_[node]) != byte) return false;
+    if (node >= units_.size() || label(units_[node]) != byte) return;
     const bool is_leaf = has_leaf(units_[node]);
     node ^= offset(units_[node]);
     if (!is_leaf) continue;
-    if (node >= units_.size()) return false;
+    if (node >= units_.size()) return;
     const size_t begin = value(units_[node]);
     if (begin > texts_.size() || (begin < texts_.size() && is_utf8_continuation(texts_[begin]))) {
-      return false;
+      return;
     }
     const size_t end = std::min(texts_.find('\0', begin), texts_.size());
-    replacement = std::string_view(texts_).substr(begin, end - begin);
-    return true;
+    if (!found(at + 1, std::string_view(texts_).substr(begin, end - begin))) return;
   }
-  return false;
+}
+
+bool CharacterMap::find(std::string_view key, std::string_view& replacement) const {
+  bool is_known = false;
+  walk(key, [&](size_t, std::string_view text) {
+    replacement = text;
+    is_known = true;
+    return false;
+  });
+  return is_known;
+}
+
+size_t CharacterMap::longest_prefix(std::string_view text, std::string_view& replacement) const {
+  size_t longest = 0;
+  walk(text, [&](size_t size, std::string_view known) {
+    // A prefix that ends inside a character is none.
+    if (size < text.size() && is_utf8_continuation(text[size])) return true;
+    longest = size;
+    replacement = known;
+    return true;
+  });
+  return longest;
 }
 
 CharacterMap::Mapped CharacterMap::map(std::string_view text) const {

@@ -1,4 +1,5 @@
-// The character map of SentencePiece models: a trie of strings and what each becomes.
+// The character map of SentencePiece models: a trie of strings and what each becomes. Every index
+// of a file is checked where it is used: the map is not trusted.
 #pragma once
 
 #include <string>
@@ -24,7 +25,15 @@ class CharacterMap {
   // else their characters one by one.
   Mapped map(std::string_view text) const;
 
+  // What sentencepiece makes of the beginning of `text`: the longest known prefix. Its size, 0 =
+  // none is known.
+  size_t longest_prefix(std::string_view text, std::string_view& replacement) const;
+
  private:
+  // Calls found(size, replacement) for the known prefixes of `text`, the shortest first, until it
+  // says false.
+  template <class Found>
+  void walk(std::string_view text, const Found& found) const;
   // The text that the shortest known prefix of `key` stands for; false = none. (`tokenizers` takes
   // the first result of a prefix search, whatever its length.)
   bool find(std::string_view key, std::string_view& replacement) const;

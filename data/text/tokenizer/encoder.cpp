@@ -52,8 +52,6 @@ class Encoder {
             emit_added(added, begin, end);
           } else if (parts_.reads_spaces) {
             encode_spaces(begin, end);
-          } else if (parts_.library) {
-            encode_unchanged(begin, end);
           } else {
             encode_steps(begin, end);
           }
@@ -221,10 +219,6 @@ class Encoder {
 
   // A part that the normalizer leaves as it is.
   void encode_plain(size_t begin, size_t end) {
-    if (parts_.library) {
-      parts_.library->encode(text_, range_of(begin, end), out_.ids, spans_);
-      return;
-    }
     if (splitter_) {
       parts_.bpe->encode_words(*splitter_, text_, begin, end, **lease_, out_.ids, spans_);
       return;

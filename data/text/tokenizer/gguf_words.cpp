@@ -6,43 +6,23 @@
 #include <span>
 
 #include "core/error.h"
+#include "data/text/tokenizer/known_patterns.h"
 
 namespace graft::data {
 namespace {
 
-// The steps that cut words, each on the pieces of the one before; what a pattern does not match is
-// a piece as well. The patterns are those of the families' own tokenizer.json.
-constexpr std::string_view kGpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen35 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kTekken =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kO200k =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kOneDigit = R"(\p{N})";
-constexpr std::string_view kThreeDigits = R"(\p{N}{1,3})";
-// Han, Hiragana and Katakana; a word with one mark of ASCII in front, marks, white space.
-constexpr std::string_view kDeepSeekEastern = "[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+";
-constexpr std::string_view kDeepSeekRest =
-    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kNewline = "[\r\n]";
-constexpr std::string_view kLetters = R"(\s?\p{L}+)";
-constexpr std::string_view kMarks = R"(\s?\p{P}+)";
-constexpr std::string_view kDeepSeekCoderEastern = "[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+";
-constexpr std::string_view kFalconMarks = R"([\p{P}\$\+<=>\^~\|`]+)";
-constexpr std::string_view kDigitTriples = "[0-9][0-9][0-9]";
+using namespace known;  // NOLINT(google-build-using-namespace): a table of them
 
+// The steps that cut words, each on the pieces of the one before; what a pattern does not match is
+// a piece as well.
 constexpr std::array kGpt2Words = {kGpt2};
 constexpr std::array kDigitsWords = {kOneDigit, kGpt2};
 constexpr std::array kLlama3Words = {kLlama3};
 constexpr std::array kQwen2Words = {kQwen2};
 constexpr std::array kQwen35Words = {kQwen35};
 constexpr std::array kTekkenWords = {kTekken};
+constexpr std::array kBailingWords = {kBailing};
+constexpr std::array kSeedCoderWords = {kSeedCoder};
 constexpr std::array kO200kWords = {kO200k};
 constexpr std::array kDeepSeekV3Words = {kThreeDigits, kDeepSeekEastern, kDeepSeekRest};
 constexpr std::array kDeepSeekCoderWords = {kNewline, kLetters, kMarks, kDeepSeekCoderEastern,
@@ -78,10 +58,13 @@ constexpr std::array kRows = {
     Row{"codeshell", kDigitsWords},
     Row{"exaone", kDigitsWords},
     Row{"minerva-7b", kDigitsWords},
+    Row{"mellum2", kDigitsWords},
     Row{"llama3", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"llama-v3", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"llama-bpe", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"falcon3", kLlama3Words, false, kIgnoreMerges, kAddsBos},
+    Row{"falcon-h1", kLlama3Words, false, kIgnoreMerges, kAddsBos},
+    Row{"midm-2.0", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"lfm2", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"pixtral", kLlama3Words, false, kIgnoreMerges, kAddsBos},
     Row{"dbrx", kLlama3Words},
@@ -99,7 +82,12 @@ constexpr std::array kRows = {
     Row{"tekken", kTekkenWords, false, kIgnoreMerges, kAddsBos},
     Row{"gpt-4o", kO200kWords},
     Row{"llama4", kO200kWords},
+    Row{"kanana2", kO200kWords},
     Row{"minimax-m2", kO200kWords},
+    Row{"bailingmoe", kBailingWords},
+    Row{"bailingmoe2", kBailingWords},
+    Row{"llada-moe", kBailingWords},
+    Row{"seed-coder", kSeedCoderWords},
     Row{"deepseek-v3", kDeepSeekV3Words},
     Row{"hunyuan-dense", kDeepSeekV3Words},
     Row{"deepseek-coder", kDeepSeekCoderWords},

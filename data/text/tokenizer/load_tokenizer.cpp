@@ -9,7 +9,8 @@
 namespace graft::data {
 namespace {
 
-constexpr int64_t kMaxFileBytes = int64_t{256} << 20;
+// The largest real tokenizer.json has 35 MB.
+constexpr int64_t kMaxFileBytes = int64_t{128} << 20;
 
 // A special token in a settings file: "<s>" or {"content": "<s>", …}; "" when absent.
 std::string token_text(const Json& settings, std::string_view key) {

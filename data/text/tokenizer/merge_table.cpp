@@ -13,7 +13,7 @@ constexpr size_t kShortWord = 32;
 }  // namespace
 
 void MergeTable::grow(int bits) {
-  const std::vector<uint64_t> old = std::move(slots_);
+  const Slots old = std::move(slots_);
   slots_.assign(size_t{1} << bits, kEmpty);
   mask_ = slots_.size() - 1;
   shift_ = 64 - bits;

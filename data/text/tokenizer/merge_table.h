@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "data/text/tokenizer/huge_pages.h"
+
 namespace graft::data {
 
 // A symbol of a word while it is merged.
@@ -69,8 +71,9 @@ class MergeTable {
   void merge_short(std::vector<Symbol>& symbols, Scratch& scratch) const;
   void merge_long(std::vector<Symbol>& symbols, Scratch& scratch) const;
 
-  std::vector<uint64_t> slots_ = std::vector<uint64_t>(16, kEmpty);  // a power of two
-  std::vector<int32_t> results_;                                     // by rank
+  using Slots = std::vector<uint64_t, HugePages<uint64_t>>;
+  Slots slots_ = Slots(16, kEmpty);  // a power of two
+  std::vector<int32_t> results_;     // by rank
   uint64_t mask_ = 15;
   int shift_ = 60;
 };

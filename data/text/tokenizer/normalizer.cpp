@@ -149,6 +149,63 @@ void apply_strip(const StripStep& step, EditedText& text) {
   text.transform(kept, begin, begin);
 }
 
+// src/normalizer.cc of sentencepiece, Normalizer::Normalize.
+void apply_sentencepiece(const SentencePieceStep& step, EditedText& edited) {
+  const std::string text = edited.text();
+  const std::string_view mark = step.escape_spaces ? kWordMark : " ";
+  std::vector<EditedText::Edit> edits;
+  std::vector<std::string> contents;  // of the edits, in order
+  // What stands for text[begin, end), where it is something else.
+  const auto become = [&](size_t begin, size_t end, std::string content) {
+    const auto range = ByteRange{static_cast<int64_t>(begin), static_cast<int64_t>(end)};
+    if (std::string_view(text).substr(begin, end - begin) == content) return;
+    edits.push_back({range, {}});
+    contents.push_back(std::move(content));
+  };
+  const auto prefix_at = [&](size_t at, std::string_view& content) {
+    const std::string_view rest = std::string_view(text).substr(at);
+    const size_t known = step.map ? step.map->longest_prefix(rest, content) : 0;
+    if (known > 0) return known;
+    const size_t size = utf8_length(text[at]);
+    content = rest.substr(0, size);
+    return size;
+  };
+  size_t first = 0;  // behind the white space at the front
+  std::string_view content;
+  while (step.remove_extra_spaces && first < text.size()) {
+    const size_t size = prefix_at(first, content);
+    if (content != " ") break;
+    first += size;
+  }
+  if (first > 0) become(0, first, "");
+  bool is_after_space = step.remove_extra_spaces;
+  if (first < text.size() && step.add_dummy_prefix) become(first, first, std::string(mark));
+  for (size_t at = first; at < text.size();) {
+    const size_t size = prefix_at(at, content);
+    while (is_after_space && content.starts_with(' ')) content.remove_prefix(1);
+    std::string out;
+    for (const char c : content) {
+      if (c == ' ') {
+        out += mark;
+      } else {
+        out += c;
+      }
+    }
+    if (!content.empty()) is_after_space = content.ends_with(' ');
+    if (!step.remove_extra_spaces) is_after_space = false;
+    become(at, at + size, std::move(out));
+    at += size;
+  }
+  for (size_t i = 0; i < edits.size(); ++i) edits[i].content = contents[i];
+  if (!edits.empty()) edited.edit(edits);
+  if (!step.remove_extra_spaces) return;
+  size_t kept = edited.text().size();
+  while (std::string_view(edited.text()).substr(0, kept).ends_with(mark)) kept -= mark.size();
+  if (kept < edited.text().size()) {
+    edited.edit({{{static_cast<int64_t>(kept), static_cast<int64_t>(edited.text().size())}, ""}});
+  }
+}
+
 }  // namespace
 
 void find_text(std::string_view text,
@@ -172,6 +229,7 @@ void run_steps(const std::vector<NormalizerStep>& steps, EditedText& text) {
       if (!text.text().empty()) text.edit({{{0, 0}, step.prefix}});
     }
     void operator()(const StripStep& step) { apply_strip(step, text); }
+    void operator()(const SentencePieceStep& step) { apply_sentencepiece(step, text); }
     void operator()(const std::shared_ptr<const CharacterMap>& map) {
       const CharacterMap::Mapped mapped = map->map(text.text());
       if (mapped.changed) text.transform(mapped.characters, mapped.removed, 0);

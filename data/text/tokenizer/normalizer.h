@@ -15,6 +15,8 @@
 
 namespace graft::data {
 
+constexpr std::string_view kWordMark = "\xE2\x96\x81";  // U+2581
+
 // A part of a text, changed step by step, and where each of its bytes comes from.
 class EditedText {
  public:
@@ -73,8 +75,19 @@ struct StripStep {
   bool left = false;
   bool right = false;
 };
-using NormalizerStep = std::
-    variant<NormalForm, ReplaceStep, PrependStep, StripStep, std::shared_ptr<const CharacterMap>>;
+// The normalizer of a tokenizer.model, as sentencepiece runs it.
+struct SentencePieceStep {
+  std::shared_ptr<const CharacterMap> map;  // nullptr = characters stay as they are
+  bool remove_extra_spaces = false;         // at both ends, and all but one of a run
+  bool add_dummy_prefix = false;
+  bool escape_spaces = false;  // as U+2581
+};
+using NormalizerStep = std::variant<NormalForm,
+                                    ReplaceStep,
+                                    PrependStep,
+                                    StripStep,
+                                    std::shared_ptr<const CharacterMap>,
+                                    SentencePieceStep>;
 
 // The places of `wanted`, which is not empty, in text[begin, end), from left to right.
 void find_text(std::string_view text,

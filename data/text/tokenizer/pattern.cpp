@@ -1,9 +1,12 @@
 #include "data/text/tokenizer/pattern.h"
 
+#include <algorithm>
+
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
 #include "core/error.h"
+#include "data/text/tokenizer/known_patterns.h"
 #include "data/text/tokenizer/unicode.h"
 #include "data/text/utf8.h"
 
@@ -28,6 +31,24 @@ std::string message_of(int code) {
   text.resize(length > 0 ? static_cast<size_t>(length) : 0);
   return text;
 }
+
+// Steps that all matches of one text may take together: the limit of one match bounds neither what
+// the JIT does inside of a repetition, nor a pattern that is slow at every byte. PCRE2 calls before
+// each item of the pattern that it tries; real patterns need 10 a byte.
+class Steps {
+ public:
+  explicit Steps(size_t bytes) : left_(int64_t{1} << 22) {
+    left_ += 25 * static_cast<int64_t>(bytes);
+  }
+  static int count(pcre2_callout_block*, void* data) {
+    // An error number of ours; pcre2_match() gives it back.
+    return --static_cast<Steps*>(data)->left_ > 0 ? 0 : kNoneLeft;
+  }
+  static constexpr int kNoneLeft = -1000;
+
+ private:
+  int64_t left_;
+};
 
 // Rewrites what both engines read differently, or refuses it.
 std::string translate(std::string_view pattern, const std::string& where) {
@@ -133,6 +154,7 @@ struct Pattern::State {
   pcre2_code* code = nullptr;
   pcre2_match_context* limits = nullptr;
   bool is_jit = false;
+  bool counts_steps = false;
   ~State() {
     pcre2_code_free(code);
     pcre2_match_context_free(limits);
@@ -150,13 +172,16 @@ Pattern::Pattern(std::string_view pattern, const std::string& where)
          where);
   }
   const std::string translated = translate(pattern, where);
+  state_->counts_steps =
+      std::find(known::kAll.begin(), known::kAll.end(), pattern) == known::kAll.end();
   pcre2_compile_context* context = pcre2_compile_context_create(nullptr);
   pcre2_set_max_pattern_length(context, kMaxPatternBytes * 4);
   pcre2_set_parens_nest_limit(context, 100);
   int code = 0;
   PCRE2_SIZE at = 0;
   state_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                               PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                               PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C |
+                                   (state_->counts_steps ? PCRE2_AUTO_CALLOUT : 0),
                                &code, &at, context);
   pcre2_compile_context_free(context);
   if (!state_->code) {
@@ -212,13 +237,16 @@ void Pattern::find_all(std::string_view text,
   if (state_->is_jit) pcre2_jit_stack_assign(limits, nullptr, scratch.stack);
   const std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> owner(
       limits, pcre2_match_context_free);
+  Steps steps(shown.size());
+  if (state_->counts_steps) pcre2_set_callout(limits, Steps::count, &steps);
   for (size_t at = 0; at < shown.size();) {
     const int code = pcre2_match(state_->code, reinterpret_cast<PCRE2_SPTR>(shown.data()),
                                  shown.size(), at, PCRE2_NO_UTF_CHECK, scratch.data, limits);
     if (code == PCRE2_ERROR_NOMATCH) return;
     if (code < 0) {
-      fail(ExitCode::kData, "a regular expression does not end on this text: " + message_of(code),
-           state_->where, "pattern: " + state_->source.substr(0, 200));
+      const std::string why = code == Steps::kNoneLeft ? "too many steps" : message_of(code);
+      fail(ExitCode::kData, "a regular expression does not end on this text: " + why, state_->where,
+           "pattern: " + state_->source.substr(0, 200));
     }
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(scratch.data);
     const size_t from = ends[0];

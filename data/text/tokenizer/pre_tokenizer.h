@@ -14,8 +14,6 @@
 
 namespace graft::data {
 
-constexpr std::string_view kWordMark = "\xE2\x96\x81";  // U+2581
-
 // What becomes of the text that a splitter matched.
 enum class SplitBehavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
 

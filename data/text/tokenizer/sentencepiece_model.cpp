@@ -1,10 +1,7 @@
-// tokenizer.model of SentencePiece: BPE models become the same BPE as tokenizer.json's, everything
-// else runs on libsentencepiece.
+// tokenizer.model of SentencePiece: BPE and Unigram models on the same code as tokenizer.json's.
 #include <algorithm>
 #include <bit>
 #include <cmath>
-
-#include <sentencepiece_processor.h>
 
 #include "core/error.h"
 #include "data/text/tokenizer/tokenizer_parts.h"
@@ -78,6 +75,9 @@ class WireReader {
   size_t at_ = 0;
 };
 
+// 256,000 real pieces sum to 16 million; this takes a second.
+constexpr uint64_t kMaxMergeWork = uint64_t{1} << 30;
+
 // sentencepiece_model.proto
 enum PieceType {
   kNormal = 1,
@@ -103,7 +103,7 @@ struct Model {
   int64_t bos = 1;
   int64_t eos = 2;
   int64_t pad = -1;
-  bool has_character_map = false;
+  std::string_view character_map;
   bool add_dummy_prefix = true;
   bool remove_extra_spaces = true;
   bool escape_spaces = true;
@@ -125,6 +125,10 @@ void read_trainer_spec(std::string_view bytes, const std::string& name, Model& m
   for (WireReader::Field field; reader.next(field);) {
     const auto id = static_cast<int64_t>(static_cast<int32_t>(field.integer));
     if (field.number == 3) model.type = static_cast<int>(field.integer);
+    if (field.number == 24 && field.integer != 0) {
+      fail(ExitCode::kData, "SentencePiece models with white space as suffix are not supported",
+           name);
+    }
     if (field.number == 35) model.byte_fallback = field.integer != 0;
     if (field.number == 40) model.unk = id;
     if (field.number == 41) model.bos = id;
@@ -136,7 +140,7 @@ void read_trainer_spec(std::string_view bytes, const std::string& name, Model& m
 void read_normalizer_spec(std::string_view bytes, const std::string& name, Model& model) {
   WireReader reader(bytes, name);
   for (WireReader::Field field; reader.next(field);) {
-    if (field.number == 2) model.has_character_map = !field.bytes.empty();
+    if (field.number == 2) model.character_map = field.bytes;
     if (field.number == 3) model.add_dummy_prefix = field.integer != 0;
     if (field.number == 4) model.remove_extra_spaces = field.integer != 0;
     if (field.number == 5) model.escape_spaces = field.integer != 0;
@@ -147,55 +151,42 @@ Model read_model(const std::string& bytes, const std::string& name) {
   Model model;
   WireReader reader(bytes, name);
   for (WireReader::Field field; reader.next(field);) {
-    if (field.number == 1) model.pieces.push_back(read_piece(field.bytes, name));
+    if (field.number == 1) {
+      if (static_cast<int64_t>(model.pieces.size()) > kMaxTokenId) {
+        fail(ExitCode::kData, "the model has more than " + std::to_string(kMaxTokenId) + " pieces",
+             name);
+      }
+      model.pieces.push_back(read_piece(field.bytes, name));
+    }
     if (field.number == 2) read_trainer_spec(field.bytes, name, model);
     if (field.number == 3) read_normalizer_spec(field.bytes, name, model);
   }
   if (model.pieces.empty()) fail(ExitCode::kData, "the model has no pieces", name);
   for (const Piece& piece : model.pieces) {
     if (!is_valid_utf8(piece.text)) fail(ExitCode::kData, "a piece is not UTF-8", name);
+    if (std::isnan(piece.score)) fail(ExitCode::kData, "the score of a piece is no number", name);
   }
   return model;
 }
 
 }  // namespace
 
-struct SentencePieceLibrary::State {
-  sentencepiece::SentencePieceProcessor processor;
-};
-
-SentencePieceLibrary::SentencePieceLibrary(const std::string& model, const std::string& name)
-    : state_(std::make_unique<State>()) {
-  const auto status = state_->processor.LoadFromSerializedProto(model);
-  if (!status.ok()) fail(ExitCode::kData, "libsentencepiece: " + status.ToString(), name);
-}
-
-SentencePieceLibrary::~SentencePieceLibrary() = default;
-
-void SentencePieceLibrary::encode(std::string_view text,
-                                  ByteRange part,
-                                  std::vector<int32_t>& ids,
-                                  std::vector<ByteRange>* spans) const {
-  const auto result = state_->processor.EncodeAsImmutableProto(
-      text.substr(static_cast<size_t>(part.begin), static_cast<size_t>(part.end - part.begin)));
-  int64_t at = part.begin;
-  for (size_t i = 0; i < result.pieces_size(); ++i) {
-    const auto& piece = result.pieces(static_cast<int>(i));
-    ids.push_back(static_cast<int32_t>(piece.id()));
-    if (!spans) continue;
-    const bool is_last = i + 1 == result.pieces_size();
-    const int64_t end =
-        is_last ? part.end : std::max(at, part.begin + static_cast<int64_t>(piece.end()));
-    spans->push_back({at, end});
-    at = end;
-  }
-}
-
 // Every way to make a normal piece from two pieces, the best score first; among equals the
 // lexically longer (left, right) lengths, as Hugging Face's converter orders them.
 MergeTable merges_of_pieces(const std::vector<ScoredPiece>& pieces,
                             const Vocabulary& vocabulary,
                             const std::string& name) {
+  // Each cut of a piece looks up both parts: longer pieces than real ones cost their square.
+  uint64_t work = 0;
+  for (const ScoredPiece& piece : pieces) {
+    work += uint64_t{piece.is_normal} * piece.text.size() * piece.text.size();
+  }
+  if (work > kMaxMergeWork) {
+    fail(ExitCode::kData,
+         "the pieces are too long: the sum of their squared lengths is " + std::to_string(work) +
+             ", at most " + std::to_string(kMaxMergeWork) + " is allowed",
+         name);
+  }
   struct Candidate {
     float score;
     uint32_t left_characters;
@@ -245,6 +236,40 @@ MergeTable merges_of_pieces(const std::vector<ScoredPiece>& pieces,
   return merges;
 }
 
+namespace {
+
+// White space as it is becomes U+2581 and nothing else happens: the model does it itself, faster.
+void read_spaces_directly(const Model& model, Legacy legacy, Tokenizer::Parts& parts) {
+  const bool again = legacy == Legacy::kYes;
+  if (model.add_dummy_prefix) {
+    parts.prefix = again ? PrefixRule::kAlways : PrefixRule::kFirstUnlessMark;
+  }
+  parts.reads_spaces = true;
+  parts.normalizer_prepends = again && model.add_dummy_prefix;
+  parts.normalizer_replaces_space = again;
+  // What added tokens with `normalized` go through.
+  if (parts.normalizer_prepends) {
+    parts.normalizer.emplace_back(PrependStep{std::string(kWordMark)});
+  }
+  if (again) parts.normalizer.emplace_back(ReplaceStep{" ", nullptr, std::string(kWordMark)});
+}
+
+void make_unigram(const Model& model, const std::string& name, Tokenizer::Parts& parts) {
+  UnigramModel::Rules rules;
+  rules.is_sentencepiece = true;
+  rules.byte_fallback = model.byte_fallback;
+  rules.unk = parts.unk.value_or(-1);
+  std::vector<double> scores;
+  for (const Piece& piece : model.pieces) {
+    scores.push_back(piece.score);
+    rules.left_out.push_back(piece.type != kNormal);
+  }
+  parts.unigram =
+      std::make_shared<UnigramModel>(parts.vocabulary, std::move(scores), std::move(rules), name);
+}
+
+}  // namespace
+
 void read_sentencepiece_model(const std::string& bytes,
                               const std::string& name,
                               Legacy legacy,
@@ -280,37 +305,37 @@ void read_sentencepiece_model(const std::string& bytes,
     parts.decoding.strip_count = 1;
   }
 
-  const bool is_plain = model.type == kBpe && !model.has_character_map &&
+  if (model.type != kBpe && model.type != kUnigram) {
+    fail(ExitCode::kData,
+         "SentencePiece models of type " + std::to_string(model.type) + " are not supported", name,
+         "graft reads BPE (2) and Unigram (1)");
+  }
+  const bool is_plain = model.type == kBpe && model.character_map.empty() &&
                         !model.remove_extra_spaces && model.escape_spaces;
   if (!is_plain) {
-    if (model.type != kBpe && model.type != kUnigram) {
-      fail(ExitCode::kData,
-           "SentencePiece models of type " + std::to_string(model.type) + " are not supported",
-           name, "graft reads BPE (2) and Unigram (1)");
+    SentencePieceStep step;
+    if (!model.character_map.empty()) {
+      step.map = std::make_shared<const CharacterMap>(std::string(model.character_map),
+                                                      name + ": precompiled_charsmap");
     }
-    parts.library = std::make_shared<SentencePieceLibrary>(bytes, name);
+    step.remove_extra_spaces = model.remove_extra_spaces;
+    step.add_dummy_prefix = model.add_dummy_prefix;
+    step.escape_spaces = model.escape_spaces;
+    parts.normalizer.emplace_back(std::move(step));
+  }
+  if (model.type == kUnigram) {
+    make_unigram(model, name, parts);
     return;
   }
-  const bool again = legacy == Legacy::kYes;
-  if (model.add_dummy_prefix) {
-    parts.prefix = again ? PrefixRule::kAlways : PrefixRule::kFirstUnlessMark;
-  }
-  parts.reads_spaces = true;
-  parts.normalizer_prepends = again && model.add_dummy_prefix;
-  parts.normalizer_replaces_space = again;
-  // What added tokens with `normalized` go through.
-  if (parts.normalizer_prepends) {
-    parts.normalizer.emplace_back(PrependStep{std::string(kWordMark)});
-  }
-  if (again) parts.normalizer.emplace_back(ReplaceStep{" ", nullptr, std::string(kWordMark)});
   BpeRules rules;
   rules.byte_fallback = model.byte_fallback;
   rules.fuse_unk = true;
   rules.unk = parts.unk.value_or(-1);
+  rules.space_is_mark = is_plain;
+  if (is_plain) read_spaces_directly(model, legacy, parts);
   std::vector<ScoredPiece> pieces;
   pieces.reserve(model.pieces.size());
   for (const Piece& piece : model.pieces) {
-    if (std::isnan(piece.score)) fail(ExitCode::kData, "the score of a piece is no number", name);
     // User-defined pieces are added tokens.
     pieces.push_back({piece.text, piece.score, piece.type == kNormal});
   }

@@ -2,16 +2,15 @@
 
 #include <utility>
 
+#include "data/text/tokenizer/known_patterns.h"
+
 namespace graft::data {
 namespace {
 
 constexpr std::pair<SplitterKind, std::string_view> kPatterns[] = {
-    {SplitterKind::kGpt2,
-     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)"},
-    {SplitterKind::kLlama3,
-     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
-    {SplitterKind::kQwen2,
-     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
+    {SplitterKind::kGpt2, known::kGpt2},
+    {SplitterKind::kLlama3, known::kLlama3},
+    {SplitterKind::kQwen2, known::kQwen2},
 };
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace graft::data {
 namespace {
 
 // All added tokens together: real files stay below 200 kB, and each byte may cost a node of 100.
-constexpr size_t kMaxAddedBytes = size_t{4} << 20;
+constexpr size_t kMaxAddedBytes = size_t{1} << 20;
 
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
   for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
@@ -272,7 +272,7 @@ bool Tokenizer::is_special(int32_t id) const {
 }
 
 std::string_view Tokenizer::kind() const {
-  return parts_->bpe ? "bpe" : parts_->unigram ? "unigram" : "sentencepiece";
+  return parts_->bpe ? "bpe" : "unigram";
 }
 const std::string& Tokenizer::digest() const {
   return parts_->digest;

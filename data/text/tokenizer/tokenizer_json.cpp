@@ -3,6 +3,8 @@
 // The vocabulary and the merges are nearly all of the file: they are read in one pass into flat
 // tables. Everything else is small and goes through the tree of core/json.h.
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <set>
 
 #include "core/error.h"
@@ -31,7 +33,8 @@ class Reader {
       : name_(name), vocabulary_(vocabulary), file_(file) {}
 
   void read(std::string_view text) {
-    size_ = text.size();
+    file_begin_ = text.data();
+    file_end_ = text.data() + text.size();
     JsonScanner scanner(text, name_);
     std::set<std::string, std::less<>> seen;
     std::string_view key;
@@ -41,7 +44,7 @@ class Reader {
       if (member == "model") {
         read_model(scanner);
       } else {
-        file_.root.set(member, parse_json(scanner.raw_value(), name_ + ": " + member));
+        file_.root.set(member, parse_small(scanner, member));
       }
     }
     scanner.end();
@@ -56,6 +59,17 @@ class Reader {
                         const std::string& key,
                         const JsonScanner& scanner) {
     if (!seen.insert(key).second) scanner.refuse("duplicate key \"" + key + "\"");
+  }
+
+  // A member that becomes a tree: real ones stay below 2 MB, and a byte may cost 30 of memory.
+  Json parse_small(JsonScanner& scanner, const std::string& member) const {
+    constexpr size_t kMaxBytes = size_t{8} << 20;
+    const std::string_view text = scanner.raw_value();
+    if (text.size() > kMaxBytes) {
+      scanner.refuse("\"" + member + "\" must have at most " + std::to_string(kMaxBytes) +
+                     " bytes, got " + std::to_string(text.size()));
+    }
+    return parse_json(text, name_ + ": " + member);
   }
 
   void read_model(JsonScanner& scanner) {
@@ -76,7 +90,7 @@ class Reader {
           merges_text_ = scanner.raw_value();
         }
       } else {
-        file_.model.set(member, parse_json(scanner.raw_value(), name_ + ": model." + member));
+        file_.model.set(member, parse_small(scanner, "model." + member));
       }
     }
   }
@@ -96,19 +110,40 @@ class Reader {
   void read_vocabulary(JsonScanner& scanner) {
     // The known models have 32,000 to 262,144 tokens of 6 bytes, and need 60 bytes a token with
     // their merges.
-    vocabulary_.reserve(std::min(size_t{1} << 17, size_ / 60), std::min(size_t{1} << 20, size_));
-    std::string_view token;
-    for (scanner.enter('{'); scanner.next_key(token, key_);) {
-      vocabulary_.add(token, scanner.integer(), name_);
+    const auto size = static_cast<size_t>(file_end_ - file_begin_);
+    vocabulary_.reserve(std::min(size_t{1} << 17, size / 60), std::min(size_t{1} << 20, size));
+    struct Token {
+      std::string_view text;
+      std::string buffer;
+      uint64_t hash;
+      int64_t id;
+    };
+    std::array<Token, kGroup> group;
+    size_t count = 0;
+    const auto add_group = [&] {
+      for (size_t i = 0; i < count; ++i) {
+        vocabulary_.add(group[i].text, group[i].hash, group[i].id, name_);
+      }
+      count = 0;
+    };
+    for (scanner.enter('{'); scanner.next_key(group[count].text, group[count].buffer);) {
+      Token& token = group[count];
+      token.hash = hash_bytes(token.text);
+      token.id = scanner.integer();
+      vocabulary_.prefetch_entry(token.hash);
+      if (++count == kGroup) add_group();
     }
+    add_group();
   }
 
-  // Merges are looked up in groups, so that the cache misses of a group overlap.
+  // Tokens and merges are looked up in groups, so that the cache misses of a group overlap.
   static constexpr size_t kGroup = 32;
   struct Merge {
     std::string_view left;
     std::string_view right;
-    std::string whole;
+    std::string_view whole;
+    std::array<char, 32> short_whole;
+    std::string long_whole;
     std::string buffers[2];
     uint64_t left_hash = 0;
     uint64_t right_hash = 0;
@@ -127,8 +162,7 @@ class Reader {
     for (scanner.enter('['); scanner.next_item();) {
       Merge& merge = group[count];
       read_merge(scanner, merge);
-      merge.whole.assign(merge.left);
-      merge.whole.append(merge.right);
+      join(merge);
       merge.left_hash = hash_bytes(merge.left);
       merge.right_hash = hash_bytes(merge.right);
       merge.whole_hash = hash_bytes(merge.whole);
@@ -141,6 +175,25 @@ class Reader {
       }
     }
     add_merges({group.data(), count});
+  }
+
+  // Nearly every merge is of two short strings that stand in the file: 16 bytes of each are copied
+  // whatever their sizes are.
+  void join(Merge& merge) const {
+    constexpr size_t kShort = 16;
+    const auto is_short = [&](std::string_view part) {
+      const bool is_in_file = part.data() >= file_begin_ && part.data() < file_end_;
+      return part.size() <= kShort && is_in_file &&
+             static_cast<size_t>(file_end_ - part.data()) >= kShort;
+    };
+    if (!is_short(merge.left) || !is_short(merge.right)) {
+      merge.long_whole.assign(merge.left).append(merge.right);
+      merge.whole = merge.long_whole;
+      return;
+    }
+    std::memcpy(merge.short_whole.data(), merge.left.data(), kShort);
+    std::memcpy(merge.short_whole.data() + merge.left.size(), merge.right.data(), kShort);
+    merge.whole = {merge.short_whole.data(), merge.left.size() + merge.right.size()};
   }
 
   static void read_merge(JsonScanner& scanner, Merge& merge) {
@@ -198,7 +251,8 @@ class Reader {
   File& file_;
   std::string key_;  // of a string with escapes
   std::string_view merges_text_;
-  size_t size_ = 0;  // of the file
+  const char* file_begin_ = nullptr;
+  const char* file_end_ = nullptr;
 };
 
 // A member that is absent or null reads as `fallback`.

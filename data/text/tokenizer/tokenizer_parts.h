@@ -19,25 +19,6 @@
 
 namespace graft::data {
 
-// Encodes through libsentencepiece: Unigram models and models with a character map.
-class SentencePieceLibrary {
- public:
-  // `model`: the bytes of a tokenizer.model. Errors: kData.
-  SentencePieceLibrary(const std::string& model, const std::string& name);
-  ~SentencePieceLibrary();
-  SentencePieceLibrary(const SentencePieceLibrary&) = delete;
-  SentencePieceLibrary& operator=(const SentencePieceLibrary&) = delete;
-  // Appends the tokens of text[begin, end) with contiguous spans.
-  void encode(std::string_view text,
-              ByteRange part,
-              std::vector<int32_t>& ids,
-              std::vector<ByteRange>* spans) const;
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
-
 // When the dummy prefix U+2581 stands in front of a part of the text.
 enum class PrefixRule {
   kNever,
@@ -66,10 +47,9 @@ struct Tokenizer::Parts {
   std::string name;  // for error messages
   std::string digest;
   std::shared_ptr<Vocabulary> vocabulary = std::make_shared<Vocabulary>();
-  // One of the three.
+  // One of the two.
   std::shared_ptr<const BpeModel> bpe;
   std::shared_ptr<const UnigramModel> unigram;
-  std::shared_ptr<const SentencePieceLibrary> library;
 
   // What stands before the model, step by step.
   std::vector<NormalizerStep> normalizer;

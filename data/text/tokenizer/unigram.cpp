@@ -13,6 +13,8 @@ namespace {
 constexpr uint64_t kNoEdge = ~uint64_t{0};
 // Below the worst token, as in SentencePiece.
 constexpr double kUnknownPenalty = 10.0;
+// The largest real vocabularies (250,000 tokens) have a million; each costs 24 bytes.
+constexpr size_t kMaxEdges = size_t{1} << 23;
 
 size_t slot_of(uint64_t edge) {
   const uint64_t mixed = edge * 0x9E3779B97F4A7C15ULL;
@@ -25,7 +27,10 @@ UnigramModel::UnigramModel(std::shared_ptr<const Vocabulary> vocabulary,
                            std::vector<double> scores,
                            Rules rules,
                            const std::string& name)
-    : vocabulary_(std::move(vocabulary)), scores_(std::move(scores)), rules_(rules), name_(name) {
+    : vocabulary_(std::move(vocabulary)),
+      scores_(std::move(scores)),
+      rules_(std::move(rules)),
+      name_(name) {
   edges_.assign(1024, kNoEdge);
   targets_.resize(edges_.size());
   mask_ = edges_.size() - 1;
@@ -34,10 +39,17 @@ UnigramModel::UnigramModel(std::shared_ptr<const Vocabulary> vocabulary,
     if (!std::isfinite(scores_[id])) {
       fail(ExitCode::kData, "the score of token " + std::to_string(id) + " is not finite", name);
     }
+    if (!rules_.left_out.empty() && rules_.left_out[id]) continue;
     lowest = std::min(lowest, scores_[id]);
     int32_t node = 0;
     for (const char c : vocabulary_->text(static_cast<int32_t>(id))) {
       node = add_child(node, static_cast<unsigned char>(c));
+    }
+    if (edge_count_ > kMaxEdges) {
+      fail(ExitCode::kData,
+           "the tokens of a Unigram model share too little: their tree has more than " +
+               std::to_string(kMaxEdges) + " edges",
+           name);
     }
     if (node != 0) node_ids_[static_cast<size_t>(node)] = static_cast<int32_t>(id);
   }
@@ -90,7 +102,7 @@ void UnigramModel::emit_unknown(std::string_view text,
   const ByteRange whole = {static_cast<int64_t>(begin), static_cast<int64_t>(end)};
   const std::string_view bytes = text.substr(begin, end - begin);
   // Unknown characters side by side may be a token together.
-  const int32_t token = vocabulary_->find(bytes);
+  const int32_t token = rules_.is_sentencepiece ? -1 : vocabulary_->find(bytes);
   if (token >= 0 && static_cast<size_t>(token) < scores_.size()) {
     out.push_back({token, whole, whole});
     return;
@@ -122,7 +134,8 @@ void UnigramModel::encode(std::string_view text,
   const size_t size = end - begin;
   best.assign(size + 1, Node{});
   const auto offer = [&](size_t from, size_t to, int32_t id, double score) {
-    const double total = best[from].score + score;
+    double total = best[from].score + score;
+    if (rules_.is_sentencepiece) total = static_cast<float>(total);
     Node& node = best[to];
     if (node.length == 0 || total > node.score) {
       node = {total, id, static_cast<uint32_t>(to - from)};

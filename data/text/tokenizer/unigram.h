@@ -1,4 +1,4 @@
-// Unigram models of tokenizer.json: the segmentation with the highest sum of scores (Viterbi).
+// Unigram models: the segmentation with the highest sum of scores (Viterbi).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,10 @@ class UnigramModel {
   struct Rules {
     bool byte_fallback = false;
     int32_t unk = -1;  // -1 = none: unknown characters are an error
+    // sentencepiece keeps sums as float32, and never takes unknown characters side by side for a
+    // token; `tokenizers` computes in float64, and does.
+    bool is_sentencepiece = false;
+    std::vector<bool> left_out;  // by id: tokens that text never becomes; empty = none
   };
   // `scores` by id. Errors: kData.
   UnigramModel(std::shared_ptr<const Vocabulary> vocabulary,

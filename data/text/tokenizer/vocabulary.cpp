@@ -33,15 +33,20 @@ void Vocabulary::insert(int32_t id) {
   size_t slot = hash & mask_;
   while (slots_[slot].id >= 0) slot = (slot + 1) & mask_;
   const Place& place = places_[static_cast<size_t>(id)];
-  slots_[slot] = {static_cast<uint32_t>(hash >> 32), id, place.begin,
-                  static_cast<uint32_t>(place.length)};
+  slots_[slot] = {key_of(text(id), hash), id, place.begin};
 }
 
-void Vocabulary::add(std::string_view token, int64_t id, const std::string& where) {
+void Vocabulary::add(std::string_view token, uint64_t hash, int64_t id, const std::string& where) {
   if (id < 0 || id > kMaxTokenId) {
     fail(ExitCode::kData,
          "token ids must be in 0.." + std::to_string(kMaxTokenId) + ", got " + std::to_string(id) +
              " for \"" + std::string(token) + "\"",
+         where);
+  }
+  if (token.size() > kMaxTokenBytes) {
+    fail(ExitCode::kData,
+         "a token must have at most " + std::to_string(kMaxTokenBytes) + " bytes, got " +
+             std::to_string(token.size()) + " for id " + std::to_string(id),
          where);
   }
   const auto number = static_cast<int32_t>(id);
@@ -53,12 +58,10 @@ void Vocabulary::add(std::string_view token, int64_t id, const std::string& wher
          where);
   }
   if ((count_ + 1) * 2 > slots_.size()) grow(std::max<size_t>(64, slots_.size() * 2));
-  const uint64_t hash = hash_bytes(token);
+  const uint64_t key = key_of(token, hash);
   size_t slot = hash & mask_;
   for (; slots_[slot].id >= 0; slot = (slot + 1) & mask_) {
-    if (slots_[slot].tag != static_cast<uint32_t>(hash >> 32) || text(slots_[slot].id) != token) {
-      continue;
-    }
+    if (slots_[slot].key != key || !has_text(slots_[slot], token)) continue;
     if (slots_[slot].id == number) return;
     fail(ExitCode::kData,
          "token \"" + std::string(token) + "\" has both id " + std::to_string(slots_[slot].id) +
@@ -74,8 +77,7 @@ void Vocabulary::add(std::string_view token, int64_t id, const std::string& wher
   if (index >= places_.size()) places_.resize(index + 1);
   places_[index] = {static_cast<uint32_t>(bytes_.size()), static_cast<int32_t>(token.size())};
   bytes_.append(token);
-  slots_[slot] = {static_cast<uint32_t>(hash >> 32), number, places_[index].begin,
-                  static_cast<uint32_t>(token.size())};
+  slots_[slot] = {key, number, places_[index].begin};
   ++count_;
 }
 

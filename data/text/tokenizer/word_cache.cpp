@@ -13,7 +13,7 @@ WordCache::Slot& WordCache::free_slot(uint64_t hash) {
 }
 
 void WordCache::grow() {
-  const std::vector<Slot> old = std::move(slots_);
+  const Slots old = std::move(slots_);
   slots_.assign(old.size() * 2, Slot{});
   mask_ = slots_.size() - 1;
   for (const Slot& slot : old) {

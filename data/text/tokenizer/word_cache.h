@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/text/tokenizer/huge_pages.h"
 #include "data/text/tokenizer/vocabulary.h"
 
 namespace graft::data {
@@ -92,7 +93,8 @@ class WordCache {
   Slot& free_slot(uint64_t hash);
   void grow();
 
-  std::vector<Slot> slots_ = std::vector<Slot>(kFirstSlots);
+  using Slots = std::vector<Slot, HugePages<Slot>>;
+  Slots slots_ = Slots(kFirstSlots);
   uint64_t mask_ = kFirstSlots - 1;
   size_t used_ = 0;
   std::string words_;

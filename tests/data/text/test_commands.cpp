@@ -34,6 +34,33 @@ TEST_CASE("encode: a bad line is named", "[data][commands]") {
   CHECK(test::run({"graft-data", "encode"}).exit_code == 2);
 }
 
+TEST_CASE("encode, decode, render: a wrong kind and a misspelt member are named with their line",
+          "[data][commands]") {
+  const test::TempDir dir;
+  write_file_atomically(dir.file("t.jinja"), "{{ messages[0].content }}{{ name }}");
+  const auto render = [&](const std::string& line) {
+    return test::run({"graft-data", "render", "--template", dir.file("t.jinja")},
+                     R"({"messages": [{"role": "user", "content": "x"}], "conv": 1, "text": "x"})"
+                     "\n" +
+                         line);
+  };
+  const auto typo = render(R"({"messages": [], "add_generation_promt": true})");
+  CHECK(typo.exit_code == 3);
+  CHECK(typo.err.find("did you mean \"add_generation_prompt\"?") != std::string::npos);
+  CHECK(typo.err.find("stdin:2") != std::string::npos);
+  const auto kind = render(R"({"messages": [], "add_generation_prompt": "yes"})");
+  CHECK(kind.exit_code == 3);
+  CHECK(kind.err.find("stdin:2") != std::string::npos);
+  const auto text = test::run({"graft-data", "encode", "--tokenizer", kTiny}, "{\"text\": 5}\n");
+  CHECK(text.exit_code == 3);
+  CHECK(text.err.find("must be a string, got integer") != std::string::npos);
+  CHECK(text.err.find("stdin:1") != std::string::npos);
+  const auto ids = test::run({"graft-data", "decode", "--tokenizer", kTiny},
+                             "{\"ids\": [1]}\n{\"ids\": [99999]}\n");
+  CHECK(ids.exit_code == 3);
+  CHECK(ids.err.find("stdin:2") != std::string::npos);
+}
+
 TEST_CASE("render: text and spans in code points, or the error", "[data][commands]") {
   const test::TempDir dir;
   write_file_atomically(dir.file("t.jinja"),

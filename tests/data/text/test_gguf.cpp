@@ -56,6 +56,38 @@ TEST_CASE("gguf: words are cut as in the family's tokenizer.json", "[data][token
   CHECK(rows == 67);
 }
 
+TEST_CASE("gguf: every family's words cover the text, and its patterns need no unbounded time",
+          "[data][tokenizer]") {
+  const std::string pre = GENERATE(
+      "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "a.x-4.0",
+      "mellum", "exaone4", "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
+      "minerva-7b", "mellum2", "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1",
+      "midm-2.0", "lfm2", "pixtral", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe", "qwen2",
+      "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2", "qwen35",
+      "tekken", "gpt-4o", "llama4", "kanana2", "minimax-m2", "bailingmoe", "bailingmoe2",
+      "llada-moe", "seed-coder", "deepseek-v3", "hunyuan-dense", "deepseek-coder", "falcon");
+  CAPTURE(pre);
+  const test::TempDir dir;
+  write_file_atomically(dir.file("v.gguf"), gguf_of("gpt2", pre));
+  const auto tokenizer = load_tokenizer(dir.file("v.gguf"));
+  const std::string text = "It's 12345 caf\u00E9s,\r\n\n  \u4E00\u3042 (x)!? ''ll\t \u0E01\u0E33 ";
+  const Encoding encoding = tokenizer->encode(text);
+  int64_t at = 0;
+  for (const ByteRange& span : encoding.spans) {
+    CHECK(span.begin == at);
+    at = span.end;
+  }
+  CHECK(at == static_cast<int64_t>(text.size()));
+  CHECK(tokenizer->decode(encoding.ids) == text);
+  const double start = test::cpu_seconds();
+  for (const char* part : {"a", " ", "1", "!", "\n", "\u0301"}) {
+    std::string hostile;
+    for (int i = 0; i < 20'000; ++i) hostile += part;
+    tokenizer->encode_ids(hostile);
+  }
+  CHECK(test::cpu_seconds() - start < 1.0);
+}
+
 TEST_CASE("gguf: cut short anywhere, it is refused", "[data][tokenizer]") {
   const std::string whole = gguf_of("gpt2", "gpt-2");
   const auto read = [](const std::string& bytes) {

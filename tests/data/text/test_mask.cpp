@@ -367,6 +367,47 @@ TEST_CASE("tokenize: line ends and a byte order mark change nothing", "[data][to
   CHECK(tokenizer->decode(plain[1], Tokenizer::SkipSpecial::kYes) == "a\r\nb");
 }
 
+TEST_CASE("tokenize: every row that is refused or has a fault stands in the report",
+          "[data][tokenize]") {
+  const test::TempDir dir;
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    write_file_atomically(dir.file(name), read_file(kTiny + name));
+  }
+  write_file_atomically(dir.file("chat_template.jinja"),
+                        "{{ '<s><s>' }}{% for m in messages %}{{ '[' + m.role + ']' + m.content }}"
+                        "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}");
+  write_file_atomically(dir.file("data.jsonl"),
+                        "{\"prompt\": \"order\", \"completion\": \"cable\"}\n"
+                        "not json\n"
+                        "{\"prompt\": \"a</s>b\", \"completion\": \"x\"}\n"
+                        "{\"prompt\": \"order\", \"completion\": \"cable cable cable cable\"}\n");
+  const auto tokenizer = load_tokenizer(dir.path());
+  const auto used = ChatTemplate::load(dir.path());
+  const TokenizeInput input = {{dir.file("data.jsonl")}, {}, tokenizer.get(), &*used, dir.path()};
+  TokenizeOptions options;
+  options.out = dir.file("s.h5");
+  options.report = dir.file("report.jsonl");
+  options.mask.faults.double_bos = FaultLevel::kReport;
+  const auto tokenize = [&] {
+    return tokenize_files(input, tokenize_settings(input, options.mask), options);
+  };
+  const int64_t first_length = tokenize().lengths.begin()->first;
+  options.mask.over_long = OverLong::kTruncateRight;
+  options.mask.sequence_len = first_length;
+  CHECK(tokenize().double_bos == 2);
+  std::istringstream lines(read_file(dir.file("report.jsonl")));
+  std::vector<std::string> seen;
+  for (std::string line; std::getline(lines, line);) {
+    const Json fault = parse_json(line, "report");
+    seen.push_back(std::to_string(fault.at("line").as_int()) + " " + fault.at("rule").as_string() +
+                   (fault.at("kept").as_bool() ? " kept" : " refused"));
+  }
+  CHECK(seen == std::vector<std::string>{"1 unstopped_turn kept", "1 double_bos kept",
+                                         "2 unreadable refused", "3 special_in_content refused",
+                                         "4 unstopped_turn kept", "4 double_bos kept",
+                                         "4 truncated kept"});
+}
+
 TEST_CASE("tokenize: tokens across a border are counted, and refused above 1 % of the turns",
           "[data][tokenize]") {
   const test::TempDir dir;
@@ -392,11 +433,21 @@ TEST_CASE("tokenize: tokens across a border are counted, and refused above 1 % o
     const TokenizeInput input = {{dir.file("data.jsonl")}, {}, tokenizer.get(), &*used, dir.path()};
     TokenizeOptions options;
     options.out = dir.file("s.h5");
+    options.report = dir.file("report.jsonl");
     return tokenize_files(input, tokenize_settings(input, options.mask), options);
   };
   CHECK(tokenize(1, 99).straddling == 1);
   CHECK_THROWS_WITH(tokenize(2, 98),
                     Catch::Contains("2 tokens straddle") && Catch::Contains("100 trained turns"));
+  // The report names the rows all the same.
+  const std::string report = read_file(dir.file("report.jsonl"));
+  CHECK(std::count(report.begin(), report.end(), '\n') == 2);
+  const Json first = parse_json(report.substr(0, report.find('\n')), "report");
+  CHECK(first.at("file").as_string() == dir.file("data.jsonl"));
+  CHECK(first.at("line").as_int() == 1);
+  CHECK(first.at("row").as_int() == 0);
+  CHECK(first.at("rule").as_string() == "straddling");
+  CHECK(first.at("kept").as_bool());
 }
 
 }  // namespace graft::data

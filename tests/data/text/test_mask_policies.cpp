@@ -97,6 +97,13 @@ TEST_CASE("mask: an empty thought that the generation prompt supplies is not tra
       "{% if add_generation_prompt %}{{ '<a><think></think>' }}{% endif %}";
   CHECK(masks.marked(kTwoTurns, kSupplied) ==
         "<u>p<E><a><think></think>[q<E>]<u>r<E><a><think></think>[s<E>]");
+  // A header that is the template's own text, without the name of the role.
+  constexpr const char* kOwnHeader =
+      "{% for m in messages %}{{ '<a><think></think>' if m.role == 'assistant' else '<u>' }}"
+      "{{ m.content + '<E>' }}{% endfor %}"
+      "{% if add_generation_prompt %}{{ '<a><think></think>' }}{% endif %}";
+  CHECK(masks.marked(kTwoTurns, kOwnHeader) ==
+        "<u>p<E><a><think></think>[q<E>]<u>r<E><a><think></think>[s<E>]");
 }
 
 TEST_CASE("mask: thoughts and tool calls are trained with the template's text round them",

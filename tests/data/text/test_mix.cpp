@@ -38,6 +38,8 @@ TEST_CASE("mix: without numbers every document comes once in each epoch", "[data
 TEST_CASE("mix: repeat takes whole and broken passes, nothing twice before the rest",
           "[data][mix]") {
   const std::vector<MixSource> sources = {{"a", kTens, 2.5}};
+  CHECK(mix(sources, 1, 0).at(0).size() == 25);  // 2.5 x 100 tokens of documents of ten
+  CHECK(mix(sources, 1, 1).at(0).size() == 25);
   const auto first = counts_of(mix(sources, 1, 0), 0);
   const auto second = counts_of(mix(sources, 1, 1), 0);
   std::map<int64_t, int> both = first;

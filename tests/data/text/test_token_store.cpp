@@ -137,6 +137,11 @@ TEST_CASE("token store: truncated or unfinished stores are refused", "[data][sto
     write_file_atomically(path + ".json", dump_json(sidecar));
     CHECK_THROWS_WITH(TokenStore::open(path), Catch::Contains("digest"));
   }
+  SECTION("another file") {
+    write_file_atomically(dir.file("data.jsonl"), "{}\n");
+    CHECK_THROWS_WITH(TokenStore::open(dir.file("data.jsonl")),
+                      Catch::Contains("no token store") && !Catch::Contains("remove"));
+  }
   SECTION("absent") {
     CHECK_THROWS_WITH(TokenStore::open(dir.file("none.h5")), Catch::Contains("no token store"));
   }

@@ -8,6 +8,7 @@
 #include "data/text/tokenizer.h"
 #include "data/text/utf8.h"
 #include "tests/data/text/golden.h"
+#include "tests/data/text/model_proto.h"
 #include "tests/support/support.h"
 
 namespace graft::data {
@@ -208,6 +209,14 @@ TEST_CASE("tokenizer: damaged files are refused with a reason", "[data][tokenize
     });
     CHECK_THROWS_WITH(load_text(text), Catch::Contains("id"));
   }
+  SECTION("a token that is no word of any language") {
+    const std::string text = changed([&](Json& root) {
+      for (auto& [key, value] : model_of(root).as_object()) {
+        if (key == "vocab") value.set(std::string(size_t{1} << 16, 'x'), 900);
+      }
+    });
+    CHECK_THROWS_WITH(load_text(text), Catch::Contains("65535 bytes, got 65536"));
+  }
   SECTION("merges whose result is no token, and empty parts") {
     const std::string merge = GENERATE(R"([["e", "zz"]])", R"([["", "e"]])", R"(["e"])", "[7]");
     const std::string text =
@@ -236,6 +245,49 @@ TEST_CASE("tokenizer: damaged files are refused with a reason", "[data][tokenize
     CHECK_THROWS_WITH(tokenizer->encode("a\xff"), Catch::Contains("UTF-8"));
     const std::vector<int32_t> ids = {5, 100000};
     CHECK_THROWS_WITH(tokenizer->decode(ids), Catch::Contains("100000"));
+  }
+}
+
+TEST_CASE("tokenizer: SentencePiece merges the pair with the best score first, whatever its id",
+          "[data][tokenizer]") {
+  const test::TempDir dir;
+  const auto ids_of_abc = [&](float score_ab, float score_bc) {
+    write_file_atomically(dir.file("tokenizer.model"),
+                          test::piece("<unk>", 0, 2) + test::piece("a", -9) + test::piece("b", -9) +
+                              test::piece("c", -9) + test::piece("ab", score_ab) +
+                              test::piece("bc", score_bc) +
+                              test::field(2, "\x18\x02") +  // trainer_spec.model_type = BPE
+                              test::field(3, std::string("\x18\0", 2)));  // no dummy prefix
+    return load_tokenizer(dir.file("tokenizer.model"))->encode_ids("abc");
+  };
+  CHECK(ids_of_abc(-1, -2) == std::vector<int32_t>{4, 3});  // ab c
+  CHECK(ids_of_abc(-2, -1) == std::vector<int32_t>{1, 5});  // a bc
+}
+
+TEST_CASE("tokenizer: ignore_merges takes a word that is a token without asking the merges",
+          "[data][tokenizer]") {
+  const bool ignores = GENERATE(true, false);
+  CAPTURE(ignores);
+  const std::string path = test::source_path("tests/golden/tokenizer_steps/llama3.json");
+  const auto old = load_tokenizer(path);
+  const auto id = static_cast<int32_t>(old->vocab_size());
+  Json root = read_json_file(path);
+  model_of(root).set("ignore_merges", ignores);
+  for (auto& [key, value] : model_of(root).as_object()) {
+    if (key == "vocab") value.set("\u0120zqzqzq", id);  // " zqzqzq", which no merge makes
+  }
+  const std::vector<int32_t> ids = load_text(dump_json(root))->encode_ids(" zqzqzq");
+  CHECK(ids == (ignores ? std::vector<int32_t>{id} : old->encode_ids(" zqzqzq")));
+}
+
+TEST_CASE("utf8: characters are counted whatever their place in the text", "[data][tokenizer]") {
+  const std::vector<std::string> characters = {"a", "\u00E9", "\u4E00", "\U0001F680"};
+  for (size_t size = 0; size < 40; ++size) {
+    CAPTURE(size);
+    std::string text;
+    for (size_t i = 0; i < size; ++i) text += characters[(i * 7 + size) % 4];
+    CHECK(utf8_count(text) == size);
+    CHECK(utf8_count(std::string(size, 'x')) == size);
   }
 }
 

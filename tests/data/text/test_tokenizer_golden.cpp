@@ -1,4 +1,5 @@
 // Token ids, offsets and decoded text against Hugging Face `tokenizers`.
+#include <cstdio>
 #include <iterator>
 #include <map>
 #include <sstream>
@@ -68,6 +69,9 @@ TEST_CASE("tokenizer: ids, offsets and text of real models equal tokenizers", "[
     ++rows;
   }
   CHECK(rows == 49);
+  std::printf(
+      "tokenizer goldens: %-12s %d texts, ids with and without specials, offsets, decoding\n",
+      name.c_str(), rows);
 }
 
 TEST_CASE("tokenizer: tokenizer.model alone gives the ids of tokenizer.json", "[data][tokenizer]") {
@@ -81,6 +85,34 @@ TEST_CASE("tokenizer: tokenizer.model alone gives the ids of tokenizer.json", "[
     CAPTURE(text);
     CHECK(from_model->encode_ids(text) == from_json->encode_ids(text));
   }
+}
+
+TEST_CASE("tokenizer: tokenizer.model of every kind gives sentencepiece's ids",
+          "[data][tokenizer]") {
+  const std::string directory = test::source_path("tests/golden/tokenizer_spm/");
+  const std::string name =
+      GENERATE("bpe_map", "bpe_spaces", "unigram", "unigram_map", "unigram_plain");
+  CAPTURE(name);
+  const auto tokenizer = load_tokenizer(directory + name + ".model");
+  int rows = 0;
+  for (const Json& row : test::read_golden(directory + "golden.jsonl")) {
+    if (row.at("model").as_string() != name) continue;
+    const std::string text = row.at("text").as_string();
+    CAPTURE(text);
+    const Encoding encoding = tokenizer->encode(text);
+    CHECK(encoding.ids == test::ids_of(row, "ids"));
+    CHECK(tokenizer->encode_ids(text) == encoding.ids);
+    int64_t at = 0;
+    for (const ByteRange& span : encoding.spans) {
+      CHECK(span.begin == at);
+      CHECK(span.end >= span.begin);
+      at = span.end;
+    }
+    // White space that vanishes with the whole text belongs to no token.
+    if (!encoding.ids.empty()) CHECK(at == static_cast<int64_t>(text.size()));
+    ++rows;
+  }
+  CHECK(rows == 51);
 }
 
 TEST_CASE("tokenizer: every kind of step gives what tokenizers gives", "[data][tokenizer]") {
@@ -105,8 +137,8 @@ TEST_CASE("tokenizer: every kind of step gives what tokenizers gives", "[data][t
 TEST_CASE("tokenizer: GGUF vocabularies give llama.cpp's ids", "[data][tokenizer]") {
   const std::string shared = test::shared_data();
   if (shared.empty()) return;
-  const std::string stem = shared + "/data/tokenizers/gguf/ggml-vocab-" +
-                           GENERATE("llama-bpe", "llama-spm", "qwen2") + ".gguf";
+  const std::string name = GENERATE("llama-bpe", "llama-spm", "qwen2");
+  const std::string stem = shared + "/data/tokenizers/gguf/ggml-vocab-" + name + ".gguf";
   CAPTURE(stem);
   const auto tokenizer = load_tokenizer(stem);
   const std::string input = read_file(stem + ".inp");
@@ -124,6 +156,7 @@ TEST_CASE("tokenizer: GGUF vocabularies give llama.cpp's ids", "[data][tokenizer
     line = line_end + 1;
   }
   CHECK(vectors >= 46);
+  std::printf("GGUF vectors: %-9s %d\n", name.c_str(), vectors);
 }
 
 }  // namespace graft::data

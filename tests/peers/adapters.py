@@ -1,0 +1,140 @@
+"""Kinds of adapters against PEFT: the same beginning, data and order, then 20 steps of AdamW.
+
+compare(steps, work) is called by run.py. Bound: for each trained tensor, how far graft's end is from PEFT's over how far
+PEFT has moved, |ours - theirs| <= 1e-4 |theirs - beginning|.
+"""
+import json
+import subprocess
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file, save_file
+
+import families
+
+STEPS, ROWS, LENGTH = 20, 2, 18
+PATTERNS = dict(rank_pattern={"layers.1.self_attn.q_proj": 5, "down_proj": 2}, alpha_pattern={"o_proj": 3.0})
+ENDS = ["embed_tokens", "lm_head"]
+# name: family, options of the adapter, of the optimizer
+KINDS = {
+    "LoRA": ("llama", {}, {}),
+    "rsLoRA": ("qwen3", dict(rslora=True), {}),
+    "LoRA, clipped": ("gemma2", {}, dict(max_grad_norm=0.05)),
+    "LoRA+": ("llama", dict(b_lr_ratio=8.0), {}),
+    "DoRA": ("llama", dict(dora=True), {}),
+    "DoRA on joined weights": ("phi3", dict(dora=True), {}),
+    "DoRA with norms after": ("olmo2", dict(dora=True), {}),
+    "PiSSA": ("llama", dict(init="pissa"), {}),
+    "patterns": ("qwen3", PATTERNS, {}),
+    "patterns, rsLoRA": ("llama", PATTERNS | dict(rslora=True), {}),
+    "head and embeddings": ("llama", dict(saved=ENDS), {}),
+    "head and embeddings, tied": ("qwen2", dict(saved=ENDS), {}),
+    "head, embeddings and norms, capped": ("gemma2", dict(saved=ENDS + ["model.norm", "input_layernorm"]), {}),
+    "DoRA and the head": ("mistral", dict(dora=True, saved=["lm_head"]), {}),
+}
+ADAPTER = dict(r=3, alpha=5.0, rslora=False, dora=False, init="default", b_lr_ratio=1.0, targets=["all-linear"], saved=[],
+               rank_pattern={}, alpha_pattern={})
+OPTIMIZER = dict(steps=STEPS, learning_rate=2e-3, weight_decay=0.01, max_grad_norm=0.0)
+
+
+def graft_name(name):
+    """PEFT's name of a parameter as graft's."""
+    return (name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".default", "")
+            .replace("lora_magnitude_vector.weight", "lora_magnitude_vector"))
+
+
+class Kind:
+    def __init__(self, name, steps, work):
+        self.name, self.steps = name, steps
+        self.family, adapter, optimizer = KINDS[name]
+        self.settings = ADAPTER | OPTIMIZER | adapter | optimizer
+        self.work = work / f"kind-{list(KINDS).index(name)}"
+        (self.work / "base").mkdir(parents=True)
+        self.config = families.make_model(self.family, 7, self.work / "base")
+        generator = torch.Generator().manual_seed(11)
+        self.ids = torch.randint(3, families.VOCAB, (STEPS * ROWS, LENGTH), generator=generator)
+        self.labels = self.ids.clone()
+        self.labels[:, :4] = -100
+
+    def peft_model(self):
+        s = self.settings
+        torch.manual_seed(3)
+        config = LoraConfig(r=s["r"], lora_alpha=s["alpha"], use_rslora=s["rslora"], use_dora=s["dora"],
+                            init_lora_weights=True if s["init"] == "default" else s["init"],
+                            target_modules="all-linear", modules_to_save=s["saved"] or None,
+                            rank_pattern=s["rank_pattern"], alpha_pattern=s["alpha_pattern"],
+                            ensure_weight_tying=bool(self.config.tie_word_embeddings and s["saved"]),
+                            task_type="CAUSAL_LM")
+        return get_peft_model(families.load(self.family, self.work / "base", self.config), config)
+
+    def optimizer(self, model):
+        s = self.settings
+        if s["b_lr_ratio"] != 1:
+            return create_loraplus_optimizer(model, torch.optim.AdamW, lr=s["learning_rate"],
+                                             loraplus_lr_ratio=s["b_lr_ratio"], weight_decay=s["weight_decay"],
+                                             loraplus_weight_decay=s["weight_decay"])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = [dict(params=[p for p in trained if p.ndim > 1], weight_decay=s["weight_decay"]),
+                  dict(params=[p for p in trained if p.ndim == 1], weight_decay=0.0)]
+        return torch.optim.AdamW(groups, lr=s["learning_rate"])
+
+    def theirs(self):
+        model = self.peft_model()
+        named = {graft_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+        begin = {n: p.detach().clone() for n, p in named.items()}
+        optimizer, losses = self.optimizer(model), []
+        model.train()
+        for step in range(STEPS):
+            rows = slice(step * ROWS, (step + 1) * ROWS)
+            loss = model(input_ids=self.ids[rows], labels=self.labels[rows], use_cache=False).loss
+            optimizer.zero_grad()
+            loss.backward()
+            if self.settings["max_grad_norm"]:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings["max_grad_norm"])
+            optimizer.step()
+            losses.append(loss.item())
+        return begin, {n: p.detach() for n, p in named.items()}, torch.tensor(losses)
+
+    def ours(self, begin):
+        path, out = self.work / "batches.safetensors", self.work / "out.safetensors"
+        given = {} if self.settings["init"] == "pissa" else {"begin." + n: v.contiguous() for n, v in begin.items()}
+        save_file({"input_ids": self.ids, "labels": self.labels} | given, path)
+        done = subprocess.run([str(self.steps), str(self.work / "base"), str(path), json.dumps(self.settings), str(out)],
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return load_file(out)
+
+    def signs(self, name, ours, begin):
+        """Singular vectors have two signs: those that make graft's beginning PEFT's, for each row of A or column of B."""
+        if self.settings["init"] != "pissa":
+            return 1.0
+        axis = 1 if name.endswith("lora_A.weight") else 0
+        signs = torch.sign((ours["begin." + name] * begin[name]).sum(axis, keepdim=True))
+        difference = (ours["begin." + name] * signs - begin[name]).norm() / begin[name].norm()
+        assert difference <= 1e-5, f"{name}: begins {difference:.3g} away"
+        return signs
+
+    def check(self):
+        begin, end, losses = self.theirs()
+        ours = self.ours(begin)
+        trained = {n.removeprefix("end.") for n in ours if n.startswith("end.")}
+        if self.config.tie_word_embeddings and self.settings["saved"]:
+            end.pop("lm_head.weight", None)  # the same tensor
+        assert trained == set(end), f"trained there or here only: {trained ^ set(end)}"
+        worst = 0.0
+        for name, theirs in end.items():
+            moved = (theirs - begin[name]).norm().item()
+            distance = (ours["end." + name] * self.signs(name, ours, begin) - theirs).norm().item()
+            assert moved > 0, name
+            assert distance <= 1e-4 * moved, f"{self.name}: {name} is {distance / moved:.3g} of its way off"
+            worst = max(worst, distance / moved)
+        assert ((ours["losses"] - losses).abs() <= 1e-5 * losses).all()
+        print(f"    {self.name} ({self.family}): {len(end)} tensors, worst {worst:.2g}; "
+              f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+
+
+def compare(steps, work):
+    torch.set_num_threads(1)
+    for name in KINDS:
+        Kind(name, steps, work).check()

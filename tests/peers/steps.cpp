@@ -1,0 +1,154 @@
+// graft-steps: a few AdamW steps on given batches, for tests/peers/adapters.py. Not installed.
+//
+// usage: graft-steps MODEL BATCHES SETTINGS OUT
+//   BATCHES   input_ids and labels, I64 [steps * rows, T]; -100: not trained on; not shifted.
+//             begin.NAME: where the trained tensors begin, in place of their own beginning
+//   SETTINGS  JSON: steps, learning_rate, weight_decay, max_grad_norm, and of the adapter r, alpha,
+//             rslora, dora, init, b_lr_ratio, targets, saved, rank_pattern, alpha_pattern
+//   OUT       begin.NAME and end.NAME of everything trained, losses [steps]
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "core/safetensors.h"
+#include "train/engine/decoder.h"
+#include "train/engine/optimizer.h"
+#include "train/engine/tensor.h"
+#include "train/model/dora.h"
+#include "train/model/lora.h"
+#include "train/model/weights.h"
+
+namespace {
+
+using namespace graft;         // NOLINT(google-build-using-namespace)
+using namespace graft::train;  // NOLINT(google-build-using-namespace)
+
+std::vector<std::string> texts(const Json& list) {
+  std::vector<std::string> texts;
+  for (const Json& item : list.as_array()) texts.push_back(item.as_string());
+  return texts;
+}
+
+LoraSettings read_settings(const Json& json) {
+  LoraSettings settings;
+  settings.rank = json.at("r").as_int();
+  settings.alpha = json.at("alpha").as_double();
+  settings.rslora = json.at("rslora").as_bool();
+  settings.dora = json.at("dora").as_bool();
+  settings.init = json.at("init").as_string();
+  settings.b_lr_ratio = json.at("b_lr_ratio").as_double();
+  settings.targets = texts(json.at("targets"));
+  settings.saved = texts(json.at("saved"));
+  for (const auto& [pattern, rank] : json.at("rank_pattern").as_object()) {
+    settings.rank_pattern.emplace_back(pattern, rank.as_int());
+  }
+  for (const auto& [pattern, alpha] : json.at("alpha_pattern").as_object()) {
+    settings.alpha_pattern.emplace_back(pattern, alpha.as_double());
+  }
+  return settings;
+}
+
+std::vector<int64_t> integers(const SafetensorsFile& file, const std::string& name) {
+  const TensorInfo& info = file.at(name);
+  if (info.dtype != DType::kI64 || info.shape.size() != 2) {
+    fail(ExitCode::kData, "expected I64 [rows, T]", file.path() + ": " + name);
+  }
+  std::vector<int64_t> values(static_cast<size_t>(info.count()));
+  file.read(info, 0, std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+// One batch for each step.
+std::vector<Batch> read_batches(const SafetensorsFile& file, int64_t steps) {
+  const std::vector<int64_t> ids = integers(file, "input_ids"), labels = integers(file, "labels");
+  const std::vector<int64_t>& shape = file.at("input_ids").shape;
+  const auto length = static_cast<size_t>(shape[1]);
+  const auto rows = static_cast<size_t>(shape[0] / steps);
+  const float weights[2] = {0.0F, 1.0F};
+  std::vector<Batch> batches(static_cast<size_t>(steps));
+  for (size_t step = 0; step < batches.size(); ++step) {
+    batches[step].clear();
+    for (size_t row = 0; row < rows; ++row) {
+      const size_t begin = (step * rows + row) * length;
+      std::vector<int32_t> row_ids;
+      std::vector<uint8_t> loss;
+      for (size_t t = begin; t < begin + length; ++t) {
+        row_ids.push_back(static_cast<int32_t>(ids[t]));
+        loss.push_back(labels[t] != -100 ? 1 : 0);
+      }
+      batches[step].add(row_ids, loss, weights, static_cast<int64_t>(row * length));
+    }
+  }
+  return batches;
+}
+
+void take_beginnings(const SafetensorsFile& file, Model& model) {
+  for (const Parameter& parameter : model.trained) {
+    const TensorInfo* const info = file.find("begin." + parameter.name);
+    if (info == nullptr) continue;
+    if (info->dtype != DType::kF32 || info->count() != parameter.value.numel()) {
+      fail(ExitCode::kData, "expected F32 of the parameter's size",
+           file.path() + ": " + info->name);
+    }
+    const auto count = static_cast<size_t>(info->count());
+    file.read(*info, 0, std::as_writable_bytes(std::span(f32(parameter.value), count)));
+  }
+  refresh_gains(model);
+}
+
+TensorBytes bytes_of(const std::string& name, const at::Tensor& tensor) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  return {{name, DType::kF32, {sizes.begin(), sizes.end()}},
+          std::as_bytes(std::span(f32(tensor), static_cast<size_t>(tensor.numel())))};
+}
+
+int run(const std::string& directory,
+        const std::string& batches_path,
+        const Json& json,
+        const std::string& out) {
+  const auto model = load_model(directory, Precision::kFull);
+  add_lora(*model, read_settings(json), 1, directory);
+  const SafetensorsFile file(batches_path);
+  take_beginnings(file, *model);
+  std::vector<TensorBytes> tensors;
+  std::vector<at::Tensor> begun;
+  for (const Parameter& parameter : model->trained) begun.push_back(parameter.value.clone());
+  OptimizerSettings settings;
+  settings.weight_decay = json.at("weight_decay").as_double();
+  settings.max_grad_norm = json.at("max_grad_norm").as_double();
+  AdamW optimizer(model->trained);
+  std::vector<float> losses;
+  for (const Batch& batch : read_batches(file, json.at("steps").as_int())) {
+    Decoder decoder(*model, StepPlan::of(*model, batch.tokens(), Keep::kForBackward));
+    optimizer.zero_gradients();
+    const float* residual = decoder.forward(batch, 0);
+    const double scale = 1 / batch.weight_sum;
+    const HeadResult head =
+        decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
+    decoder.backward(batch, decoder.gradient_buffer());
+    decoder.finish_gradients();
+    losses.push_back(static_cast<float>(head.loss_sum * scale));
+    optimizer.step(settings, json.at("learning_rate").as_double(), head.loss_sum * scale);
+    refresh_gains(*model);
+  }
+  const auto count = static_cast<int64_t>(losses.size());
+  tensors.push_back({{"losses", DType::kF32, {count}}, std::as_bytes(std::span(losses))});
+  for (size_t i = 0; i < begun.size(); ++i) {
+    tensors.push_back(bytes_of("begin." + model->trained[i].name, begun[i]));
+    tensors.push_back(bytes_of("end." + model->trained[i].name, model->trained[i].value));
+  }
+  write_safetensors(out, std::move(tensors));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_main([&] {
+    if (argc != 5) fail(ExitCode::kUsage, "usage: graft-steps MODEL BATCHES SETTINGS OUT");
+    return run(argv[1], argv[2], parse_json(argv[3], "settings"), argv[4]);
+  });
+}
