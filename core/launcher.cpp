@@ -25,6 +25,7 @@ struct Route {
 constexpr Route kRoutes[] = {
     {"data", "graft-data", true, "curate, deduplicate and tokenize instruction data"},
     {"train", "graft-train", false, "train an adapter or a whole model from a config file"},
+    {"plan", "graft-train", false, "memory, work and time of a training run"},
     {"eval", "graft-train", false, "loss, accuracy and exact match of a model or adapter"},
     {"logits", "graft-train", false, "logits for given token ids"},
     {"generate", "graft-train", false, "text from a model or adapter"},

@@ -202,18 +202,17 @@ extern "C" graft_status graft_attention_forward(const graft_attention_shape* sha
   const int64_t pieces = (longest_document(*shape) + kTaskRows - 1) / kTaskRows;
   const int64_t tasks = pieces * shape->documents * shape->heads;
   const int64_t work = token_count(*shape) * shape->heads * shape->head_dim;
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && work > kParallelWork / 16)
-  for (int64_t task = 0; task < tasks; ++task) {
+  for_tasks(tasks, work > kParallelWork / 16 && omp_get_max_threads() > 1, [&](int64_t task) {
     // Last rows first: they see the most keys, and long tasks at the end would leave threads idle.
     const int64_t piece = pieces - 1 - task / (shape->documents * shape->heads);
     const int64_t document = task / shape->heads % shape->documents;
     const AttentionHead head = head_of(*shape, inputs, out, lse, document, task % shape->heads);
     const int64_t begin = piece * kTaskRows, end = std::min(begin + kTaskRows, head.length);
-    if (begin >= end) continue;
+    if (begin >= end) return;
     isa.attention_forward(
         head, begin, end,
         thread_scratch(isa.attention_forward_scratch(shape->head_dim, shape->type)));
-  }
+  });
   return GRAFT_OK;
 }
 
@@ -283,8 +282,7 @@ extern "C" graft_status graft_attention_backward(const graft_attention_shape* sh
   const Sums dq_sums = sums_of(2, dq, shape->q_stride);
   const int64_t tasks = shape->documents * shape->heads;
   const int64_t work = token_count(*shape) * partial_stride;
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && work > kParallelWork / 16)
-  for (int64_t task = 0; task < tasks; ++task) {
+  for_tasks(tasks, work > kParallelWork / 16 && omp_get_max_threads() > 1, [&](int64_t task) {
     const int64_t document = task / shape->heads, index = task % shape->heads;
     const int64_t token = shape->cu_seqlens[document];
     AttentionHeadGradient head;
@@ -299,7 +297,7 @@ extern "C" graft_status graft_attention_backward(const graft_attention_shape* sh
     head.dk_stride = dk_sums.stride;
     head.dv_stride = dv_sums.stride;
     isa.attention_backward(head, thread_scratch(isa.attention_backward_scratch(d, shape->type)));
-  }
+  });
   if (arrays > 0) add_groups(*shape, dk_sums.values, shape->kv_heads, dk, shape->k_stride);
   if (arrays > 1) add_groups(*shape, dv_sums.values, shape->kv_heads, dv, shape->v_stride);
   if (arrays > 2) add_groups(*shape, dq_sums.values, shape->heads, dq, shape->q_stride);

@@ -64,8 +64,7 @@ void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf&
   const int64_t tasks = (o.n + columns - 1) / columns;
   // A bfloat16 C is summed in float32 and rounded once at the end.
   const bool rounds = o.c_type == GRAFT_BF16;
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && threads > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
+  for_tasks(tasks, threads > 1, [&](int64_t task) {
     const int64_t j = task * columns, width = std::min(columns, o.n - j);
     const int64_t sum_floats = rounds ? o.m * width : 0;
     float* const scratch = thread_scratch(scratch_floats + sum_floats);
@@ -91,7 +90,7 @@ void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf&
     if (rounds) {
       isa.conversion({block.c, c, GRAFT_F32, GRAFT_BF16, width, width, o.ldc, 1.0f}, 0, o.m);
     }
-  }
+  });
 }
 
 }  // namespace graft::kernels

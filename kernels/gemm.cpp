@@ -90,8 +90,7 @@ extern "C" graft_status graft_gemm_f32(graft_transpose ta,
   const Grid grid = choose_grid(m, n, k, isa);
   const int64_t row_tasks = ceil_div(m, grid.rows);
   const int64_t tasks = row_tasks * ceil_div(n, grid.columns);
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && omp_get_max_threads() > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
+  for_tasks(tasks, omp_get_max_threads() > 1, [&](int64_t task) {
     const int64_t i = task % row_tasks * grid.rows;
     const int64_t j = task / row_tasks * grid.columns;
     GemmBlock block;
@@ -109,6 +108,6 @@ extern "C" graft_status graft_gemm_f32(graft_transpose ta,
     block.alpha = alpha;
     block.beta = beta;
     isa.gemm_block(block, thread_scratch(isa.gemm_scratch_floats(block.n)));
-  }
+  });
   return GRAFT_OK;
 }

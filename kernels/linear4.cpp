@@ -110,8 +110,7 @@ void product_f32(const Linear& linear) {
     columns = (share + isa.gemm_tile_columns - 1) / isa.gemm_tile_columns * isa.gemm_tile_columns;
   }
   const int64_t tasks = (o.n + columns - 1) / columns;
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1 && threads > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
+  for_tasks(tasks, threads > 1, [&](int64_t task) {
     const int64_t j = task * columns, width = std::min(columns, o.n - j);
     const int64_t product_floats = isa.gemm_scratch_floats(width);
     float* const scratch = thread_scratch(kF32Depth * kF32Columns + product_floats);
@@ -135,7 +134,7 @@ void product_f32(const Linear& linear) {
       block.beta = p == 0 ? o.beta : 1.0f;
       isa.gemm_block(block, scratch);
     }
-  }
+  });
 }
 
 // The largest number of blocks that a row can touch.

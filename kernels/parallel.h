@@ -15,16 +15,33 @@ namespace graft::kernels {
 // many element operations one thread is faster.
 constexpr int64_t kParallelWork = 1 << 16;
 
+// Calls task(i) for i in [0, count): each thread takes the next one that is left, or one thread all
+// of them. That is no parallel region: a region of one thread allocates its team anew each time.
+template <class Task>
+void for_tasks(int64_t count, bool parallel, const Task& task) {
+  if (!parallel || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t i = 0; i < count; ++i) task(i);
+}
+
 // Calls body(begin, end) over [0, count) in pieces of `block`, the last one short. `work` is the
 // total cost in element operations.
 template <class Body>
 void for_pieces(int64_t count, int64_t block, int64_t work, const Body& body) {
   const int64_t pieces = (count + block - 1) / block;
-#pragma omp parallel for schedule(static) if (pieces > 1 && work > kParallelWork)
-  for (int64_t piece = 0; piece < pieces; ++piece) {
+  const auto run = [&](int64_t piece) {
     const int64_t begin = piece * block;
     body(begin, begin + block < count ? begin + block : count);
+  };
+  if (pieces <= 1 || work <= kParallelWork || omp_get_max_threads() == 1) {
+    for (int64_t piece = 0; piece < pieces; ++piece) run(piece);
+    return;
   }
+#pragma omp parallel for schedule(static)
+  for (int64_t piece = 0; piece < pieces; ++piece) run(piece);
 }
 
 // A 64-byte aligned buffer of this thread, at least `floats` long, kept until the thread ends and

@@ -13,6 +13,9 @@
 #include "core/progress.h"
 #include "tests/bench/duel.h"
 #include "tests/bench/measure.h"
+#ifdef GRAFT_BENCH_TRAIN
+#include "train/job/bench_step.h"
+#endif
 
 namespace {
 
@@ -237,7 +240,7 @@ int main(int argc, char** argv) {
     ::setenv("OMP_WAIT_POLICY", "passive", 0);
     ::execv("/proc/self/exe", argv);
   }
-  const std::vector<graft::Command> commands = {
+  std::vector<graft::Command> commands = {
       {"run",
        "",
        0,
@@ -256,6 +259,9 @@ int main(int argc, char** argv) {
         {"--seconds", "N", "60", "the longest wait for five quiet samples of a row"}},
        {"graft bench kernels --only adamw"},
        run_kernels}};
+#ifdef GRAFT_BENCH_TRAIN
+  commands.push_back(graft::train::bench_step_command());
+#endif
   return graft::run_main([&] {
     if (argc == 1) {  // `make bench`
       char word[] = "run";

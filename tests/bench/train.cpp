@@ -34,6 +34,7 @@ struct Step {
     const HeadResult head =
         decoder->head_loss(batch, residual, scale, decoder->gradient_buffer(), nullptr);
     decoder->backward(batch, decoder->gradient_buffer());
+    decoder->finish_gradients();
     optimizer->step({}, 1e-4, head.loss_sum * scale);
   }
 };
@@ -51,6 +52,7 @@ Batch random_batch(int64_t vocab_size) {
       ids.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(row * kLength + t),
                                                       static_cast<uint64_t>(vocab_size))));
     }
+    batch.begin_row();
     batch.add(ids, loss, weights, row * kLength);
   }
   return batch;
@@ -68,7 +70,8 @@ std::shared_ptr<Step> make_step(Method method) {
     add_lora(*step->model, settings, 1);
   }
   step->optimizer = std::make_unique<AdamW>(step->model->trained);
-  step->decoder = std::make_unique<Decoder>(*step->model, kRows * kLength, Keep::kForBackward);
+  step->decoder = std::make_unique<Decoder>(
+      *step->model, StepPlan::of(*step->model, kRows * kLength, Keep::kForBackward));
   step->batch = random_batch(step->model->config.vocab_size);
   return step;
 }

@@ -122,7 +122,7 @@ int run(const Options& options) {
   }
   const SafetensorsFile file(options.batch);
   const Batch batch = read_batch(file);
-  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, StepPlan::of(*model, batch.tokens(), Keep::kForBackward));
   for (const Parameter& parameter : model->trained) {
     std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
   }
@@ -133,6 +133,7 @@ int run(const Options& options) {
   const HeadResult head =
       decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   const auto loss = static_cast<float>(head.loss_sum * scale);
   const std::vector<int64_t>& shape = file.at("input_ids").shape;
   std::vector<TensorBytes> tensors = {

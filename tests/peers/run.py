@@ -524,6 +524,15 @@ def decoded_by_graft(stem, tensors, name, quant_type, shape):
         assert torch.equal(got, theirs.view(shape)), name
 
 
+@case
+def training_steps_lose_what_the_peers_lose():
+    script = pathlib.Path(__file__).parent / "bench_step.py"
+    done = subprocess.run(
+        [sys.executable, script, GRAFT, "--size", "small", "--seq", "64", "--rounds", "1", "--discards", "0",
+         "--arms", "lora,qlora,lora-fp32,qlora-bf16"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def main():
     failed = 0
     wanted = sys.argv[2] if len(sys.argv) > 2 else ""

@@ -122,13 +122,14 @@ int run(const std::string& directory,
   AdamW optimizer(model->trained);
   std::vector<float> losses;
   for (const Batch& batch : read_batches(file, json.at("steps").as_int())) {
-    Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+    Decoder decoder(*model, StepPlan::of(*model, batch.tokens(), Keep::kForBackward));
     optimizer.zero_gradients();
     const float* residual = decoder.forward(batch, 0);
     const double scale = 1 / batch.weight_sum;
     const HeadResult head =
         decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
     decoder.backward(batch, decoder.gradient_buffer());
+    decoder.finish_gradients();
     losses.push_back(static_cast<float>(head.loss_sum * scale));
     optimizer.step(settings, json.at("learning_rate").as_double(), head.loss_sum * scale);
     refresh_gains(*model);

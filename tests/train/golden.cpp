@@ -9,6 +9,7 @@
 #include "core/progress.h"
 #include "core/safetensors.h"
 #include "kernels/rmsnorm.h"
+#include "tests/train/reference.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
@@ -96,7 +97,7 @@ class Comparison {
     const int64_t length = golden_.at("input_ids").shape[1];
     const Batch batch = batch_of(ids, integers(golden_, "labels"), length);
     train::train_everything(model_);
-    train::Decoder decoder(model_, batch.tokens(), train::Keep::kForBackward);
+    train::Decoder decoder(model_, poisoned(model_, batch.tokens(), train::Keep::kForBackward));
     const float* residual = decoder.forward(batch, 0);
     const auto layers = model_.layers.size();
     for (size_t layer = 0; layer < layers; ++layer) {
@@ -119,6 +120,7 @@ class Comparison {
     const auto loss = static_cast<double>(floats(golden_, "loss")[0]);
     add("loss", std::fabs(head.loss_sum * scale - loss) / loss, 1e-6);
     decoder.backward(batch, decoder.gradient_buffer());
+    decoder.finish_gradients();
     compare_gradients();
   }
 
@@ -202,7 +204,7 @@ class Comparison {
     } else {
       batch = batch_of(ids, {}, length);
     }
-    train::Decoder decoder(model_, batch.tokens(), train::Keep::kNothing);
+    train::Decoder decoder(model_, poisoned(model_, batch.tokens(), train::Keep::kNothing));
     const int64_t vocab = model_.config.vocab_size;
     std::vector<float> logits(static_cast<size_t>(batch.tokens() * vocab));
     decoder.head_logits(decoder.forward(batch, 0), batch.tokens(), logits.data());

@@ -275,10 +275,13 @@ const TinyFamily& tiny_family(std::string_view name) {
   return *found;
 }
 
-std::string write_family_config(const std::string& directory, const TinyFamily& family) {
+std::string write_family_config(const std::string& directory,
+                                const TinyFamily& family,
+                                int layers) {
   write_file_atomically(join_path(directory, "config.json"), R"({"hidden_size": 32,
-  "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
-  "num_key_value_heads": 2, "vocab_size": 37, "initializer_range": 0.15, )" +
+  "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2,
+  "vocab_size": 37, "initializer_range": 0.15, "num_hidden_layers": )" +
+                                                                 std::to_string(layers) + ", " +
                                                                  std::string(family.config) + "}");
   return directory;
 }
@@ -304,6 +307,12 @@ std::string write_tiny_config(const std::string& directory, bool tied) {
   "tie_word_embeddings": )") + (tied ? "true" : "false") +
                                                "}");
   return directory;
+}
+
+train::StepPlan poisoned(const train::Model& model, int64_t tokens, train::Keep keep) {
+  train::StepPlan plan = train::StepPlan::of(model, tokens, keep);
+  plan.poison = train::Poison::kYes;
+  return plan;
 }
 
 train::Batch tiny_batch(int64_t vocab_size, std::vector<int64_t> lengths, uint64_t seed) {

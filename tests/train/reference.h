@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "train/engine/batch.h"
+#include "train/engine/plan.h"
 #include "train/model/model.h"
 
 namespace graft::test {
@@ -44,10 +45,15 @@ struct TinyFamily {
 };
 std::span<const TinyFamily> tiny_families();
 const TinyFamily& tiny_family(std::string_view name);
-std::string write_family_config(const std::string& directory, const TinyFamily& family);
+std::string write_family_config(const std::string& directory,
+                                const TinyFamily& family,
+                                int layers = 3);
 
 // Fresh weights whose norms and biases are not trivial, so that a missing one shows.
 std::unique_ptr<train::Model> make_rough_model(const std::string& directory, uint64_t seed);
+
+// Everything kept, and what is not in use filled with NaN, so that a read of it fails the test.
+train::StepPlan poisoned(const train::Model& model, int64_t tokens, train::Keep keep);
 
 train::Batch tiny_batch(int64_t vocab_size, std::vector<int64_t> lengths, uint64_t seed);
 

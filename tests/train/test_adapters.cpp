@@ -66,7 +66,7 @@ class Base {
 };
 
 std::vector<float> logits_of(Model& model, const Batch& batch) {
-  Decoder decoder(model, batch.tokens(), Keep::kNothing);
+  Decoder decoder(model, test::poisoned(model, batch.tokens(), Keep::kNothing));
   std::vector<float> logits(static_cast<size_t>(batch.tokens() * model.config.vocab_size));
   decoder.head_logits(decoder.forward(batch, 0), batch.tokens(), logits.data());
   return logits;
@@ -85,7 +85,7 @@ double size_of(const at::Tensor& x) {
 void check_gradients(Model& model, uint64_t dropout_seed) {
   const Batch batch = test::tiny_batch(37, {9, 1, 17, 2}, 3);
   const double scale = 1 / batch.weight_sum;
-  Decoder decoder(model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(model, test::poisoned(model, batch.tokens(), Keep::kForBackward));
   for (const Parameter& parameter : model.trained) {
     std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
   }
@@ -93,6 +93,7 @@ void check_gradients(Model& model, uint64_t dropout_seed) {
   const HeadResult head =
       decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   const auto expected = test::reference(model, batch, scale, at::kFloat, dropout_seed);
   CHECK(head.loss_sum * scale == Approx(expected.loss).epsilon(1e-6));
   REQUIRE(expected.gradients.size() == model.trained.size());

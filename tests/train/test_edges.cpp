@@ -47,7 +47,7 @@ struct Outcome {
 
 // Forward, loss and backward; adds to the model's gradients.
 Outcome run(Model& model, const Batch& batch, double scale) {
-  Decoder decoder(model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(model, test::poisoned(model, batch.tokens(), Keep::kForBackward));
   const float* residual = decoder.forward(batch, 0);
   Outcome outcome;
   outcome.logits.resize(static_cast<size_t>(batch.tokens() * model.config.vocab_size));
@@ -56,6 +56,7 @@ Outcome run(Model& model, const Batch& batch, double scale) {
       decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr).loss_sum *
       scale;
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   return outcome;
 }
 
@@ -115,7 +116,7 @@ TEST_CASE("edges: a packed document equals itself alone to the bit, in every fam
   for (const test::TinyFamily& family : test::tiny_families()) {
     CAPTURE(family.name);
     const auto model = family_model(family);
-    Decoder decoder(*model, packed.tokens(), Keep::kNothing);
+    Decoder decoder(*model, test::poisoned(*model, packed.tokens(), Keep::kNothing));
     const auto vocab = static_cast<size_t>(model->config.vocab_size);
     std::vector<float> all(static_cast<size_t>(packed.tokens()) * vocab);
     decoder.head_logits(decoder.forward(packed, 0), packed.tokens(), all.data());
@@ -297,7 +298,7 @@ TEST_CASE("edges: the cache gives the whole text's logits, in every family",
   for (const test::TinyFamily& family : test::tiny_families()) {
     CAPTURE(family.name);
     const auto model = family_model(family);
-    Decoder decoder(*model, 20, Keep::kNothing);
+    Decoder decoder(*model, test::poisoned(*model, 20, Keep::kNothing));
     KvCache cache(model->config, 20);
     const int64_t vocab = model->config.vocab_size, hidden = model->config.hidden_size;
     const float weights[1] = {0.0F};

@@ -26,7 +26,7 @@ std::unique_ptr<Model> tiny_model(bool tied = false) {
 }
 
 std::vector<float> all_logits(Model& model, const Batch& batch) {
-  Decoder decoder(model, batch.tokens(), Keep::kNothing);
+  Decoder decoder(model, test::poisoned(model, batch.tokens(), Keep::kNothing));
   std::vector<float> logits(static_cast<size_t>(batch.tokens() * model.config.vocab_size));
   decoder.head_logits(decoder.forward(batch, 0), batch.tokens(), logits.data());
   return logits;
@@ -66,7 +66,7 @@ TEST_CASE("engine: the cache gives the same logits as the whole text", "[train][
   const auto model = tiny_model();
   const Batch whole = test::tiny_batch(37, {12}, 5);
   const std::vector<float> expected = all_logits(*model, whole);
-  Decoder decoder(*model, 12, Keep::kNothing);
+  Decoder decoder(*model, test::poisoned(*model, 12, Keep::kNothing));
   KvCache cache(model->config, 12);
   Batch prompt;
   prompt.clear();
@@ -88,7 +88,7 @@ TEST_CASE("engine: the cache gives the same logits as the whole text", "[train][
 
 TEST_CASE("engine: a cache takes no more tokens than it has room for", "[train][engine]") {
   const auto model = tiny_model();
-  Decoder decoder(*model, 12, Keep::kNothing);
+  Decoder decoder(*model, test::poisoned(*model, 12, Keep::kNothing));
   KvCache cache(model->config, 5);
   CHECK_THROWS_WITH(decoder.forward(test::tiny_batch(37, {6}, 5), 0, &cache),
                     Catch::Contains("a cache of 5 positions"));
@@ -145,7 +145,7 @@ TEST_CASE("engine: dropout changes training and is the same for the same token",
     parameter.value.fill_(0.05F);
   }
   const Batch batch = test::tiny_batch(37, {9, 17}, 3);
-  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, test::poisoned(*model, batch.tokens(), Keep::kForBackward));
   const auto loss_with = [&](uint64_t seed) {
     return decoder.head_loss(batch, decoder.forward(batch, seed), 1, nullptr, nullptr).loss_sum;
   };
@@ -158,7 +158,7 @@ TEST_CASE("engine: a token outside the vocabulary is an error that names it", "[
   const auto model = tiny_model();
   Batch batch;
   batch.set_single(37, 0);
-  Decoder decoder(*model, 4, Keep::kNothing);
+  Decoder decoder(*model, test::poisoned(*model, 4, Keep::kNothing));
   CHECK_THROWS_WITH(decoder.forward(batch, 0), Catch::Contains("token id 37 is outside"));
 }
 
@@ -392,7 +392,7 @@ TEST_CASE("lora: targets are names of the model's own linears", "[train][lora][f
   CHECK(adapted("mixtral", "gate") == Names{"block_sparse_moe.gate"});
   CHECK(adapted("mixtral", "all-linear").size() == 4 + 1 + 6 * 3);
   CHECK_THROWS_WITH(adapted("phi3", "peft-default"), Catch::Contains("PEFT has no default"));
-  CHECK_THROWS_WITH(adapted("phi3", "q_proj"), Catch::Contains("peft-default, qkv_proj, o_proj"));
+  CHECK_THROWS_WITH(adapted("phi3", "q_proj"), Catch::Contains("known: all-linear, peft-default"));
   CHECK_THROWS_WITH(adapted("qwen2", "w1"), Catch::Contains("known: all-linear, peft-default"));
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/safetensors.h"
 #include "tests/support/support.h"
+#include "tests/train/reference.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
@@ -67,7 +68,8 @@ TEST_CASE("golden: logits, loss and every gradient of a Llama equal Hugging Face
     const std::vector<double> logits = doubles(golden, std::string("logits.") + number);
     expected_logits.insert(expected_logits.end(), logits.begin(), logits.end());
   }
-  graft::train::Decoder decoder(*model, batch.tokens(), graft::train::Keep::kForBackward);
+  graft::train::Decoder decoder(
+      *model, graft::test::poisoned(*model, batch.tokens(), graft::train::Keep::kForBackward));
   const float* residual = decoder.forward(batch, 0);
   std::vector<float> logits(expected_logits.size());
   decoder.head_logits(residual, batch.tokens(), logits.data());
@@ -77,6 +79,7 @@ TEST_CASE("golden: logits, loss and every gradient of a Llama equal Hugging Face
   const double scale = 1 / batch.weight_sum;
   const auto head = decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   CHECK(head.loss_sum * scale == Approx(doubles(golden, "loss")[0]).epsilon(1e-6));
   for (const graft::train::Parameter& parameter : model->trained) {
     CAPTURE(parameter.name);

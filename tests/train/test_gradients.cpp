@@ -3,8 +3,6 @@
 #include <cstring>
 #include <string>
 
-#include <omp.h>
-
 #include "core/hash.h"
 #include "tests/support/support.h"
 #include "tests/train/catch_aten.h"
@@ -57,6 +55,7 @@ double run_backward(Decoder& decoder, const Batch& batch, double scale, uint64_t
   const float* residual = decoder.forward(batch, dropout_seed);
   const auto head = decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   return head.loss_sum * scale;
 }
 
@@ -82,7 +81,7 @@ TEST_CASE("gradients: every trained tensor equals autograd within 1e-5", "[train
   const bool tied = GENERATE(false, true);
   const auto model = tiny_model(training, tied);
   const Batch batch = test::tiny_batch(37, {9, 1, 17, 2}, 3);
-  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, test::poisoned(*model, batch.tokens(), Keep::kForBackward));
   const double scale = 1 / batch.weight_sum;
   zero(*model);
   const double loss = run_backward(decoder, batch, scale);
@@ -104,7 +103,7 @@ TEST_CASE("gradients: of every family, every trained tensor equals autograd with
     for (const Training training : {Training::kLora, Training::kFull}) {
       CAPTURE(family.name, training == Training::kFull);
       const auto model = family_model(family, training);
-      Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+      Decoder decoder(*model, test::poisoned(*model, batch.tokens(), Keep::kForBackward));
       zero(*model);
       const double loss = run_backward(decoder, batch, scale);
       const auto expected = test::reference(*model, batch, scale, at::kFloat);
@@ -128,7 +127,7 @@ TEST_CASE("gradients: of experts that no token chose are exactly zero", "[train]
   const int32_t ids[2] = {5, 9};
   const uint8_t loss[2] = {0, 1};
   batch.add(ids, loss, weights, 0);
-  Decoder decoder(*model, 2, Keep::kForBackward);
+  Decoder decoder(*model, test::poisoned(*model, 2, Keep::kForBackward));
   zero(*model);
   run_backward(decoder, batch, 1);
   const auto expected = test::reference(*model, batch, 1, at::kFloat);
@@ -150,7 +149,7 @@ TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",
   const auto model = tiny_model(Training::kFull, true);
   const Batch batch = test::tiny_batch(37, {300, 260, 100}, 21);
   REQUIRE(batch.supervised() > 300);
-  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, test::poisoned(*model, batch.tokens(), Keep::kForBackward));
   const double scale = 1 / batch.weight_sum;
   zero(*model);
   std::vector<float> row_loss(static_cast<size_t>(batch.supervised()));
@@ -158,6 +157,7 @@ TEST_CASE("gradients: loss rows beyond the first chunk of the head count alike",
   const auto head =
       decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), row_loss.data());
   decoder.backward(batch, decoder.gradient_buffer());
+  decoder.finish_gradients();
   const auto expected = test::reference(*model, batch, scale, at::kFloat);
   CHECK(head.loss_sum * scale == Approx(expected.loss).epsilon(1e-6));
   CHECK(head.weight_sum == Approx(batch.weight_sum));
@@ -188,7 +188,7 @@ TEST_CASE("gradients: with dropout they equal autograd's under the same masks",
   for (int64_t& index : second.token_index) {
     index += 1000;
   }
-  Decoder decoder(*model, first.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, test::poisoned(*model, first.tokens(), Keep::kForBackward));
   const double scale = 1 / (first.weight_sum + second.weight_sum);
   zero(*model);
   const double loss =
@@ -213,7 +213,7 @@ TEST_CASE("gradients: they equal central differences in float64", "[train][gradi
   const Training training = GENERATE(Training::kLora, Training::kFull);
   const auto model = tiny_model(training, true);
   const Batch batch = test::tiny_batch(37, {9, 17, 2}, 4);
-  Decoder decoder(*model, batch.tokens(), Keep::kForBackward);
+  Decoder decoder(*model, test::poisoned(*model, batch.tokens(), Keep::kForBackward));
   const double scale = 1 / batch.weight_sum;
   zero(*model);
   run_backward(decoder, batch, scale);
@@ -245,8 +245,9 @@ TEST_CASE("gradients: one batch of 8 equals 8 batches of 1", "[train][gradients]
   const auto split_model = tiny_model(training, true);
   const Batch whole = test::tiny_batch(37, lengths, 9);
   const double scale = 1 / whole.weight_sum;
-  Decoder whole_decoder(*whole_model, whole.tokens(), Keep::kForBackward);
-  Decoder split_decoder(*split_model, 30, Keep::kForBackward);
+  Decoder whole_decoder(*whole_model,
+                        test::poisoned(*whole_model, whole.tokens(), Keep::kForBackward));
+  Decoder split_decoder(*split_model, test::poisoned(*split_model, 30, Keep::kForBackward));
   zero(*whole_model);
   zero(*split_model);
   const double whole_loss = run_backward(whole_decoder, whole, scale);
@@ -275,24 +276,5 @@ TEST_CASE("gradients: one batch of 8 equals 8 batches of 1", "[train][gradients]
   for (size_t i = 0; i < whole_model->trained.size(); ++i) {
     CAPTURE(whole_model->trained[i].name);
     CHECK(relative_difference(split_model->trained[i].grad, whole_model->trained[i].grad) <= 1e-6);
-  }
-}
-
-TEST_CASE("gradients: they are the same to the bit for any number of threads", "[train]") {
-  const auto first = tiny_model(Training::kLora, true);
-  const auto second = tiny_model(Training::kLora, true);
-  const Batch batch = test::tiny_batch(37, {40, 41, 42, 43}, 12);
-  const double scale = 1 / batch.weight_sum;
-  const auto run = [&](Model& model, int threads) {
-    omp_set_num_threads(threads);
-    Decoder decoder(model, batch.tokens(), Keep::kForBackward);
-    zero(model);
-    return run_backward(decoder, batch, scale);
-  };
-  CHECK(run(*first, 1) == run(*second, 2));
-  omp_set_num_threads(2);
-  for (size_t i = 0; i < first->trained.size(); ++i) {
-    CHECK(std::memcmp(first->trained[i].grad.data_ptr(), second->trained[i].grad.data_ptr(),
-                      first->trained[i].grad.nbytes()) == 0);
   }
 }

@@ -91,6 +91,53 @@ std::vector<double> losses(const std::string& directory) {
 
 }  // namespace
 
+TEST_CASE("train: other micro-batches and less memory end with the same adapter, to the bit",
+          "[train][job][slow]") {
+  const Fixture fixture;
+  const graft::test::RunResult whole = fixture.train("whole", {"max_steps=4"});
+  REQUIRE(whole.exit_code == 0);
+  CHECK(whole.err.find("keep: blocks 0-3") != std::string::npos);
+  REQUIRE(
+      fixture.train("split", {"max_steps=4", "micro_batch_size=1", "gradient_accumulation_steps=4"})
+          .exit_code == 0);
+  CHECK(fixture.adapter_digest("split") == fixture.adapter_digest("whole"));
+  const graft::test::RunResult small = fixture.train("small", {"max_steps=4", "max_memory=11MB"});
+  REQUIRE(small.exit_code == 0);
+  CHECK(small.err.find("recompute") != std::string::npos);
+  CHECK(fixture.adapter_digest("small") == fixture.adapter_digest("whole"));
+  const graft::Json run = graft::read_json_file(fixture.out("small") + "/run.json");
+  CHECK(run.at("summary").at("plan").at("total_bytes").as_int() <= 11000000);
+  CHECK(run.at("summary").at("memory").at("peak_bytes").as_int() > 0);
+}
+
+TEST_CASE("train: a run that cannot fit is refused before a weight is read, with what would fit",
+          "[train][job]") {
+  const Fixture fixture;
+  // A base whose weights are missing: the plan comes first.
+  const std::string base = fixture.dir().file("base");
+  graft::make_directories(base);
+  graft::write_file_atomically(
+      base + "/config.json", graft::read_file(source_path("examples/quickstart/base/config.json")));
+  const RunResult refused =
+      fixture.train("refused", {"base_model=" + base, "adapter=lora", "max_memory=9MB"});
+  CHECK(refused.exit_code == 4);
+  CHECK(refused.err.find("this run needs at least") != std::string::npos);
+  CHECK(refused.err.find("9.0 MB are allowed (max_memory)") != std::string::npos);
+  CHECK(refused.err.find("micro_batch_size: 1 with gradient_accumulation_steps: 4") !=
+        std::string::npos);
+  CHECK(refused.err.find("max_memory: ") != std::string::npos);
+  const RunResult wrong = fixture.train("wrong", {"max_memory=lots"});
+  CHECK(wrong.exit_code == 2);
+  CHECK(wrong.err.find("write a number and a unit: max_memory: 8GiB") != std::string::npos);
+  const RunResult plan = run({"graft", "plan", fixture.config(), "output_dir=x", "--json"});
+  REQUIRE(plan.exit_code == 0);
+  const graft::Json json = graft::parse_json(plan.out, "plan");
+  int64_t sum = 0;
+  for (const auto& [name, bytes] : json.at("bytes").as_object()) sum += bytes.as_int();
+  CHECK(json.at("total_bytes").as_int() == sum);
+  CHECK(json.at("tokens_per_step").as_int() == 4 * 128);
+}
+
 TEST_CASE("train: a run killed again and again ends with the uninterrupted run's adapter",
           "[train][job][slow]") {
   const Fixture fixture;

@@ -1,9 +1,6 @@
 // The attention half of a block: o(attention(turn(q), turn(k), v)), turn = rotation of the norm.
 #include "kernels/attention.h"
 
-#include <algorithm>
-#include <cstring>
-
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "train/engine/block.h"
@@ -35,13 +32,13 @@ graft_attention_shape attention_shape(const Pass& pass, const LayerConfig& layer
 struct Turned {
   const Norm& norm;
   int64_t heads;
-  const at::Tensor& projected;
-  const at::Tensor& inv_rms;
-  const at::Tensor& turned;  // where they go when they are normed; else `projected` itself turns
+  float* projected;
+  float* inv_rms;
+  float* turned;  // where they go when they are normed; else `projected` itself turns
 };
 
-int64_t norm_rows(const Pass& pass, const Turned& x) {
-  return pass.batch.tokens() * (x.heads * pass.config.head_dim / x.norm.size);
+int64_t norms_per_token(const Pass& pass, const Turned& x) {
+  return x.heads * pass.config.head_dim / x.norm.size;
 }
 
 void rotate(const Pass& pass,
@@ -53,41 +50,40 @@ void rotate(const Pass& pass,
   const int64_t head_dim = pass.config.head_dim;
   check(graft_rope_apply(x, pass.batch.tokens(), heads, head_dim, heads * head_dim,
                          pass.rotation.cos(layer.rope), pass.rotation.sin(layer.rope), direction,
-                         pass.rotation.rotary_dim(layer.rope)));
+                         pass.rotation.rotary_dim(layer.rope), GRAFT_F32, pass.device.kind,
+                         pass.device.stream));
 }
 
 float* turn(const Pass& pass, const LayerConfig& layer, const Turned& x) {
-  float* turned = f32(x.projected);
+  float* turned = x.projected;
   if (x.norm.size > 0) {
-    turned = f32(x.turned);
-    check(graft_rmsnorm_forward(f32(x.projected), f32(x.norm.weight), pass.config.rms_norm_eps,
-                                norm_rows(pass, x), x.norm.size, turned, f32(x.inv_rms),
-                                pass.config.norm));
+    turned = x.turned;
+    check(graft_rmsnorm_forward(x.projected, f32(x.norm.weight), pass.config.rms_norm_eps,
+                                pass.batch.tokens() * norms_per_token(pass, x), x.norm.size, turned,
+                                x.inv_rms, pass.config.norm, GRAFT_F32, 0, pass.device.kind,
+                                pass.device.stream));
   }
   rotate(pass, layer, turned, x.heads, GRAFT_ROPE_FORWARD);
+  pass.clock.lap(Work::kRows);
   return turned;
 }
 
 // As `turn` left them: kept where they turned in place, else made again.
 const float* turned_again(const Pass& pass, const LayerConfig& layer, const Turned& x) {
-  return x.norm.size > 0 ? turn(pass, layer, x) : f32(x.projected);
+  return x.norm.size > 0 ? turn(pass, layer, x) : x.projected;
 }
 
 // d: the gradient of the turned values, overwritten. Gives the gradient of the projected ones.
-float* turn_backward(const Pass& pass,
-                     const LayerConfig& layer,
-                     const Turned& x,
-                     float* d,
-                     const at::Tensor& unnormed) {
+float* turn_backward(
+    const Pass& pass, const LayerConfig& layer, const Turned& x, float* d, float* unnormed) {
   rotate(pass, layer, d, x.heads, GRAFT_ROPE_INVERSE);
+  pass.clock.lap(Work::kRows);
   if (x.norm.size == 0) return d;
-  float* d_projected = f32(unnormed);
-  std::memset(d_projected, 0,
-              static_cast<size_t>(norm_rows(pass, x) * x.norm.size) * sizeof(float));
-  check(graft_rmsnorm_backward(d, f32(x.projected), f32(x.norm.weight), f32(x.inv_rms),
-                               norm_rows(pass, x), x.norm.size, d_projected,
-                               f32_or_null(x.norm.grad), pass.config.norm));
-  return d_projected;
+  pass.device.zero(
+      unnormed,
+      static_cast<size_t>(pass.batch.tokens() * x.heads * pass.config.head_dim) * sizeof(float));
+  norm_backward(pass, x.norm, norms_per_token(pass, x), d, x.projected, x.inv_rms, unnormed);
+  return unnormed;
 }
 
 Turned queries(const Pass& pass, const Layer& layer, const AttentionState& state) {
@@ -103,22 +99,19 @@ void attend(
   const graft_attention_shape shape = attention_shape(pass, pass.config.layers[index]);
   if (pass.cache != nullptr) {
     KvCache& cache = *pass.cache;
-    cache.append(index, k, f32(state.v), shape.tokens);
+    cache.append(index, k, state.v, shape.tokens);
     if (cache.positions() > 0) {
       check(graft_attention_decode(q, cache.keys(index), cache.values(index), cache.positions() + 1,
                                    shape.heads, shape.kv_heads, shape.head_dim, shape.scale,
-                                   f32(state.attended), shape.window, shape.softcap));
+                                   state.attended, shape.window, shape.softcap, GRAFT_F32,
+                                   pass.device.kind, pass.device.stream));
+      pass.clock.lap(Work::kAttention);
       return;
     }
   }
-  check(graft_attention_forward(&shape, q, k, f32(state.v), f32(state.attended), f32(state.lse)));
-}
-
-void* workspace_of(Scratch& scratch, size_t bytes) {
-  if (!scratch.attention_workspace.defined() || scratch.attention_workspace.nbytes() < bytes) {
-    scratch.attention_workspace = empty_u8(static_cast<int64_t>(bytes));
-  }
-  return scratch.attention_workspace.data_ptr();
+  check(graft_attention_forward(&shape, q, k, state.v, state.attended, state.lse, pass.device.kind,
+                                pass.device.stream));
+  pass.clock.lap(Work::kAttention);
 }
 
 }  // namespace
@@ -132,20 +125,19 @@ void attention_half_forward(const Pass& pass,
   const LayerConfig& shape = pass.config.layers[index];
   const int64_t tokens = pass.batch.tokens();
   const float* input = half_input(pass, layer.attention_norm, state.half, x);
-  float* const planes[] = {f32(state.q), f32(state.k), f32(state.v)};
+  float* const planes[] = {state.q, state.k, state.v};
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
     linear_forward(layer.qkv[i], pass.linear, input, tokens, {planes + plane, parts},
-                   f32_or_null(state.kept_qkv[i]));
+                   state.kept_qkv[i]);
     plane += parts;
   }
   const float* q = turn(pass, shape, queries(pass, layer, state));
   const float* k = turn(pass, shape, keys(pass, layer, state));
   attend(pass, index, state, q, k);
   float* const target[] = {half_target(layer.attention_out_norm, state.half, output)};
-  linear_forward(layer.o, pass.linear, f32(state.attended), tokens, target,
-                 f32_or_null(state.kept_o));
+  linear_forward(layer.o, pass.linear, state.attended, tokens, target, state.kept_o);
   half_join(pass, layer.attention_out_norm, state.half, x, output);
 }
 
@@ -157,30 +149,31 @@ void attention_half_backward(const Pass& pass,
                              float* d,
                              bool input_grad) {
   const LayerConfig& shape = pass.config.layers[index];
-  Scratch& scratch = pass.scratch;
+  const Scratch& scratch = pass.scratch;
   const int64_t tokens = pass.batch.tokens();
   const float* const d_out[] = {half_split(pass, layer.attention_out_norm, state.half, d)};
-  linear_backward(layer.o, pass.linear, f32(state.attended), f32_or_null(state.kept_o), tokens,
-                  d_out, f32(scratch.d_attended), InputGrad::kOverwrite);
+  linear_backward(layer.o, pass.linear, state.attended, state.kept_o, tokens, d_out,
+                  scratch.d_attended, InputGrad::kOverwrite);
 
   const graft_attention_shape attention = attention_shape(pass, shape);
   const Turned q = queries(pass, layer, state), k = keys(pass, layer, state);
-  const size_t bytes = graft_attention_workspace_bytes(&attention);
   check(graft_attention_backward(
-      &attention, turned_again(pass, shape, q), turned_again(pass, shape, k), f32(state.v),
-      f32(state.attended), f32(state.lse), f32(scratch.d_attended), f32(scratch.d_q),
-      f32(scratch.d_k), f32(scratch.d_v), workspace_of(scratch, bytes), bytes));
-  const float* const d_planes[] = {
-      turn_backward(pass, shape, q, f32(scratch.d_q), scratch.d_q_unnormed),
-      turn_backward(pass, shape, k, f32(scratch.d_k), scratch.d_k_unnormed), f32(scratch.d_v)};
+      &attention, turned_again(pass, shape, q), turned_again(pass, shape, k), state.v,
+      state.attended, state.lse, scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v,
+      scratch.attention_workspace, static_cast<size_t>(scratch.attention_workspace_bytes),
+      pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kAttention);
+  const float* const d_planes[] = {turn_backward(pass, shape, q, scratch.d_q, scratch.d_q_unnormed),
+                                   turn_backward(pass, shape, k, scratch.d_k, scratch.d_k_unnormed),
+                                   scratch.d_v};
 
   const float* input = half_input(pass, layer.attention_norm, state.half, x);
-  float* d_input = f32(scratch.d_normed);
+  float* d_input = scratch.d_normed;
   InputGrad mode = input_grad ? InputGrad::kOverwrite : InputGrad::kSkip;
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
-    linear_backward(layer.qkv[i], pass.linear, input, f32_or_null(state.kept_qkv[i]), tokens,
+    linear_backward(layer.qkv[i], pass.linear, input, state.kept_qkv[i], tokens,
                     {d_planes + plane, parts}, d_input, mode);
     plane += parts;
     if (input_grad) mode = InputGrad::kAdd;

@@ -6,6 +6,8 @@ void Batch::clear() {
   ids.clear();
   positions.clear();
   cu_seqlens.assign(1, 0);
+  row.clear();
+  rows_begun_ = 0;
   text_length.clear();
   token_index.clear();
   predicting.clear();
@@ -18,6 +20,7 @@ void Batch::set_single(int32_t id, int32_t position) {
   clear();
   ids.push_back(id);
   positions.push_back(position);
+  row.push_back(0);
   token_index.push_back(position);
   cu_seqlens.push_back(1);
   text_length.push_back(int64_t{position} + 1);
@@ -34,6 +37,7 @@ void Batch::add(std::span<const int32_t> tokens,
   for (size_t p = 0; p < tokens.size(); ++p) {
     ids.push_back(tokens[p]);
     positions.push_back(static_cast<int32_t>(p));
+    row.push_back(rows_begun_);
     token_index.push_back(first_index + static_cast<int64_t>(p));
     const float weight = p + 1 < tokens.size() ? loss_weights[loss[p + 1]] : 0.0F;
     if (weight != 0) {
@@ -55,6 +59,7 @@ void fill_batch(const data::TokenStore& store,
   batch.clear();
   int64_t slot = first_slot;
   for (const data::PackedRow& row : rows) {
+    batch.begin_row();
     int64_t index = slot * sequence_len;
     for (const int64_t document : row.documents) {
       batch.add(store.tokens(document), store.loss(document), store.weights(), index);

@@ -16,6 +16,7 @@ struct Batch {
   std::vector<int32_t> ids;          // [tokens]
   std::vector<int32_t> positions;    // [tokens] place in the document
   std::vector<int32_t> cu_seqlens;   // [documents + 1]
+  std::vector<int32_t> row;          // [tokens] number of the token's packed row in the batch
   std::vector<int64_t> text_length;  // [documents] of the whole text: more than the document's own
                                      // tokens when those before are in a cache
   std::vector<int64_t> token_index;  // [tokens] index in the whole step, whatever the micro-batch
@@ -30,12 +31,27 @@ struct Batch {
   void clear();
   // The token at a position of a text whose tokens before it are in a cache, for generation.
   void set_single(int32_t id, int32_t position);
+  // The next documents lie in a packed row of their own. Sums over tokens begin anew at each row
+  // (for_packed_rows), so the rows decide the bits of gradients, not how many are computed at once.
+  void begin_row() { ++rows_begun_; }
   // Appends one document; `first_index` is the token_index of its first token.
   void add(std::span<const int32_t> tokens,
            std::span<const uint8_t> loss,
            std::span<const float> loss_weights,
            int64_t first_index);
+
+ private:
+  int32_t rows_begun_ = 0;
 };
+
+// Calls body(first token, tokens) for each packed row, `row` being Batch::row or a part of it.
+template <typename Body>
+void for_packed_rows(const int32_t* row, int64_t tokens, const Body& body) {
+  for (int64_t begin = 0, end = 0; begin < tokens; begin = end) {
+    while (end < tokens && row[end] == row[begin]) ++end;
+    body(begin, end - begin);
+  }
+}
 
 // Fills `batch` with rows [begin, end) of `rows`. token_index counts row slots of `sequence_len`
 // tokens from `first_slot`, so that it depends on the row's place in the step only.

@@ -1,225 +1,22 @@
 #include "train/engine/block.h"
 
-#include <algorithm>
-#include <cstring>
-
 #include "kernels/elementwise.h"
 #include "kernels/rmsnorm.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
-namespace {
-
-struct LinearExtent {
-  int64_t rank = 0;
-  int64_t in = 0;
-  int64_t quantized = 0;  // values of the largest weight in 4 bits
-  int64_t weighed = 0;    // outputs of the widest linear with DoRA
-  bool dropout = false;
-};
-
-LinearExtent linear_extent(const Model& model) {
-  LinearExtent extent;
-  for (const Linear* linear : model.linears()) {
-    extent.rank = std::max(extent.rank, linear->lora.rank);
-    extent.in = std::max(extent.in, linear->in);
-    if (linear->lora.magnitude.defined()) extent.weighed = std::max(extent.weighed, linear->out);
-    extent.dropout = extent.dropout || linear->lora.dropout > 0;
-    if (linear->base.quantized()) {
-      extent.quantized = std::max(extent.quantized, linear->in * linear->out);
-    }
-  }
-  return extent;
-}
-
-std::vector<int64_t> widths_of(const std::vector<Linear>& linears) {
-  std::vector<int64_t> widths;
-  for (const Linear& linear : linears) widths.push_back(linear.kept_width());
-  return widths;
-}
-
-void enlarge(int64_t& size, int64_t other) {
-  size = std::max(size, other);
-}
-
-void enlarge(std::vector<int64_t>& sizes, const std::vector<int64_t>& others) {
-  sizes.resize(others.size());
-  for (size_t i = 0; i < others.size(); ++i) enlarge(sizes[i], others[i]);
-}
-
-// What a linear's adapter keeps, undefined where there is none.
-at::Tensor make_kept(int64_t rows, int64_t width, Buffers& buffers) {
-  return width > 0 ? buffers.make({rows, width}) : at::Tensor();
-}
-
-HalfState make_half(const ModelConfig& config, int64_t tokens, Buffers& buffers) {
-  HalfState half;
-  half.inv_rms = buffers.make({tokens});
-  if (config.placement != Placement::kPre) {
-    half.branch = buffers.make({tokens, config.hidden_size});
-    half.branch_inv_rms = buffers.make({tokens});
-  }
-  return half;
-}
-
-AttentionState make_attention_state(const ModelConfig& config,
-                                    const StateShape& shape,
-                                    int64_t tokens,
-                                    Buffers& buffers) {
-  AttentionState state;
-  state.half = make_half(config, tokens, buffers);
-  state.q = buffers.make({tokens, config.q_width()});
-  state.k = buffers.make({tokens, config.kv_width()});
-  state.v = buffers.make({tokens, config.kv_width()});
-  if (config.qk_norm != QkNorm::kNone) {
-    const bool whole = config.qk_norm == QkNorm::kFull;
-    state.q_inv_rms = buffers.make({tokens, whole ? 1 : config.heads});
-    state.k_inv_rms = buffers.make({tokens, whole ? 1 : config.kv_heads});
-  }
-  state.attended = buffers.make({tokens, config.q_width()});
-  state.lse = buffers.make({tokens, config.heads});
-  for (const int64_t width : shape.qkv_kept) {
-    state.kept_qkv.push_back(make_kept(tokens, width, buffers));
-  }
-  state.kept_o = make_kept(tokens, shape.o_kept, buffers);
-  return state;
-}
-
-MlpState make_mlp_state(const ModelConfig& config,
-                        const StateShape& shape,
-                        int64_t tokens,
-                        Buffers& buffers) {
-  const int64_t rows = tokens * shape.rows;
-  MlpState state;
-  state.half = make_half(config, tokens, buffers);
-  state.gate = buffers.make({tokens * shape.inner});
-  state.up = buffers.make({tokens * shape.inner});
-  for (const int64_t width : shape.in_kept) {
-    state.kept_in.push_back(make_kept(rows, width, buffers));
-  }
-  state.kept_down = make_kept(rows, shape.down_kept, buffers);
-  if (shape.experts == 0) return state;
-  state.kept_router = make_kept(tokens, shape.router_kept, buffers);
-  state.probabilities = buffers.make({tokens, shape.experts});
-  state.weight = buffers.make({tokens, config.experts_per_token});
-  const auto pairs = static_cast<size_t>(tokens * config.experts_per_token);
-  state.expert.resize(pairs);
-  state.offsets.resize(static_cast<size_t>(shape.experts) + 1);
-  state.row_pair.resize(pairs);
-  state.pair_row.resize(pairs);
-  state.token_index.resize(pairs);
-  return state;
-}
-
-}  // namespace
-
-at::Tensor Buffers::make(std::initializer_list<int64_t> shape) {
-  at::Tensor tensor = empty_f32(shape);
-  bytes_ += static_cast<int64_t>(tensor.nbytes());
-  return tensor;
-}
-
-StateShape StateShape::of(const Model& model, size_t index) {
-  const LayerConfig& config = model.config.layers[index];
-  const Layer& layer = model.layers[index];
-  StateShape shape;
-  shape.rows = config.experts > 0 ? model.config.experts_per_token : 1;
-  shape.inner = shape.rows * config.intermediate_size;
-  shape.experts = config.experts;
-  shape.qkv_kept = widths_of(layer.qkv);
-  shape.o_kept = layer.o.kept_width();
-  if (layer.router) shape.router_kept = layer.router->kept_width();
-  for (const Mlp& mlp : layer.mlps) {
-    enlarge(shape.in_kept, widths_of(mlp.in));
-    enlarge(shape.down_kept, mlp.down.kept_width());
-  }
-  return shape;
-}
-
-StateShape StateShape::of_all(const Model& model) {
-  StateShape all;
-  for (size_t index = 0; index < model.layers.size(); ++index) {
-    const StateShape shape = of(model, index);
-    enlarge(all.rows, shape.rows);
-    enlarge(all.inner, shape.inner);
-    enlarge(all.experts, shape.experts);
-    enlarge(all.qkv_kept, shape.qkv_kept);
-    enlarge(all.o_kept, shape.o_kept);
-    enlarge(all.router_kept, shape.router_kept);
-    enlarge(all.in_kept, shape.in_kept);
-    enlarge(all.down_kept, shape.down_kept);
-  }
-  return all;
-}
-
-BlockState make_state(const ModelConfig& config,
-                      const StateShape& shape,
-                      int64_t tokens,
-                      Buffers& buffers) {
-  BlockState state;
-  state.input = buffers.make({tokens, config.hidden_size});
-  state.middle = buffers.make({tokens, config.hidden_size});
-  state.attention = make_attention_state(config, shape, tokens, buffers);
-  state.mlp = make_mlp_state(config, shape, tokens, buffers);
-  return state;
-}
-
-Scratch::Scratch(const Model& model, int64_t tokens, Keep keep, Buffers& buffers) {
-  const ModelConfig& config = model.config;
-  const StateShape shape = StateShape::of_all(model);
-  const LinearExtent extent = linear_extent(model);
-  const int64_t hidden = config.hidden_size, row_count = tokens * shape.rows;
-  const int64_t inner = tokens * shape.inner;
-  const bool norms_qk = config.qk_norm != QkNorm::kNone;
-  const bool routes = shape.experts > 0;
-  normed = buffers.make({tokens, hidden});
-  product = buffers.make({inner});
-  if (norms_qk) {
-    q = buffers.make({tokens, config.q_width()});
-    k = buffers.make({tokens, config.kv_width()});
-  }
-  if (routes) {
-    rows = buffers.make({row_count, hidden});
-    out_rows = buffers.make({row_count, hidden});
-    logits = buffers.make({tokens, shape.experts});
-  }
-  if (extent.quantized > 0) weight_ = buffers.make({extent.quantized});
-  if (extent.dropout) dropped_ = buffers.make({row_count, extent.in});
-  if (keep == Keep::kForBackward) {
-    low_rank_ = make_kept(row_count, extent.rank, buffers);
-    weighed_ = make_kept(row_count, extent.weighed, buffers);
-    d_normed = buffers.make({tokens, hidden});
-    if (config.residual_scale != 1) d_branch = buffers.make({tokens, hidden});
-    if (config.placement != Placement::kPre) d_unnormed = buffers.make({tokens, hidden});
-    d_q = buffers.make({tokens, config.q_width()});
-    d_k = buffers.make({tokens, config.kv_width()});
-    d_v = buffers.make({tokens, config.kv_width()});
-    if (norms_qk) {
-      d_q_unnormed = buffers.make({tokens, config.q_width()});
-      d_k_unnormed = buffers.make({tokens, config.kv_width()});
-    }
-    d_attended = buffers.make({tokens, config.q_width()});
-    d_product = buffers.make({inner});
-    d_gate = buffers.make({inner});
-    d_up = buffers.make({inner});
-    if (routes) d_weight = buffers.make({tokens, config.experts_per_token});
-  }
-  linear.weight = f32_or_null(weight_);
-  linear.low_rank = f32_or_null(low_rank_);
-  linear.dropped = f32_or_null(dropped_);
-  linear.weighed = f32_or_null(weighed_);
-}
-
 const float* half_input(const Pass& pass, const Norm& norm, HalfState& state, const float* x) {
   if (norm.size == 0) return x;
-  float* normed = f32(pass.scratch.normed);
+  float* normed = pass.scratch.normed;
   check(graft_rmsnorm_forward(x, f32(norm.weight), pass.config.rms_norm_eps, pass.batch.tokens(),
-                              norm.size, normed, f32(state.inv_rms), pass.config.norm));
+                              norm.size, normed, state.inv_rms, pass.config.norm, GRAFT_F32, 0,
+                              pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
   return normed;
 }
 
 float* half_target(const Norm& out_norm, HalfState& state, float* output) {
-  return out_norm.size == 0 ? output : f32(state.branch);
+  return out_norm.size == 0 ? output : state.branch;
 }
 
 void half_join(
@@ -227,14 +24,17 @@ void half_join(
   const int64_t tokens = pass.batch.tokens();
   const int64_t values = tokens * pass.config.hidden_size;
   if (out_norm.size > 0) {
-    check(graft_rmsnorm_forward(f32(state.branch), f32(out_norm.weight), pass.config.rms_norm_eps,
-                                tokens, out_norm.size, output, f32(state.branch_inv_rms),
-                                pass.config.norm));
+    check(graft_rmsnorm_forward(state.branch, f32(out_norm.weight), pass.config.rms_norm_eps,
+                                tokens, out_norm.size, output, state.branch_inv_rms,
+                                pass.config.norm, GRAFT_F32, 0, pass.device.kind,
+                                pass.device.stream));
   }
   if (pass.config.residual_scale != 1) {
-    check(graft_scale(output, pass.config.residual_scale, values));
+    check(graft_scale(output, pass.config.residual_scale, values, GRAFT_F32, pass.device.kind,
+                      pass.device.stream));
   }
-  check(graft_add(output, x, values));
+  check(graft_add(output, x, values, GRAFT_F32, pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
 }
 
 const float* half_split(const Pass& pass, const Norm& out_norm, HalfState& state, const float* d) {
@@ -242,18 +42,40 @@ const float* half_split(const Pass& pass, const Norm& out_norm, HalfState& state
   const int64_t values = tokens * pass.config.hidden_size;
   const float* d_branch = d;
   if (pass.config.residual_scale != 1) {
-    float* scaled = f32(pass.scratch.d_branch);
-    std::memcpy(scaled, d, static_cast<size_t>(values) * sizeof(float));
-    check(graft_scale(scaled, pass.config.residual_scale, values));
+    float* scaled = pass.scratch.d_branch;
+    pass.device.copy(scaled, d, static_cast<size_t>(values) * sizeof(float));
+    check(graft_scale(scaled, pass.config.residual_scale, values, GRAFT_F32, pass.device.kind,
+                      pass.device.stream));
+    pass.clock.lap(Work::kRows);
     d_branch = scaled;
   }
   if (out_norm.size == 0) return d_branch;
-  float* unnormed = f32(pass.scratch.d_unnormed);
-  std::memset(unnormed, 0, static_cast<size_t>(values) * sizeof(float));
-  check(graft_rmsnorm_backward(d_branch, f32(state.branch), f32(out_norm.weight),
-                               f32(state.branch_inv_rms), tokens, out_norm.size, unnormed,
-                               f32_or_null(out_norm.grad), pass.config.norm));
+  float* unnormed = pass.scratch.d_unnormed;
+  pass.device.zero(unnormed, static_cast<size_t>(values) * sizeof(float));
+  norm_backward(pass, out_norm, 1, d_branch, state.branch, state.branch_inv_rms, unnormed);
   return unnormed;
+}
+
+void norm_backward(const Pass& pass,
+                   const Norm& norm,
+                   int64_t per_token,
+                   const float* d,
+                   const float* x,
+                   const float* inv_rms,
+                   float* dx) {
+  const auto backward = [&](int64_t begin, int64_t count) {
+    const int64_t first = begin * per_token, values = first * norm.size;
+    check(graft_rmsnorm_backward(d + values, x + values, f32(norm.weight), inv_rms + first,
+                                 count * per_token, norm.size, dx + values, f32_or_null(norm.grad),
+                                 pass.config.norm, GRAFT_F32, 0, pass.device.kind,
+                                 pass.device.stream));
+  };
+  if (norm.grad.defined()) {
+    for_packed_rows(pass.batch.row.data(), pass.batch.tokens(), backward);
+  } else {
+    backward(0, pass.batch.tokens());
+  }
+  pass.clock.lap(Work::kRows);
 }
 
 void half_input_backward(const Pass& pass,
@@ -262,13 +84,13 @@ void half_input_backward(const Pass& pass,
                          const float* x,
                          const float* d_input,
                          float* d) {
-  const int64_t tokens = pass.batch.tokens();
   if (norm.size == 0) {
-    check(graft_add(d, d_input, tokens * pass.config.hidden_size));
+    check(graft_add(d, d_input, pass.batch.tokens() * pass.config.hidden_size, GRAFT_F32,
+                    pass.device.kind, pass.device.stream));
+    pass.clock.lap(Work::kRows);
     return;
   }
-  check(graft_rmsnorm_backward(d_input, x, f32(norm.weight), f32(state.inv_rms), tokens, norm.size,
-                               d, f32_or_null(norm.grad), pass.config.norm));
+  norm_backward(pass, norm, 1, d_input, x, state.inv_rms, d);
 }
 
 }  // namespace graft::train

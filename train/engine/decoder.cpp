@@ -1,5 +1,7 @@
 #include "train/engine/decoder.h"
 
+#include <utility>
+
 #include "core/error.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -7,38 +9,58 @@
 
 namespace graft::train {
 
-Decoder::Decoder(Model& model, int64_t max_tokens, Keep keep)
-    : model_(model),
-      max_tokens_(max_tokens),
-      keep_(keep),
-      rotation_(model.config, max_tokens),
-      scratch_(model, max_tokens, keep, buffers_),
-      head_(model, keep, buffers_) {
-  if (keep == Keep::kForBackward) {
-    for (size_t layer = 0; layer < model.layers.size(); ++layer) {
-      states_.push_back(
-          make_state(model.config, StateShape::of(model, layer), max_tokens, buffers_));
-    }
-    d_residual_ = buffers_.make({max_tokens, model.config.hidden_size});
-  } else {
-    states_.push_back(make_state(model.config, StateShape::of_all(model), max_tokens, buffers_));
-  }
-  residual_ = buffers_.make({max_tokens, model.config.hidden_size});
+namespace {
+
+StepBuffers bind(const Model& model,
+                 const StepPlan& plan,
+                 const Layout& layout,
+                 const Arena& arena) {
+  Buffers buffers(layout, arena);
+  return {model, plan, buffers};
 }
 
-float* Decoder::gradient_buffer() {
-  return f32_or_null(d_residual_);
+}  // namespace
+
+Decoder::Decoder(Model& model,
+                 const StepPlan& plan,
+                 const Device& device,
+                 std::shared_ptr<const Arena> arena)
+    : model_(model),
+      plan_(plan),
+      time_(model, plan),
+      device_(device),
+      layout_(plan_layout(model, plan)),
+      arena_(arena != nullptr ? std::move(arena)
+                              : std::make_shared<const Arena>(std::vector<const Layout*>{&layout_},
+                                                              plan.poison)),
+      buffers_(bind(model, plan, layout_, *arena_)),
+      head_(model, buffers_.head, plan.head_chunk, device_, clock_) {
+  for (size_t index = 0; index < model.layers.size(); ++index) {
+    if (!plan.layers[index].resident) continue;
+    for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
+  }
+}
+
+void Decoder::keep_decoded(Linear& linear) const {
+  if (!linear.base.quantized() || linear.base.decoded.defined()) return;
+  linear.base.decoded = empty_f32({linear.out, linear.in});
+  const graft_nf4_weight weight = linear.base.nf4();
+  check(graft_nf4_decode(&weight, f32(linear.base.decoded), device_.kind, device_.stream));
+}
+
+int64_t Decoder::buffer_bytes() const {
+  return layout_.bytes[0] + layout_.bytes[1];
 }
 
 const float* Decoder::block_input(size_t layer) const {
-  return f32(states_.at(layer).input);
+  return buffers_.forward.at(layer).input;
 }
 
 void Decoder::check_batch(const Batch& batch, const KvCache* cache) const {
   const int64_t tokens = batch.tokens();
-  if (tokens > max_tokens_) {
+  if (tokens > plan_.tokens) {
     fail(ExitCode::kBug, "a micro-batch of " + std::to_string(tokens) + " tokens, at most " +
-                             std::to_string(max_tokens_) + " were planned");
+                             std::to_string(plan_.tokens) + " were planned");
   }
   if (cache != nullptr && (cache->positions() + tokens > cache->max_positions() ||
                            batch.documents() != 1 || (cache->positions() > 0 && tokens != 1))) {
@@ -55,60 +77,124 @@ void Decoder::check_batch(const Batch& batch, const KvCache* cache) const {
   }
 }
 
-Pass Decoder::make_pass(const Batch& batch, KvCache* cache) {
-  LinearWorkspace linear = scratch_.linear;
+Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache) {
+  LinearWorkspace linear;
+  linear.device = device_;
+  linear.clock = &clock_;
+  linear.weight = scratch.decoded;
+  linear.low_rank = scratch.low_rank;
+  linear.dropped = scratch.dropped;
+  linear.weighed = scratch.dora;
   linear.token_index = batch.token_index.data();
+  linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;
-  return {model_.config, batch, rotation_, scratch_, linear, cache};
+  return {model_.config, batch, buffers_.rotation, device_, clock_, scratch, linear, cache};
 }
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {
   check_batch(batch, cache);
   const ModelConfig& config = model_.config;
   dropout_seed_ = dropout_seed;
-  rotation_.prepare(batch);
-  float* embedded = f32(state(0).input);
+  clock_.start();
+  buffers_.rotation.prepare(batch);
+  float* embedded = buffers_.forward[0].input;
   check(graft_embedding_forward(batch.ids.data(), batch.tokens(), f32(model_.embedding),
-                                config.vocab_size, config.hidden_size, embedded));
+                                config.vocab_size, config.hidden_size, embedded, GRAFT_F32,
+                                device_.kind, device_.stream));
   if (config.embedding_scale != 1) {
-    check(graft_scale(embedded, config.embedding_scale, batch.tokens() * config.hidden_size));
+    check(graft_scale(embedded, config.embedding_scale, batch.tokens() * config.hidden_size,
+                      GRAFT_F32, device_.kind, device_.stream));
   }
-  const Pass pass = make_pass(batch, cache);
+  clock_.lap(Work::kRows);
   for (size_t index = 0; index < model_.layers.size(); ++index) {
     const Layer& layer = model_.layers[index];
-    BlockState& kept = state(index);
+    BlockBuffers& block = buffers_.forward[index];
     const bool last = index + 1 == model_.layers.size();
-    // This state's own input when blocks share one state: it is dead once the halves are done.
-    float* output = f32(last ? residual_ : state(index + 1).input);
-    attention_half_forward(pass, layer, index, kept.attention, f32(kept.input), f32(kept.middle));
-    mlp_half_forward(pass, layer, index, kept.mlp, f32(kept.middle), output);
+    attention_half_forward(make_pass(batch, block.attention_scratch, cache), layer, index,
+                           block.attention, block.input, block.middle);
+    if (buffers_.host_input[index] != nullptr) send_to_host(index, batch);
+    end_phase(time_.forward_attention(index));
+    mlp_half_forward(make_pass(batch, block.mlp_scratch, cache), layer, index, block.mlp,
+                     block.middle, last ? buffers_.residual : buffers_.forward[index + 1].input);
+    end_phase(time_.forward_mlp(index));
   }
   if (cache != nullptr) cache->advance(batch.tokens());
-  return f32(residual_);
+  return buffers_.residual;
+}
+
+void Decoder::send_to_host(size_t index, const Batch& batch) {
+  const size_t bytes =
+      static_cast<size_t>(batch.tokens() * model_.config.hidden_size) * sizeof(float);
+  device_.copy(buffers_.host_input[index], buffers_.forward[index].input, bytes);
+  clock_.lap(Work::kCopies);
+}
+
+HeadResult Decoder::head_loss(const Batch& batch,
+                              const float* residual,
+                              double scale,
+                              float* d_residual,
+                              float* row_loss,
+                              const HeadResult& before) {
+  clock_.start();
+  const HeadResult sums = head_.loss(batch, residual, scale, d_residual, row_loss, before);
+  // Without a gradient the residual stream may be asked for again.
+  if (d_residual != nullptr) end_phase(time_.head());
+  return sums;
+}
+
+void Decoder::run_again(const Batch& batch, size_t index) {
+  const LayerMemory memory = plan_.layers[index].memory;
+  if (memory == LayerMemory::kKeep) return;
+  const Layer& layer = model_.layers[index];
+  BlockBuffers& block = buffers_.backward[index];
+  if (memory == LayerMemory::kOffloadInput) {
+    const size_t bytes =
+        static_cast<size_t>(batch.tokens() * model_.config.hidden_size) * sizeof(float);
+    device_.copy(block.input, buffers_.host_input[index], bytes);
+    clock_.lap(Work::kCopies);
+  }
+  if (memory != LayerMemory::kRecomputeMlp) {
+    attention_half_forward(make_pass(batch, buffers_.again[index], nullptr), layer, index,
+                           block.attention, block.input, block.middle);
+  }
+  mlp_half_again(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+                 block.middle);
 }
 
 void Decoder::backward(const Batch& batch, float* d_residual) {
   const ModelConfig& config = model_.config;
   const bool trains_embedding = model_.embedding_grad.defined();
-  size_t lowest = 0;  // no gradient is needed below the first block that trains something
-  while (!trains_embedding && lowest < model_.layers.size() && !model_.layers[lowest].trains()) {
-    ++lowest;
-  }
-  const Pass pass = make_pass(batch, nullptr);
-  for (size_t index = model_.layers.size(); index-- > lowest;) {
+  clock_.start();
+  for (size_t index = model_.layers.size(); index-- > plan_.lowest;) {
     const Layer& layer = model_.layers[index];
-    BlockState& kept = states_[index];
-    mlp_half_backward(pass, layer, index, kept.mlp, f32(kept.middle), d_residual);
-    attention_half_backward(pass, layer, index, kept.attention, f32(kept.input), d_residual,
-                            index > lowest || trains_embedding);
+    BlockBuffers& block = buffers_.backward[index];
+    run_again(batch, index);
+    mlp_half_backward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+                      block.middle, d_residual);
+    end_phase(time_.backward_mlp(index));
+    attention_half_backward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
+                            block.attention, block.input, d_residual,
+                            index > plan_.lowest || trains_embedding);
+    end_phase(time_.backward_attention(index));
   }
-  if (trains_embedding) {
-    if (config.embedding_scale != 1) {
-      check(graft_scale(d_residual, config.embedding_scale, batch.tokens() * config.hidden_size));
-    }
-    check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
-                                   config.hidden_size, f32(model_.embedding_grad)));
+  if (!trains_embedding) return;
+  if (config.embedding_scale != 1) {
+    check(graft_scale(d_residual, config.embedding_scale, batch.tokens() * config.hidden_size,
+                      GRAFT_F32, device_.kind, device_.stream));
   }
+  check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
+                                 config.hidden_size, f32(model_.embedding_grad), GRAFT_F32,
+                                 device_.kind, device_.stream));
+  clock_.lap(Work::kRows);
+}
+
+void Decoder::finish_gradients() {
+  if (!model_.config.tied_embeddings || !model_.head_grad.defined()) return;
+  clock_.start();
+  check(graft_add(f32(model_.embedding_grad), f32(model_.head_grad), model_.head_grad.numel(),
+                  GRAFT_F32, device_.kind, device_.stream));
+  device_.zero(f32(model_.head_grad), model_.head_grad.nbytes());
+  clock_.lap(Work::kRows);
 }
 
 }  // namespace graft::train

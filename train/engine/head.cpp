@@ -1,117 +1,131 @@
 #include "train/engine/head.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
-#include "kernels/gemm.h"
 #include "kernels/rmsnorm.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
 namespace {
 
-// Rows of logits at a time: bounds the buffer (1 MB at a vocabulary of 1,024, 131 MB at 128k) and
-// is tall enough for the product to run at its full rate.
-constexpr int64_t kChunk = 256;
+// How many of the supervised places from `begin` on make a chunk: whole packed rows, or whole
+// chains of one, so that the chunk's size does not decide where sums begin.
+int64_t chunk_rows(const Batch& batch, int64_t begin, int64_t chunk) {
+  const int64_t end = std::min(begin + chunk, batch.supervised());
+  const auto row_of = [&](int64_t at) {
+    return batch.row[static_cast<size_t>(batch.predicting[static_cast<size_t>(at)])];
+  };
+  if (end == batch.supervised() || row_of(end) != row_of(end - 1)) return end - begin;
+  int64_t row_begin = end - 1;  // of the row that is cut; it may have begun in an earlier chunk
+  while (row_begin > 0 && row_of(row_begin - 1) == row_of(end)) --row_begin;
+  const int64_t unit = std::min(chunk, kHeadChain);
+  return row_begin + (end - row_begin) / unit * unit - begin;
+}
 
 }  // namespace
 
-Head::Head(const Model& model, Keep keep, Buffers& buffers) : model_(model) {
-  const int64_t hidden = model.config.hidden_size, vocab = model.config.vocab_size;
-  rows_ = buffers.make({kChunk, hidden});
-  normed_ = buffers.make({kChunk, hidden});
-  inv_rms_ = buffers.make({kChunk});
-  logits_ = buffers.make({kChunk, vocab});
-  if (keep == Keep::kForBackward) {
-    d_rows_ = buffers.make({kChunk, hidden});
-    if (model.config.logit_cap > 0) capped_ = buffers.make({kChunk, vocab});
-  }
-  chunk_loss_.resize(kChunk);
-  chunk_correct_.resize(kChunk);
-}
-
 void Head::forward(const float* rows, int64_t count, float* logits) {
   const ModelConfig& config = model_.config;
-  const int64_t hidden = config.hidden_size, vocab = config.vocab_size;
+  const int64_t hidden = config.hidden_size;
   check(graft_rmsnorm_forward(rows, f32(model_.final_norm.weight), config.rms_norm_eps, count,
-                              hidden, f32(normed_), f32(inv_rms_), config.norm));
-  check(graft_gemm_f32(GRAFT_N, GRAFT_T, count, vocab, hidden, config.logit_scale, f32(normed_),
-                       hidden, f32(model_.head), hidden, 0, logits, vocab));
-  if (config.logit_cap > 0) {
-    check(graft_softcap_forward(logits, config.logit_cap, count * vocab));
-  }
+                              hidden, buffers_.normed, buffers_.inv_rms, config.norm, GRAFT_F32, 0,
+                              device_.kind, device_.stream));
+  clock_.lap(Work::kRows);
+  multiply(device_, {GRAFT_N, GRAFT_T, count, config.vocab_size, hidden, config.logit_scale,
+                     buffers_.normed, f32(model_.head), 0, logits});
+  clock_.lap(Work::kHead);
 }
 
 void Head::backward(int64_t count) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size, vocab = config.vocab_size;
-  if (config.logit_cap > 0) {
-    check(graft_softcap_backward(f32(capped_), config.logit_cap, count * vocab, f32(logits_)));
-  }
   if (model_.head_grad.defined()) {
-    check(graft_gemm_f32(GRAFT_T, GRAFT_N, vocab, hidden, count, config.logit_scale, f32(logits_),
-                         vocab, f32(normed_), hidden, 1, f32(model_.head_grad), hidden));
+    for_packed_rows(buffers_.row, count, [&](int64_t begin, int64_t rows) {
+      multiply(device_, {GRAFT_T, GRAFT_N, vocab, hidden, rows, config.logit_scale,
+                         buffers_.logits + begin * vocab, buffers_.normed + begin * hidden, 1,
+                         f32(model_.head_grad)});
+    });
   }
-  check(graft_gemm_f32(GRAFT_N, GRAFT_N, count, hidden, vocab, config.logit_scale, f32(logits_),
-                       vocab, f32(model_.head), hidden, 0, f32(normed_), hidden));
-  std::memset(f32(d_rows_), 0, static_cast<size_t>(count * hidden) * sizeof(float));
-  check(graft_rmsnorm_backward(f32(normed_), f32(rows_), f32(model_.final_norm.weight),
-                               f32(inv_rms_), count, hidden, f32(d_rows_),
-                               f32_or_null(model_.final_norm.grad), config.norm));
+  multiply(device_, {GRAFT_N, GRAFT_N, count, hidden, vocab, config.logit_scale, buffers_.logits,
+                     f32(model_.head), 0, buffers_.normed});
+  clock_.lap(Work::kHead);
+  device_.zero(buffers_.d_rows, static_cast<size_t>(count * hidden) * sizeof(float));
+  const auto norm_backward = [&](int64_t begin, int64_t rows) {
+    check(graft_rmsnorm_backward(buffers_.normed + begin * hidden, buffers_.rows + begin * hidden,
+                                 f32(model_.final_norm.weight), buffers_.inv_rms + begin, rows,
+                                 hidden, buffers_.d_rows + begin * hidden,
+                                 f32_or_null(model_.final_norm.grad), config.norm, GRAFT_F32, 0,
+                                 device_.kind, device_.stream));
+  };
+  if (model_.final_norm.grad.defined()) {
+    for_packed_rows(buffers_.row, count, norm_backward);
+  } else {
+    norm_backward(0, count);
+  }
+  clock_.lap(Work::kRows);
 }
 
-HeadResult Head::loss(
-    const Batch& batch, const float* residual, double scale, float* d_residual, float* row_loss) {
-  const int64_t hidden = model_.config.hidden_size;
-  const int64_t vocab = model_.config.vocab_size;
+HeadResult Head::loss(const Batch& batch,
+                      const float* residual,
+                      double scale,
+                      float* d_residual,
+                      float* row_loss,
+                      const HeadResult& before) {
+  const ModelConfig& config = model_.config;
+  const int64_t hidden = config.hidden_size;
   const size_t row_bytes = static_cast<size_t>(hidden) * sizeof(float);
   const bool gradient = d_residual != nullptr;
-  if (gradient) {
-    std::memset(d_residual, 0, static_cast<size_t>(batch.tokens()) * row_bytes);
-  }
-  HeadResult result;
-  for (int64_t begin = 0; begin < batch.supervised(); begin += kChunk) {
-    const int64_t rows = std::min(kChunk, batch.supervised() - begin);
+  if (gradient) device_.zero(d_residual, static_cast<size_t>(batch.tokens()) * row_bytes);
+  HeadResult result = before;
+  int64_t rows = 0;
+  for (int64_t begin = 0; begin < batch.supervised(); begin += rows) {
+    rows = chunk_rows(batch, begin, chunk_);
     const int32_t* places = batch.predicting.data() + begin;
     for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(f32(rows_) + row * hidden, residual + places[row] * hidden, row_bytes);
+      device_.copy(buffers_.rows + row * hidden, residual + places[row] * hidden, row_bytes);
+      buffers_.row[row] = batch.row[static_cast<size_t>(places[row])];
     }
-    forward(f32(rows_), rows, f32(logits_));
-    if (gradient && capped_.defined()) {
-      std::memcpy(f32(capped_), f32(logits_), static_cast<size_t>(rows * vocab) * sizeof(float));
-    }
+    clock_.lap(Work::kRows);
+    forward(buffers_.rows, rows, buffers_.logits);
     const float* weights = batch.weights.data() + begin;
-    check(graft_cross_entropy(f32(logits_), batch.labels.data() + begin, weights, rows, vocab,
-                              static_cast<float>(scale), chunk_loss_.data(), chunk_correct_.data(),
-                              gradient ? GRAFT_CE_WITH_GRADIENT : GRAFT_CE_LOSS_ONLY));
+    check(graft_cross_entropy(buffers_.logits, batch.labels.data() + begin, weights, rows,
+                              config.vocab_size, static_cast<float>(scale), buffers_.loss,
+                              buffers_.correct,
+                              gradient ? GRAFT_CE_WITH_GRADIENT : GRAFT_CE_LOSS_ONLY, GRAFT_F32,
+                              config.logit_cap, device_.kind, device_.stream));
     for (int64_t row = 0; row < rows; ++row) {
-      const auto at = static_cast<size_t>(row);
-      result.loss_sum += static_cast<double>(weights[row]) * static_cast<double>(chunk_loss_[at]);
+      result.loss_sum +=
+          static_cast<double>(weights[row]) * static_cast<double>(buffers_.loss[row]);
       result.weight_sum += static_cast<double>(weights[row]);
-      result.correct += chunk_correct_[at];
-      if (row_loss != nullptr) {
-        row_loss[begin + row] = chunk_loss_[at];
-      }
+      result.correct += buffers_.correct[row];
+      if (row_loss != nullptr) row_loss[begin + row] = buffers_.loss[row];
     }
-    if (!gradient) {
-      continue;
-    }
+    clock_.lap(Work::kLoss);
+    if (!gradient) continue;
     backward(rows);
     for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(d_residual + places[row] * hidden, f32(d_rows_) + row * hidden, row_bytes);
+      device_.copy(d_residual + places[row] * hidden, buffers_.d_rows + row * hidden, row_bytes);
     }
+    clock_.lap(Work::kRows);
   }
-  result.supervised = batch.supervised();
+  result.supervised += batch.supervised();
   return result;
 }
 
 void Head::logits(const float* residual, int64_t rows, float* logits) {
-  const int64_t hidden = model_.config.hidden_size;
-  for (int64_t begin = 0; begin < rows; begin += kChunk) {
-    forward(residual + begin * hidden, std::min(kChunk, rows - begin),
-            logits + begin * model_.config.vocab_size);
+  const ModelConfig& config = model_.config;
+  const int64_t hidden = config.hidden_size;
+  for (int64_t begin = 0; begin < rows; begin += chunk_) {
+    const int64_t count = std::min(chunk_, rows - begin);
+    float* to = logits + begin * config.vocab_size;
+    forward(residual + begin * hidden, count, to);
+    if (config.logit_cap > 0) {
+      check(graft_softcap_forward(to, config.logit_cap, count * config.vocab_size, GRAFT_F32,
+                                  device_.kind, device_.stream));
+      clock_.lap(Work::kLoss);
+    }
   }
 }
 

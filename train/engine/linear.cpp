@@ -1,23 +1,28 @@
 #include "train/engine/linear.h"
 
-#include <cstring>
-
 #include "kernels/bias.h"
 #include "kernels/dora.h"
 #include "kernels/elementwise.h"
-#include "kernels/gemm.h"
+#include "kernels/nf4.h"
+#include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
 namespace {
 
-const float* dense_weight(const BaseWeight& base, float* scratch) {
-  if (!base.quantized()) {
-    return f32(base.dense);
-  }
+const float* dense_weight(const BaseWeight& base, const LinearWorkspace& workspace) {
+  if (base.decoded.defined()) return f32(base.decoded);
+  if (!base.quantized()) return f32(base.dense);
   const graft_nf4_weight weight = base.nf4();
-  check(graft_nf4_decode(&weight, scratch, GRAFT_CPU, nullptr));
-  return scratch;
+  check(
+      graft_nf4_decode(&weight, workspace.weight, workspace.device.kind, workspace.device.stream));
+  workspace.clock->lap(Work::kDecode);
+  return workspace.weight;
+}
+
+void multiply(const LinearWorkspace& workspace, const Product& product, Work work) {
+  multiply(workspace.device, product);
+  workspace.clock->lap(work);
 }
 
 bool drops(const Lora& lora, const LinearWorkspace& workspace) {
@@ -27,7 +32,9 @@ bool drops(const Lora& lora, const LinearWorkspace& workspace) {
 void apply_dropout(
     const Lora& lora, const LinearWorkspace& workspace, float* x, int64_t tokens, int64_t dim) {
   check(graft_dropout_mask_apply(x, tokens, dim, workspace.token_index, workspace.dropout_seed,
-                                 lora.stream, lora.dropout));
+                                 lora.stream, lora.dropout, GRAFT_F32, workspace.device.kind,
+                                 workspace.device.stream));
+  workspace.clock->lap(Work::kAdapters);
 }
 
 // The input of A: x, or its dropped copy.
@@ -38,7 +45,8 @@ const float* low_rank_input(const Linear& linear,
   if (!drops(linear.lora, workspace)) {
     return x;
   }
-  std::memcpy(workspace.dropped, x, static_cast<size_t>(tokens * linear.in) * sizeof(float));
+  workspace.device.copy(workspace.dropped, x,
+                        static_cast<size_t>(tokens * linear.in) * sizeof(float));
   apply_dropout(linear.lora, workspace, workspace.dropped, tokens, linear.in);
   return workspace.dropped;
 }
@@ -53,6 +61,27 @@ void for_parts(const Linear& linear, const Body& body) {
   }
 }
 
+// grad [out, in] += scale * dy^T x.
+struct WeightGradient {
+  int64_t out, in;
+  float scale;
+  const float* dy;  // [tokens, out]
+  const float* x;   // [tokens, in]
+  float* grad;
+  Work work;
+};
+
+void add_weight_gradient(const LinearWorkspace& workspace,
+                         int64_t tokens,
+                         const WeightGradient& sum) {
+  for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
+    multiply(workspace,
+             {GRAFT_T, GRAFT_N, sum.out, sum.in, count, sum.scale, sum.dy + begin * sum.out,
+              sum.x + begin * sum.in, 1, sum.grad},
+             sum.work);
+  });
+}
+
 }  // namespace
 
 void linear_forward(const Linear& linear,
@@ -61,31 +90,37 @@ void linear_forward(const Linear& linear,
                     int64_t tokens,
                     std::span<float* const> y,
                     float* kept) {
+  const Device& device = workspace.device;
   const int64_t in = linear.in;
   const int64_t rank = linear.lora.rank;
   const bool weighs = linear.lora.magnitude.defined();
-  const float* weight = dense_weight(linear.base, workspace.weight);
+  const float* weight = dense_weight(linear.base, workspace);
   float* const u = kept;
   const float* x_low = x;
   if (rank > 0) {
     x_low = low_rank_input(linear, workspace, x, tokens);
-    check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, in, f32(linear.lora.a), in,
-                         0, u, rank));
+    multiply(workspace, {GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, f32(linear.lora.a), 0, u},
+             Work::kAdapters);
   }
   const auto times_weight = [&](const float* input, int64_t row, int64_t rows, float alpha,
                                 float beta, float* output) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rows, in, alpha, input, in, weight + row * in,
-                         in, beta, output, rows));
+    multiply(workspace,
+             {GRAFT_N, GRAFT_T, tokens, rows, in, alpha, input, weight + row * in, beta, output},
+             Work::kProducts);
+  };
+  const auto add_bias = [&](int64_t row, int64_t rows, float* output) {
+    check(graft_bias_add(output, f32(linear.bias) + row, tokens, rows, device.kind, device.stream));
+    workspace.clock->lap(Work::kRows);
   };
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     float* const sum = weighs ? kept + tokens * (rank + row) : y[part];  // h or y
     times_weight(weighs ? x_low : x, row, rows, 1, 0, sum);
-    if (!weighs && linear.has_bias) {
-      check(graft_bias_add(sum, f32(linear.bias) + row, tokens, rows));
-    }
+    if (!weighs && linear.has_bias) add_bias(row, rows, sum);
     if (rank > 0) {
-      check(graft_gemm_f32(GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u, rank,
-                           f32(linear.lora.b) + row * rank, rank, 1, sum, rows));
+      multiply(workspace,
+               {GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u,
+                f32(linear.lora.b) + row * rank, 1, sum},
+               Work::kAdapters);
     }
     if (!weighs) return;
     const bool drop = drops(linear.lora, workspace);
@@ -93,11 +128,10 @@ void linear_forward(const Linear& linear,
       times_weight(x, row, rows, 1, 0, y[part]);
       times_weight(x_low, row, rows, -1, 1, y[part]);
     }
-    check(
-        graft_gain_forward(sum, f32(linear.lora.gain) + row, tokens, rows, drop ? 1 : 0, y[part]));
-    if (linear.has_bias) {
-      check(graft_bias_add(y[part], f32(linear.bias) + row, tokens, rows));
-    }
+    check(graft_gain_forward(sum, f32(linear.lora.gain) + row, tokens, rows, drop ? 1 : 0, y[part],
+                             device.kind, device.stream));
+    workspace.clock->lap(Work::kAdapters);
+    if (linear.has_bias) add_bias(row, rows, y[part]);
   });
 }
 
@@ -109,16 +143,19 @@ void linear_backward(const Linear& linear,
                      std::span<const float* const> dy,
                      float* dx,
                      InputGrad input_grad) {
+  const Device& device = workspace.device;
+  const Lora& lora = linear.lora;
   const int64_t in = linear.in;
-  const int64_t rank = linear.lora.rank;
-  const bool weighs = linear.lora.magnitude.defined();
-  const bool drop = drops(linear.lora, workspace);
+  const int64_t rank = lora.rank;
+  const bool weighs = lora.magnitude.defined();
+  const bool drop = drops(lora, workspace);
   const bool needs_dx = input_grad != InputGrad::kSkip;
-  const float* weight = needs_dx ? dense_weight(linear.base, workspace.weight) : nullptr;
+  const float* weight = needs_dx ? dense_weight(linear.base, workspace) : nullptr;
   const auto times_weight = [&](const float* input, int64_t row, int64_t rows, float alpha,
                                 float beta, float* output) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rows, alpha, input, rows, weight + row * in,
-                         in, beta, output, in));
+    multiply(workspace,
+             {GRAFT_N, GRAFT_N, tokens, in, rows, alpha, input, weight + row * in, beta, output},
+             Work::kProducts);
   };
   // What reaches h: dy, or with DoRA dh.
   const auto inner = [&](size_t part, int64_t row) {
@@ -126,17 +163,26 @@ void linear_backward(const Linear& linear,
   };
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     if (weighs) {
-      const Lora& lora = linear.lora;
-      check(graft_gain_backward(dy[part], kept + tokens * (rank + row), f32(lora.gain) + row,
-                                f32(lora.inverse_norm) + row, tokens, rows,
-                                workspace.weighed + tokens * row, f32(lora.grad_magnitude) + row));
+      for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
+        const int64_t first = begin * rows;
+        check(graft_gain_backward(dy[part] + first, kept + tokens * (rank + row) + first,
+                                  f32(lora.gain) + row, f32(lora.inverse_norm) + row, count, rows,
+                                  workspace.weighed + tokens * row + first,
+                                  f32(lora.grad_magnitude) + row, device.kind, device.stream));
+      });
+      workspace.clock->lap(Work::kAdapters);
     }
     if (linear.base_grad.defined()) {
-      check(graft_gemm_f32(GRAFT_T, GRAFT_N, rows, in, tokens, 1, dy[part], rows, x, in, 1,
-                           f32(linear.base_grad) + row * in, in));
+      add_weight_gradient(
+          workspace, tokens,
+          {rows, in, 1, dy[part], x, f32(linear.base_grad) + row * in, Work::kProducts});
     }
     if (linear.bias_grad.defined()) {
-      check(graft_bias_backward(dy[part], tokens, rows, f32(linear.bias_grad) + row));
+      for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
+        check(graft_bias_backward(dy[part] + begin * rows, count, rows, f32(linear.bias_grad) + row,
+                                  device.kind, device.stream));
+      });
+      workspace.clock->lap(Work::kRows);
     }
     if (needs_dx) {
       const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
@@ -146,41 +192,45 @@ void linear_backward(const Linear& linear,
   if (rank == 0) {
     return;
   }
-  const float scale = linear.lora.scale;
+  const float scale = lora.scale;
   const float* const u = kept;
   float* du = workspace.low_rank;
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, rank, rows, scale, inner(part, row), rows,
-                         f32(linear.lora.b) + row * rank, rank, part > 0 ? 1.0F : 0.0F, du, rank));
-    if (linear.lora.grad_b.defined()) {
-      check(graft_gemm_f32(GRAFT_T, GRAFT_N, rows, rank, tokens, scale, inner(part, row), rows, u,
-                           rank, 1, f32(linear.lora.grad_b) + row * rank, rank));
+    multiply(workspace,
+             {GRAFT_N, GRAFT_N, tokens, rank, rows, scale, inner(part, row),
+              f32(lora.b) + row * rank, part > 0 ? 1.0F : 0.0F, du},
+             Work::kAdapters);
+    if (lora.grad_b.defined()) {
+      add_weight_gradient(
+          workspace, tokens,
+          {rows, rank, scale, inner(part, row), u, f32(lora.grad_b) + row * rank, Work::kAdapters});
     }
   });
-  if (linear.lora.grad_a.defined()) {
+  if (lora.grad_a.defined()) {
     const float* x_low = low_rank_input(linear, workspace, x, tokens);
-    check(graft_gemm_f32(GRAFT_T, GRAFT_N, rank, in, tokens, 1, du, rank, x_low, in, 1,
-                         f32(linear.lora.grad_a), in));
+    add_weight_gradient(workspace, tokens,
+                        {rank, in, 1, du, x_low, f32(lora.grad_a), Work::kAdapters});
   }
   if (!needs_dx) {
     return;
   }
   if (!drop) {
-    check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, rank, f32(linear.lora.a), in, 1,
-                         dx, in));
+    multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(lora.a), 1, dx},
+             Work::kAdapters);
     return;
   }
   float* dropped = workspace.dropped;
-  check(graft_gemm_f32(GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, rank, f32(linear.lora.a), in, 0,
-                       dropped, in));
+  multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(lora.a), 0, dropped},
+           Work::kAdapters);
   if (weighs) {
     for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
       times_weight(inner(part, row), row, rows, 1, 1, dropped);
       times_weight(dy[part], row, rows, -1, 1, dropped);
     });
   }
-  apply_dropout(linear.lora, workspace, dropped, tokens, in);
-  check(graft_add(dx, dropped, tokens * in));
+  apply_dropout(lora, workspace, dropped, tokens, in);
+  check(graft_add(dx, dropped, tokens * in, GRAFT_F32, device.kind, device.stream));
+  workspace.clock->lap(Work::kAdapters);
 }
 
 }  // namespace graft::train

@@ -15,17 +15,23 @@
 #include <cstdint>
 #include <span>
 
+#include "train/engine/clock.h"
+#include "train/engine/device.h"
 #include "train/model/model.h"
 
 namespace graft::train {
 
-// What all linears share: scratch for a decoded weight, and dropout's place in the run.
+// What the linears of a half share: where they compute, their scratch, and dropout's place in the
+// run.
 struct LinearWorkspace {
+  Device device;
+  StepClock* clock = nullptr;
   float* weight = nullptr;               // [max out * in], for a 4-bit base
   float* low_rank = nullptr;             // [tokens, max rank]: du
   float* dropped = nullptr;              // [tokens, max in]: drop(x), then du A; only with dropout
   float* weighed = nullptr;              // [tokens, max out]: dh; only with DoRA
   const int64_t* token_index = nullptr;  // [tokens] index of each row's token in the whole step
+  const int32_t* row = nullptr;          // [tokens] its packed row (Batch::row)
   uint64_t dropout_seed = 0;             // of this step; 0 = dropout off (evaluation)
 };
 
@@ -40,7 +46,8 @@ void linear_forward(const Linear& linear,
 
 enum class InputGrad { kSkip, kOverwrite, kAdd };
 
-// dy[p] [tokens, parts[p]]. Adds to the linear's gradients; dx [tokens, in].
+// dy[p] [tokens, parts[p]]. Adds to the linear's gradients, one packed row after another, so that
+// their bits do not depend on how many rows are computed at once; dx [tokens, in].
 void linear_backward(const Linear& linear,
                      const LinearWorkspace& workspace,
                      const float* x,

@@ -32,7 +32,8 @@ void activate(const Pass& pass,
               float* product) {
   const int64_t inner = layer.intermediate_size;
   check(graft_gate_forward(gate_of(pass), row_count(pass, layer), inner, gate, up, inner, product,
-                           inner, GRAFT_F32, GRAFT_CPU, nullptr));
+                           inner, GRAFT_F32, pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
 }
 
 // Rows [begin, begin + count) of the sorted rows, which are one MLP's.
@@ -52,14 +53,15 @@ void for_mlps(const Pass& pass, const Layer& layer, const MlpState& state, const
     const int64_t count = state.offsets[expert + 1] - begin;
     if (count == 0) continue;
     LinearWorkspace workspace = pass.linear;
-    workspace.token_index = state.token_index.data() + begin;
+    workspace.token_index = state.token_index + begin;
+    workspace.row = state.row + begin;
     body(layer.mlps[expert], RowRange{begin, count}, workspace);
   }
 }
 
-// Where what a linear keeps of rows from `begin` on is.
-float* kept_at(const at::Tensor& kept, const Linear& linear, int64_t begin) {
-  return kept.defined() ? f32(kept) + begin * linear.kept_width() : nullptr;
+// What a linear keeps of the rows from `begin` on.
+float* kept_at(float* kept, const Linear& linear, int64_t begin) {
+  return kept != nullptr ? kept + begin * linear.kept_width() : nullptr;
 }
 
 void route(const Pass& pass,
@@ -68,17 +70,18 @@ void route(const Pass& pass,
            MlpState& state,
            const float* input) {
   const graft_moe_shape shape = moe_shape(pass, config);
-  float* const logits[] = {f32(pass.scratch.logits)};
-  linear_forward(*layer.router, pass.linear, input, shape.tokens, logits,
-                 f32_or_null(state.kept_router));
-  check(graft_moe_route(&shape, logits[0], f32(state.probabilities), state.expert.data(),
-                        f32(state.weight)));
-  check(graft_moe_sort(&shape, state.expert.data(), state.offsets.data(), state.row_pair.data(),
-                       state.pair_row.data()));
-  for (int64_t row = 0; row < shape.tokens * shape.top; ++row) {
-    const auto at = static_cast<size_t>(row);
-    state.token_index[at] = pass.linear.token_index[state.row_pair[at] / shape.top];
+  float* const logits[] = {pass.scratch.logits};
+  linear_forward(*layer.router, pass.linear, input, shape.tokens, logits, state.kept_router);
+  check(graft_moe_route(&shape, logits[0], state.probabilities, state.expert, state.weight,
+                        pass.device.kind, pass.device.stream));
+  check(graft_moe_sort(&shape, state.expert, state.offsets, state.row_pair, state.pair_row,
+                       pass.device.kind, pass.device.stream));
+  for (int64_t at = 0; at < shape.tokens * shape.top; ++at) {
+    const int64_t token = state.row_pair[at] / shape.top;
+    state.token_index[at] = pass.linear.token_index[token];
+    state.row[at] = pass.linear.row[token];
   }
+  pass.clock.lap(Work::kRows);
 }
 
 void route_backward(const Pass& pass,
@@ -88,12 +91,14 @@ void route_backward(const Pass& pass,
                     const float* input,
                     float* d_input) {
   const graft_moe_shape shape = moe_shape(pass, config);
-  float* d_logits = f32(pass.scratch.logits);
-  check(graft_moe_route_backward(&shape, f32(state.probabilities), state.expert.data(),
-                                 f32(state.weight), f32(pass.scratch.d_weight), d_logits));
+  float* d_logits = pass.scratch.logits;
+  check(graft_moe_route_backward(&shape, state.probabilities, state.expert, state.weight,
+                                 pass.scratch.d_weight, d_logits, pass.device.kind,
+                                 pass.device.stream));
+  pass.clock.lap(Work::kRows);
   const float* const planes[] = {d_logits};
-  linear_backward(*layer.router, pass.linear, input, f32_or_null(state.kept_router), shape.tokens,
-                  planes, d_input, InputGrad::kAdd);
+  linear_backward(*layer.router, pass.linear, input, state.kept_router, shape.tokens, planes,
+                  d_input, InputGrad::kAdd);
 }
 
 // The MLPs' input: every token's row, or the sorted rows of the experts.
@@ -103,9 +108,58 @@ const float* mlp_rows(const Pass& pass,
                       const float* input) {
   if (config.experts == 0) return input;
   const graft_moe_shape shape = moe_shape(pass, config);
-  float* rows = f32(pass.scratch.rows);
-  check(graft_moe_gather(&shape, input, state.row_pair.data(), pass.config.hidden_size, rows));
+  float* rows = pass.scratch.rows;
+  check(graft_moe_gather(&shape, input, state.row_pair, pass.config.hidden_size, rows,
+                         pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
   return rows;
+}
+
+// gate and up.
+void inner_forward(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
+  const LayerConfig& config = pass.config.layers[index];
+  const int64_t hidden = pass.config.hidden_size, inner = config.intermediate_size;
+  const float* input = half_input(pass, layer.mlp_norm, state.half, x);
+  if (config.experts > 0) route(pass, layer, config, state, input);
+  const float* rows = mlp_rows(pass, config, state, input);
+  for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
+    float* const planes[] = {state.gate + range.begin * inner, state.up + range.begin * inner};
+    size_t plane = 0;
+    for (size_t i = 0; i < mlp.in.size(); ++i) {
+      const size_t parts = mlp.in[i].parts.size();
+      linear_forward(mlp.in[i], linear, rows + range.begin * hidden, range.count,
+                     {planes + plane, parts}, kept_at(state.kept_in[i], mlp.in[i], range.begin));
+      plane += parts;
+    }
+  });
+}
+
+// target = down(activation(gate) * up).
+void down_forward(
+    const Pass& pass, const Layer& layer, size_t index, const MlpState& state, float* target) {
+  const LayerConfig& config = pass.config.layers[index];
+  const graft_moe_shape shape = moe_shape(pass, config);
+  const int64_t hidden = pass.config.hidden_size, inner = config.intermediate_size;
+  const bool routed = config.experts > 0;
+  float* product = pass.scratch.product;
+  activate(pass, config, state.gate, state.up, product);
+  float* out_rows = target;
+  if (routed) {
+    check(graft_moe_weigh(&shape, product, state.row_pair, state.weight, inner, product,
+                          pass.device.kind, pass.device.stream));
+    pass.clock.lap(Work::kRows);
+    out_rows = pass.scratch.out_rows;
+  }
+  for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
+    float* const plane[] = {out_rows + range.begin * hidden};
+    linear_forward(mlp.down, linear, product + range.begin * inner, range.count, plane,
+                   kept_at(state.kept_down, mlp.down, range.begin));
+  });
+  if (!routed) return;
+  check(graft_moe_combine(&shape, out_rows, state.pair_row, hidden, target, pass.device.kind,
+                          pass.device.stream));
+  pass.clock.lap(Work::kRows);
 }
 
 }  // namespace
@@ -116,41 +170,21 @@ void mlp_half_forward(const Pass& pass,
                       MlpState& state,
                       const float* x,
                       float* output) {
-  const LayerConfig& config = pass.config.layers[index];
-  const graft_moe_shape shape = moe_shape(pass, config);
-  const int64_t hidden = pass.config.hidden_size, inner = config.intermediate_size;
-  const bool routed = config.experts > 0;
-  float *gate = f32(state.gate), *up = f32(state.up), *product = f32(pass.scratch.product);
-  const float* input = half_input(pass, layer.mlp_norm, state.half, x);
-  if (routed) route(pass, layer, config, state, input);
-  const float* rows = mlp_rows(pass, config, state, input);
-  for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
-    float* const planes[] = {gate + range.begin * inner, up + range.begin * inner};
-    size_t plane = 0;
-    for (size_t i = 0; i < mlp.in.size(); ++i) {
-      const size_t parts = mlp.in[i].parts.size();
-      linear_forward(mlp.in[i], linear, rows + range.begin * hidden, range.count,
-                     {planes + plane, parts}, kept_at(state.kept_in[i], mlp.in[i], range.begin));
-      plane += parts;
-    }
-  });
-  activate(pass, config, gate, up, product);
-  float* target = half_target(layer.mlp_out_norm, state.half, output);
-  float* out_rows = target;
-  if (routed) {
-    check(
-        graft_moe_weigh(&shape, product, state.row_pair.data(), f32(state.weight), inner, product));
-    out_rows = f32(pass.scratch.out_rows);
-  }
-  for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
-    float* const plane[] = {out_rows + range.begin * hidden};
-    linear_forward(mlp.down, linear, product + range.begin * inner, range.count, plane,
-                   kept_at(state.kept_down, mlp.down, range.begin));
-  });
-  if (routed) {
-    check(graft_moe_combine(&shape, out_rows, state.pair_row.data(), hidden, target));
-  }
+  inner_forward(pass, layer, index, state, x);
+  down_forward(pass, layer, index, state, half_target(layer.mlp_out_norm, state.half, output));
   half_join(pass, layer.mlp_out_norm, state.half, x, output);
+}
+
+void mlp_half_again(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
+  inner_forward(pass, layer, index, state, x);
+  if (layer.mlp_out_norm.size == 0) return;
+  down_forward(pass, layer, index, state, state.half.branch);
+  check(graft_rmsnorm_forward(
+      state.half.branch, f32(layer.mlp_out_norm.weight), pass.config.rms_norm_eps,
+      pass.batch.tokens(), layer.mlp_out_norm.size, pass.scratch.normed, state.half.branch_inv_rms,
+      pass.config.norm, GRAFT_F32, 0, pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
 }
 
 void mlp_half_backward(
@@ -159,21 +193,21 @@ void mlp_half_backward(
   const graft_moe_shape shape = moe_shape(pass, config);
   const int64_t hidden = pass.config.hidden_size, inner = config.intermediate_size;
   const bool routed = config.experts > 0;
-  Scratch& scratch = pass.scratch;
-  float *gate = f32(state.gate), *up = f32(state.up), *product = f32(scratch.product);
-  float *d_gate = f32(scratch.d_gate), *d_up = f32(scratch.d_up);
-  float* d_product = f32(scratch.d_product);
+  const Scratch& scratch = pass.scratch;
+  float *gate = state.gate, *up = state.up, *product = scratch.product;
+  float* d_product = scratch.d_product;
 
   const float* d_rows = half_split(pass, layer.mlp_out_norm, state.half, d);
   activate(pass, config, gate, up, product);
   const float* down_input = product;
   if (routed) {
-    // d_gate is free until the activation's backward pass.
-    check(
-        graft_moe_weigh(&shape, product, state.row_pair.data(), f32(state.weight), inner, d_gate));
-    down_input = d_gate;
-    float* d_out_rows = f32(scratch.out_rows);
-    check(graft_moe_gather(&shape, d_rows, state.row_pair.data(), hidden, d_out_rows));
+    check(graft_moe_weigh(&shape, product, state.row_pair, state.weight, inner, scratch.weighed,
+                          pass.device.kind, pass.device.stream));
+    down_input = scratch.weighed;
+    float* d_out_rows = scratch.out_rows;
+    check(graft_moe_gather(&shape, d_rows, state.row_pair, hidden, d_out_rows, pass.device.kind,
+                           pass.device.stream));
+    pass.clock.lap(Work::kRows);
     d_rows = d_out_rows;
   }
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
@@ -183,18 +217,21 @@ void mlp_half_backward(
                     d_product + range.begin * inner, InputGrad::kOverwrite);
   });
   if (routed) {
-    check(graft_moe_weigh_backward(&shape, d_product, product, state.row_pair.data(),
-                                   f32(state.weight), inner, d_product, f32(scratch.d_weight)));
+    check(graft_moe_weigh_backward(&shape, d_product, product, state.row_pair, state.weight, inner,
+                                   d_product, scratch.d_weight, pass.device.kind,
+                                   pass.device.stream));
   }
+  // In place: nothing reads gate and up any more.
   check(graft_gate_backward(gate_of(pass), row_count(pass, config), inner, d_product, inner, gate,
-                            up, inner, d_gate, d_up, GRAFT_F32, GRAFT_CPU, nullptr));
+                            up, inner, gate, up, GRAFT_F32, pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
 
   const float* input = half_input(pass, layer.mlp_norm, state.half, x);
   const float* rows = mlp_rows(pass, config, state, input);
-  float* d_input = f32(scratch.d_normed);
-  float* d_in_rows = routed ? f32(scratch.out_rows) : d_input;
+  float* d_input = scratch.d_normed;
+  float* d_in_rows = routed ? scratch.out_rows : d_input;
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
-    const float* const planes[] = {d_gate + range.begin * inner, d_up + range.begin * inner};
+    const float* const planes[] = {gate + range.begin * inner, up + range.begin * inner};
     size_t plane = 0;
     for (size_t i = 0; i < mlp.in.size(); ++i) {
       const size_t parts = mlp.in[i].parts.size();
@@ -206,7 +243,9 @@ void mlp_half_backward(
     }
   });
   if (routed) {
-    check(graft_moe_combine(&shape, d_in_rows, state.pair_row.data(), hidden, d_input));
+    check(graft_moe_combine(&shape, d_in_rows, state.pair_row, hidden, d_input, pass.device.kind,
+                            pass.device.stream));
+    pass.clock.lap(Work::kRows);
     route_backward(pass, layer, config, state, input, d_input);
   }
   half_input_backward(pass, layer.mlp_norm, state.half, x, d_input, d);

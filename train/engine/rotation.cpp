@@ -12,12 +12,12 @@ bool same_rotation(const ModelConfig& config, int64_t length, int64_t other_leng
   return true;
 }
 
-Rotation::Rotation(const ModelConfig& config, int64_t max_tokens) {
+Rotation::Rotation(const ModelConfig& config, int64_t max_tokens, Buffers& buffers) {
   for (const RopeConfig& rope : config.ropes) {
     Table table;
     table.rope = rope;
-    table.cos = empty_f32({max_tokens, rope.rotary_dim / 2});
-    table.sin = empty_f32({max_tokens, rope.rotary_dim / 2});
+    table.cos = buffers.f32(max_tokens * (rope.rotary_dim / 2));
+    table.sin = buffers.f32(max_tokens * (rope.rotary_dim / 2));
     tables_.push_back(std::move(table));
   }
 }
@@ -42,28 +42,22 @@ void Rotation::prepare(const Batch& batch) {
       const int64_t end = batch.cu_seqlens[at + 1];
       check(graft_rope_tables(batch.positions.data() + begin, end - begin, table.frequencies.data(),
                               half, static_cast<float>(table.rope.cos_sin_scale),
-                              f32(table.cos) + begin * half, f32(table.sin) + begin * half));
+                              table.cos + begin * half, table.sin + begin * half));
       begin = end;
     }
   }
 }
 
 const float* Rotation::cos(int index) const {
-  return f32(tables_[static_cast<size_t>(index)].cos);
+  return tables_[static_cast<size_t>(index)].cos;
 }
 
 const float* Rotation::sin(int index) const {
-  return f32(tables_[static_cast<size_t>(index)].sin);
+  return tables_[static_cast<size_t>(index)].sin;
 }
 
 int64_t Rotation::rotary_dim(int index) const {
   return tables_[static_cast<size_t>(index)].rope.rotary_dim;
-}
-
-int64_t Rotation::buffer_bytes() const {
-  size_t bytes = 0;
-  for (const Table& table : tables_) bytes += table.cos.nbytes() + table.sin.nbytes();
-  return static_cast<int64_t>(bytes);
 }
 
 }  // namespace graft::train

@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
+#include "train/engine/arena.h"
 #include "train/engine/batch.h"
 #include "train/model/config.h"
 
@@ -16,7 +15,7 @@ bool same_rotation(const ModelConfig& config, int64_t length, int64_t other_leng
 
 class Rotation {
  public:
-  Rotation(const ModelConfig& config, int64_t max_tokens);
+  Rotation(const ModelConfig& config, int64_t max_tokens, Buffers& buffers);
 
   // Fills the tables. Each document turns as its own text's length says, whatever stands beside it:
   // packed documents equal separate ones (transformers takes the longest of a batch for all).
@@ -26,13 +25,12 @@ class Rotation {
   const float* cos(int index) const;
   const float* sin(int index) const;
   int64_t rotary_dim(int index) const;
-  int64_t buffer_bytes() const;
 
  private:
   struct Table {
     RopeConfig rope;
-    at::Tensor cos;
-    at::Tensor sin;
+    float* cos = nullptr;
+    float* sin = nullptr;
     int64_t length_class = -1;  // of the frequencies at hand
     std::vector<float> frequencies;
   };

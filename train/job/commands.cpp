@@ -4,7 +4,9 @@
 
 #include "core/error.h"
 #include "core/progress.h"
+#include "train/job/device_option.h"
 #include "train/job/inference.h"
+#include "train/job/memory.h"
 #include "train/job/trainer.h"
 
 namespace graft::train {
@@ -15,7 +17,7 @@ int run_train(const Args& args) {
   const std::vector<std::string> overrides(args.positionals().begin() + 1,
                                            args.positionals().end());
   const RunResult result =
-      run_training(read_train_config(path, overrides), {args.text("--resume")});
+      run_training(read_train_config(path, overrides), {args.text("--resume"), device_of(args)});
   if (args.json()) {
     std::printf("%s\n", dump_json(result.summary).c_str());
   }
@@ -41,9 +43,18 @@ std::vector<Command> train_commands() {
        "train an adapter or a whole model; the same command again resumes it",
        {{"--resume", "auto|none|DIR", "auto",
          "go on from the newest checkpoint of output_dir, start anew, or start from another "
-         "run's"}},
+         "run's"},
+        kDeviceOption},
        {"graft train configs/qlora.yaml", "graft train run.yaml lora_r=8 output_dir=out/r8"},
        run_train},
+      {"plan",
+       "CONFIG.yaml [key=value …]",
+       1,
+       -1,
+       "memory, work and time of a training run, before anything is loaded",
+       {},
+       {"graft plan configs/qlora.yaml", "graft plan run.yaml max_memory=4GiB --json"},
+       run_plan},
       {"eval",
        "",
        0,

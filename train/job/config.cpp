@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/yaml.h"
+#include "train/job/memory.h"
 
 namespace graft::train {
 namespace {
@@ -83,6 +84,10 @@ constexpr ConfigKey kKeys[] = {
     {"eval_steps", "integer", "0", "steps between evaluations; 0 = at the end of each epoch"},
     {"logging_steps", "integer", "1", "steps between lines of metrics.jsonl"},
     {"threads", "0..1024", "0", "CPU threads; 0 = every processor"},
+    {"max_memory", "size", "",
+     "bytes for weights, optimizer and buffers, such as 8GiB; absent: what is free. Blocks keep "
+     "less "
+     "and compute again what does not fit; the result is the same to the bit"},
 };
 
 constexpr ConfigKey kDatasetKeys[] = {
@@ -293,6 +298,13 @@ void read_loop(ConfigReader& reader, TrainConfig& config) {
   config.logging_steps = reader.get_int("logging_steps", 1, {1, kManySteps});
   config.max_skipped_steps = reader.get_int("max_skipped_steps", 10, {0, kManySteps});
   config.threads = reader.get_int("threads", 0, {0, 1024});
+  if (const Json* size = reader.get("max_memory"); size != nullptr && !size->is_null()) {
+    config.max_memory = parse_bytes(size->is_string() ? size->as_string() : dump_json(*size));
+    if (config.max_memory < 0) {
+      reader.fail_at("max_memory", "expected a size, got " + dump_json(*size),
+                     "write a number and a unit: max_memory: 8GiB");
+    }
+  }
 }
 
 Json strings_to_json(const std::vector<std::string>& texts) {
@@ -476,13 +488,15 @@ Json config_to_json(const TrainConfig& config) {
       {"eval_steps", config.eval_steps},
       {"logging_steps", config.logging_steps},
       {"threads", config.threads},
+      {"max_memory", config.max_memory > 0 ? Json(config.max_memory) : Json()},
   });
 }
 
 bool decides_result(std::string_view key) {
-  constexpr std::string_view kIrrelevant[] = {
-      "output_dir",    "save_steps", "save_total_limit", "logging_steps", "threads",
-      "test_datasets", "eval_steps", "base_model",       "datasets",      "quantized_cache"};
+  constexpr std::string_view kIrrelevant[] = {"output_dir",    "save_steps",     "save_total_limit",
+                                              "logging_steps", "threads",        "max_memory",
+                                              "test_datasets", "eval_steps",     "base_model",
+                                              "datasets",      "quantized_cache"};
   return std::find(std::begin(kIrrelevant), std::end(kIrrelevant), key) == std::end(kIrrelevant);
 }
 

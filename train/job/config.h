@@ -53,7 +53,8 @@ struct TrainConfig {
   int64_t eval_steps = 0;  // 0 = at the end of each epoch
   int64_t logging_steps = 1;
   int64_t max_skipped_steps = 10;
-  int64_t threads = 0;  // 0 = every processor of the process
+  int64_t threads = 0;     // 0 = every processor of the process
+  int64_t max_memory = 0;  // bytes; 0 = what is free
 
   int64_t rows_per_step() const { return micro_batch_size * gradient_accumulation_steps; }
 };

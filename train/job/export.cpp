@@ -93,7 +93,8 @@ std::string check_reload(Model& model,
   const std::vector<float> trained = first_logits(model, decoder, store);
   remove_adapter(model);
   load_adapter(model, directory);
-  Decoder wider(model, decoder.max_tokens(), Keep::kNothing);  // the pairs are of twice the rank
+  // The pairs are of twice the rank.
+  Decoder wider(model, StepPlan::of(model, decoder.max_tokens(), Keep::kNothing));
   const std::vector<float> reloaded = first_logits(model, wider, store);
   float largest = 0, difference = 0;
   for (size_t i = 0; i < trained.size(); ++i) {

@@ -58,7 +58,9 @@ int32_t sample(std::span<const float> logits, const GenerateOptions& options, do
 
 Generator::Generator(Model& model, int64_t max_positions)
     : model_(model),
-      decoder_(model, std::min(max_positions, model.config.max_positions), Keep::kNothing),
+      decoder_(
+          model,
+          StepPlan::of(model, std::min(max_positions, model.config.max_positions), Keep::kNothing)),
       cache_(model.config, decoder_.max_tokens()),
       logits_(static_cast<size_t>(model.config.vocab_size)) {}
 

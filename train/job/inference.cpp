@@ -150,7 +150,7 @@ int run_eval(const Args& args) {
                                                text, {}, join_path(scratch.path(), "eval.h5"), 0);
   const std::vector<uint32_t> lengths = prepared.store.lengths();
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  Decoder decoder(*model, std::max(kEvalTokens, longest), Keep::kNothing);
+  Decoder decoder(*model, StepPlan::of(*model, std::max(kEvalTokens, longest), Keep::kNothing));
   Progress progress("evaluate", prepared.store.document_count(), "documents");
   const EvalResult result =
       evaluate(decoder, prepared.store, [&](int64_t done, int64_t) { progress.update(done); });
@@ -221,7 +221,7 @@ int run_logits(const Args& args) {
   std::memcpy(ids.data(), file.bytes(info).data(), file.bytes(info).size());
   const std::string out = args.need("--out");
   SafetensorsWriter writer(out, {{"logits", DType::kF32, {rows, length, vocab}}});
-  Decoder decoder(*model, length, Keep::kNothing);
+  Decoder decoder(*model, StepPlan::of(*model, length, Keep::kNothing));
   std::vector<float> logits(static_cast<size_t>(length * vocab));
   const std::vector<uint8_t> no_loss(static_cast<size_t>(length), 0);
   const float weights[1] = {0.0F};

@@ -22,6 +22,7 @@
 #include "train/job/epochs.h"
 #include "train/job/evaluate.h"
 #include "train/job/export.h"
+#include "train/job/memory.h"
 #include "train/job/report.h"
 #include "train/model/dora.h"
 #include "train/model/weights.h"
@@ -127,6 +128,7 @@ class Training {
  private:
   bool claim_directory();
   void prepare_model();
+  void make_decoders();
   void prepare_data();
   void write_identity();
   void plan_steps();
@@ -159,6 +161,9 @@ class Training {
   OptimizerSettings schedule_;
   std::unique_ptr<EpochPlan> epochs_;
   int64_t total_steps_ = 0;
+  RunPlan plan_;
+  int64_t memory_before_ = anonymous_memory();
+  int64_t memory_peak_ = 0;
   Batch batch_;
   Json last_eval_;
   Clock::time_point started_ = Clock::now();
@@ -194,6 +199,8 @@ bool Training::claim_directory() {
 }
 
 void Training::prepare_model() {
+  plan_ = plan_run(config_);
+  refuse_unfit(config_, plan_);
   const bool quantizes = config_.method == Method::kQlora;
   model_ = config_.random_weights
                ? make_model(config_.base_model, config_.seed)
@@ -206,6 +213,17 @@ void Training::prepare_model() {
   }
   text_ = load_model_text(config_.base_model, model_->config.vocab_size);
   optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);
+}
+
+// Both in one arena: they never run at the same time.
+void Training::make_decoders() {
+  const Layout layouts[] = {plan_layout(*model_, plan_.memory.training),
+                            plan_layout(*model_, plan_.memory.evaluation)};
+  const auto arena =
+      std::make_shared<const Arena>(std::vector<const Layout*>{&layouts[0], &layouts[1]});
+  decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.training, options_.device, arena);
+  eval_decoder_ =
+      std::make_unique<Decoder>(*model_, plan_.memory.evaluation, options_.device, arena);
 }
 
 void Training::prepare_data() {
@@ -292,9 +310,10 @@ void Training::print_plan() {
                format_count(epochs_->row_count()).c_str(),
                format_count(config_.sequence_len).c_str());
   if (shares.size() > 1) print_shares(shares, in_epoch);
-  std::fprintf(stderr, "plan    %s steps of %s rows, %s buffers\n",
+  std::fprintf(stderr, "plan    %s steps of %s rows, %s of memory\n",
                format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
-               format_bytes(decoder_->buffer_bytes()).c_str());
+               format_bytes(plan_.memory.total()).c_str());
+  std::fprintf(stderr, "blocks  %s\n", layers_text(plan_.memory.training).c_str());
   for (const data::RefusedRecord& refused : train_->summary.refused) {
     std::fprintf(stderr, "left out %s:%lld: %s: %s\n", refused.file.c_str(),
                  static_cast<long long>(refused.line), refused.rule.c_str(),
@@ -358,9 +377,8 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   }
   const double scale = weight > 0 ? 1.0 / weight : 0.0;
   optimizer_->zero_gradients();
-  double loss_sum = 0;
+  HeadResult sums;
   int64_t tokens = 0;
-  int64_t supervised = 0;
   // Dropout's seed: one value a step; 0 would switch it off.
   const uint64_t dropout_seed =
       (xxh3_64("dropout " + std::to_string(config_.seed) + " " + std::to_string(step))) | 1U;
@@ -371,18 +389,17 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
         std::span(packed).subspan(static_cast<size_t>(row - first), static_cast<size_t>(end - row)),
         row - first, config_.sequence_len, batch_);
     const float* residual = decoder_->forward(batch_, dropout_seed);
-    const auto head =
-        decoder_->head_loss(batch_, residual, scale, decoder_->gradient_buffer(), nullptr);
+    sums = decoder_->head_loss(batch_, residual, scale, decoder_->gradient_buffer(), nullptr, sums);
     decoder_->backward(batch_, decoder_->gradient_buffer());
-    loss_sum += head.loss_sum;
     tokens += batch_.tokens();
-    supervised += head.supervised;
   }
+  decoder_->finish_gradients();
   const double rate = learning_rate_at(schedule_, step, total_steps_);
-  const double loss = loss_sum * scale;
+  const double loss = sums.loss_sum * scale;
   const StepResult result = optimizer_->step(schedule_, rate, loss);
   refresh_gains(*model_);
-  progressed.trained_tokens += supervised;
+  progressed.trained_tokens += sums.supervised;
+  memory_peak_ = std::max(memory_peak_, anonymous_memory() - memory_before_);
   if (result.skipped) {
     ++progressed.skipped;
     std::fprintf(stderr, "warning: step %lld skipped: %s is not finite (rows: %s)\n",
@@ -401,7 +418,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
                           {"learning_rate", rate},
                           {"grad_norm", result.grad_norm},
                           {"tokens", tokens},
-                          {"supervised", supervised},
+                          {"supervised", sums.supervised},
                           {"skipped", result.skipped},
                           {"tokens_per_s", static_cast<double>(tokens) / seconds_since(start)}});
   return loss;
@@ -500,6 +517,10 @@ void Training::finish(const Progressed& progressed) {
   if (last_eval_.is_object()) {
     summary.set("eval", last_eval_);
   }
+  // A mapped quantized cache is not anonymous memory.
+  const int64_t planned = plan_.memory.total() - model_->mapped_bytes();
+  summary.set("memory", Json::object({{"planned_bytes", planned}, {"peak_bytes", memory_peak_}}));
+  summary.set("plan", plan_to_json(plan_.memory));
   summary.set("export", export_result(*model_, config_, *eval_decoder_, train_->store, directory_));
   write_training_report(config_, directory_, summary);
   print_result(summary);
@@ -518,6 +539,12 @@ void Training::print_result(const Json& summary) const {
   }
   rows.push_back({path("report.html"), format_bytes(file_size(path("report.html")))});
   std::fprintf(stderr, "%s", format_table("<>", rows).c_str());
+  const Json& memory = summary.at("memory");
+  if (memory.at("peak_bytes").as_int() > 0) {
+    std::fprintf(stderr, "memory: %s planned, %s used\n",
+                 format_bytes(memory.at("planned_bytes").as_int()).c_str(),
+                 format_bytes(memory.at("peak_bytes").as_int()).c_str());
+  }
   if (exported.find("reload") != nullptr) {
     std::fprintf(stderr, "adapter reloaded: %s\n", exported.at("reload").as_string().c_str());
   }
@@ -535,9 +562,7 @@ RunResult Training::run() {
   prepare_data();
   write_identity();
   plan_steps();
-  const int64_t max_tokens = config_.micro_batch_size * config_.sequence_len;
-  decoder_ = std::make_unique<Decoder>(*model_, max_tokens, Keep::kForBackward);
-  eval_decoder_ = std::make_unique<Decoder>(*model_, max_tokens, Keep::kNothing);
+  make_decoders();
   print_plan();
   Progressed progressed;
   resume(progressed);

@@ -83,6 +83,28 @@ void check_rank(const Linear& linear, const Initialisation& init) {
        "lora_r", "set lora_r to at most " + std::to_string(most));
 }
 
+// A and B of every targeted linear, not filled. Returns those linears.
+std::vector<Linear*> make_pairs(Model& model,
+                                const LoraSettings& settings,
+                                const Initialisation& init) {
+  const std::vector<Linear*> targets = find_targets(model, settings);
+  check_keys(model, targets, keys_of(settings.rank_pattern), "lora_rank_pattern");
+  check_keys(model, targets, keys_of(settings.alpha_pattern), "lora_alpha_pattern");
+  check_combination(settings, init, targets);
+  const adapters::AdapterSpec spec = spec_of(settings);
+  for (Linear* const linear : targets) {
+    const std::string path = peft_path(model, linear->name);
+    Lora& lora = linear->lora;
+    lora.rank = spec.rank_of(path);
+    lora.scale = static_cast<float>(spec.scale_of(path));
+    lora.dropout = static_cast<float>(settings.dropout);
+    check_rank(*linear, init);
+    lora.a = empty_f32({lora.rank, linear->in});
+    lora.b = empty_f32({linear->out, lora.rank});
+  }
+  return targets;
+}
+
 // A and B beside what they began as: [A; A0] and [B, -B0] give B A - B0 A0.
 struct DoubledPair {
   at::Tensor a;  // [2 rank, in]
@@ -127,29 +149,48 @@ void add_lora(Model& model,
               const LoraSettings& settings,
               uint64_t seed,
               const std::string& base_directory) {
-  const std::vector<Linear*> targets = find_targets(model, settings);
-  check_keys(model, targets, keys_of(settings.rank_pattern), "lora_rank_pattern");
-  check_keys(model, targets, keys_of(settings.alpha_pattern), "lora_alpha_pattern");
   const ChosenInit init = find_initialisation(settings.init);
-  check_combination(settings, *init.row, targets);
-  const adapters::AdapterSpec spec = spec_of(settings);
+  const std::vector<Linear*> targets = make_pairs(model, settings, *init.row);
   std::unique_ptr<OriginalWeights> original;  // opened when the first linear asks
   InitContext context{seed, init.iterations, [&](const Linear& linear) {
                         if (!original) original = std::make_unique<OriginalWeights>(base_directory);
                         return original->read(linear);
                       }};
   for (Linear* const linear : targets) {
-    const std::string path = peft_path(model, linear->name);
-    Lora& lora = linear->lora;
-    lora.rank = spec.rank_of(path);
-    lora.scale = static_cast<float>(spec.scale_of(path));
-    lora.dropout = static_cast<float>(settings.dropout);
-    check_rank(*linear, *init.row);
-    lora.a = empty_f32({lora.rank, linear->in});
-    lora.b = empty_f32({linear->out, lora.rank});
     init.row->run(*linear, context);
     if (settings.dora) add_magnitude(*linear);
     train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
+  }
+  train_modules(model, settings.saved);
+}
+
+void add_lora_shapes(Model& model, const LoraSettings& settings) {
+  const Initialisation& init = *find_initialisation(settings.init).row;
+  for (Linear* const linear : make_pairs(model, settings, init)) {
+    Lora& lora = linear->lora;
+    if (settings.dora) {
+      for (at::Tensor* const rows :
+           {&lora.magnitude, &lora.base_squares, &lora.gain, &lora.inverse_norm}) {
+        *rows = empty_f32({linear->out});
+      }
+    }
+    if (init.changes_base) {
+      lora.initial_a = empty_f32({lora.rank, linear->in});
+      lora.initial_b = empty_f32({linear->out, lora.rank});
+    }
+    train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
+  }
+  if (settings.saved.empty()) return;
+  const auto is_saved = [&](const Linear& linear) {
+    return std::any_of(settings.saved.begin(), settings.saved.end(), [&](const std::string& end) {
+      return last_part(end) == last_part(linear.name);
+    });
+  };
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    if (tensor.linear != nullptr && !is_saved(*tensor.linear)) continue;
+    int64_t count = 1;
+    for (const int64_t size : tensor.shape) count *= size;
+    *tensor.value = empty_f32({count}).view(tensor.shape);
   }
   train_modules(model, settings.saved);
 }

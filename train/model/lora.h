@@ -36,6 +36,9 @@ void add_lora(Model& model,
               uint64_t seed,
               const std::string& base_directory = "");
 
+// The same tensors, not filled, for a model that has names and shapes only: what a plan needs.
+void add_lora_shapes(Model& model, const LoraSettings& settings);
+
 // Makes a linear's pair, and its magnitudes, part of Model::trained.
 void train_pair(Model& model, Linear& linear, float b_lr_ratio = 1);
 

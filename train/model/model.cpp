@@ -205,6 +205,12 @@ int64_t Model::base_bytes() const {
   return bytes;
 }
 
+int64_t Model::mapped_bytes() const {
+  int64_t bytes = 0;
+  for (const Linear* linear : linears()) bytes += linear->base.mapped ? linear->base.bytes() : 0;
+  return bytes;
+}
+
 std::vector<BaseTensor> base_tensors(Model& model) {
   std::vector<BaseTensor> all;
   const std::vector<int64_t> table = {model.config.vocab_size, model.config.hidden_size};
@@ -275,7 +281,7 @@ void train_everything(Model& model) {
     model.trained.push_back({tensor.name, *tensor.value, *tensor.grad, tensor.shape.size() > 1});
   }
   if (model.config.tied_embeddings) {
-    model.head_grad = model.embedding_grad;  // both uses add to one gradient
+    model.head_grad = zeros_f32({model.config.vocab_size, model.config.hidden_size});
   }
 }
 

@@ -24,7 +24,8 @@ struct Parameter {
 
 // A frozen matrix [out, in]: float32, or 4-bit as kernels/nf4.h describes it.
 struct BaseWeight {
-  at::Tensor dense;  // float32 [out, in]; undefined when quantized
+  at::Tensor dense;    // float32 [out, in]; undefined when quantized
+  at::Tensor decoded;  // float32 [out, in] of a 4-bit weight that stays decoded; else undefined
   at::Tensor packed;
   at::Tensor absmax;   // undefined when nested
   at::Tensor absmax8;  // undefined when not nested
@@ -33,6 +34,7 @@ struct BaseWeight {
   int block_size = 0;
   int64_t count = 0;  // out * in
   graft_quant4_type type = GRAFT_NF4;
+  bool mapped = false;  // views of the quantized cache
   bool quantized() const { return packed.defined(); }
   graft_nf4_weight nf4() const;  // views of the tensors above
   int64_t bytes() const;
@@ -114,8 +116,8 @@ struct Model {
   at::Tensor embedding;  // [vocab, hidden]
   at::Tensor embedding_grad;
   Norm final_norm;
-  at::Tensor head;  // [vocab, hidden]; the same tensor as `embedding` when tied
-  at::Tensor head_grad;
+  at::Tensor head;       // [vocab, hidden]; the same tensor as `embedding` when tied
+  at::Tensor head_grad;  // of a tied head too: joins the embedding's at the end of a step
   std::vector<Layer> layers;
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
   // Modules that are trained whole beside the adapter, or came with it (train/model/saved.h).
@@ -126,7 +128,8 @@ struct Model {
   bool quantized() const;  // any linear: a checkpoint may leave some of them dense
   int64_t parameter_count() const;
   int64_t trained_count() const;
-  int64_t base_bytes() const;  // memory of the frozen or trained base
+  int64_t base_bytes() const;    // memory of the frozen or trained base
+  int64_t mapped_bytes() const;  // of it, mapped from the quantized cache
 };
 
 // One tensor of the base by its name in a checkpoint.

@@ -135,6 +135,7 @@ class Entry {
       const int64_t blocks = graft_nf4_block_count(base.count, base.block_size);
       base.packed =
           view(linear->name + ".packed", DType::kU8, graft_nf4_packed_bytes(base.count), digest);
+      base.mapped = true;
       base.absmax8 = view(linear->name + ".absmax8", DType::kU8, blocks, digest);
       base.nested_absmax = view(linear->name + ".nested_absmax", DType::kF32,
                                 graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK), digest);

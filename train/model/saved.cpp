@@ -74,7 +74,7 @@ void train_modules(Model& model, const std::vector<std::string>& ends) {
     if (!found) refuse_unknown(model, end);
   }
   if (tied && model.embedding_grad.defined()) {
-    model.head_grad = model.embedding_grad;  // both uses add to one gradient
+    model.head_grad = zeros_f32({model.config.vocab_size, model.config.hidden_size});
     model.saved.push_back(kHead);
   }
   std::sort(model.saved.begin(), model.saved.end());

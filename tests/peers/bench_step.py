@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Training steps of graft beside transformers + PEFT + bitsandbytes. Usage: bench_step.py path/to/graft [options]
+
+Every arm trains a LoRA of rank 16 on all linears of one random Llama, AdamW at 1e-4, on the same
+random tokens, all supervised. Arms alternate, each run in a process of its own; a matrix product
+timed before each run tells a busy machine, whose rounds are repeated. Exit 1 where the losses of an
+arm's peer differ by more than 1 % at the first or the last step: then the speeds do not count.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# hidden, layers, heads, key heads, intermediate, vocabulary
+SIZES = {"small": (128, 3, 4, 2, 352, 1000), "134m": (768, 12, 12, 4, 2048, 32000)}
+PEERS = {"lora-fp32": "float32", "lora-bf16": "bfloat16", "qlora-bf16": "bfloat16"}
+GRAFT = {"lora": [], "qlora": ["--load-in-4bit", "--no-quantized-cache"]}
+RANK, RATE = 16, 1e-4
+
+
+def anonymous_bytes():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def process_age():
+    fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return float(open("/proc/uptime").read().split()[0]) - started
+
+
+def peer_main(directory, ids_path, arm):
+    """One run of the peer: a JSON line with what `graft bench step --json` gives."""
+    before = anonymous_bytes()
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, PEERS[arm])
+    options = {"dtype": dtype}
+    if arm.startswith("qlora"):
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(directory, **options)
+    if arm.startswith("qlora"):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model = get_peft_model(model, LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=RATE, weight_decay=0.0)
+    steps = load_file(ids_path)["input_ids"]
+    begins, ends, peak, seconds, losses = process_age(), 0.0, 0, [], []
+    for index, ids in enumerate(steps):
+        start = time.perf_counter()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if index > 0:
+            seconds.append(time.perf_counter() - start)
+        else:
+            ends = process_age()
+        peak = max(peak, anonymous_bytes() - before)
+    print(json.dumps({"tokens_per_s": steps[0].numel() / statistics.median(seconds), "peak_rss_bytes": peak,
+                      "first_step_begins_s": begins, "first_step_s": ends, "losses": losses}))
+
+
+def make_base(size, directory):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, layers, heads, kv_heads, inner, vocab = SIZES[size]
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        intermediate_size=inner, vocab_size=vocab, max_position_embeddings=2048, rope_theta=10000.0,
+        tie_word_embeddings=False)).to(torch.bfloat16).save_pretrained(directory)
+    return vocab
+
+
+def probe():
+    """GFLOP/s of a matrix product, the best of three."""
+    import torch
+
+    a = torch.ones(768, 768)
+    rates = []
+    for _ in range(3):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        rates.append(2 * 768**3 / (time.perf_counter() - start) / 1e9)
+    return max(rates)
+
+
+def run_arm(options, name, directory, ids_path):
+    if name in PEERS:
+        command = [sys.executable, __file__, "--peer", name, directory, ids_path]
+    else:
+        command = [options.graft, "bench", "step", "--model", directory, "--ids", ids_path, "--json",
+                   "--batch", options.batch, "--seq", options.seq, "--steps", options.steps,
+                   "--lora-r", RANK, *GRAFT[name]]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(options, arms, directory, ids_path):
+    """Kept runs of each arm: those of rounds in which the probe was never slow."""
+    kept = {name: [] for name in arms}
+    best, discarded = probe(), 0
+    while len(kept[arms[0]]) < options.rounds:
+        rates, results = [], {}
+        for name in arms:
+            rates.append(probe())
+            results[name] = run_arm(options, name, directory, ids_path)
+        best = max(best, *rates)
+        quiet = min(rates) >= best / 1.15
+        if not quiet and discarded < options.discards:
+            discarded += 1
+            continue
+        for name in arms:
+            kept[name].append(results[name])
+    return kept, best, discarded
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("graft")
+    parser.add_argument("--size", choices=SIZES, default="134m")
+    parser.add_argument("--arms", default=",".join([*GRAFT, *PEERS]))
+    parser.add_argument("--rounds", type=int, default=5, help="rounds kept")
+    parser.add_argument("--discards", type=int, default=20, help="rounds on a busy machine that are repeated")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    options.graft = pathlib.Path(options.graft).resolve()
+    arms = options.arms.split(",")
+    import torch
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix="graft-bench-step-") as scratch:
+        directory, ids_path = f"{scratch}/base", f"{scratch}/ids.safetensors"
+        vocab = make_base(options.size, directory)
+        generator = torch.Generator().manual_seed(1)
+        shape = (options.steps, options.batch, options.seq)
+        save_file({"input_ids": torch.randint(0, vocab, shape, generator=generator)}, ids_path)
+        kept, best, discarded = measure(options, arms, directory, ids_path)
+
+    print(f"{options.size}, {options.batch} x {options.seq} tokens, {options.steps} steps, rank {RANK}; "
+          f"medians of {options.rounds} rounds, {discarded} repeated; probe {best:.0f} GFLOP/s")
+    print(f"{'arm':<12}{'tokens/s':>10}{'memory MB':>11}{'first step s':>16}{'loss, first':>13}{'last':>10}")
+    middle = {}
+    for name in arms:
+        runs = kept[name]
+        middle[name] = statistics.median(run["tokens_per_s"] for run in runs)
+        first = statistics.median(run["first_step_begins_s"] for run in runs)
+        last = statistics.median(run["first_step_s"] for run in runs)
+        memory = statistics.median(run["peak_rss_bytes"] for run in runs) / 1e6
+        losses = runs[0]["losses"]
+        print(f"{name:<12}{middle[name]:>10.0f}{memory:>11.0f}{f'{first:.2f}-{last:.2f}':>16}"
+              f"{losses[0]:>13.5f}{losses[-1]:>10.5f}")
+    failed = False
+    for own in GRAFT:
+        for peer in PEERS:
+            if own not in kept or peer not in kept or peer.split("-")[0] != own:
+                continue
+            pairs = [(kept[own][0]["losses"][at], kept[peer][0]["losses"][at]) for at in (0, -1)]
+            worst = max(abs(a - b) / b for a, b in pairs)
+            failed = failed or worst > 0.01
+            print(f"{own} is {middle[own] / middle[peer]:.2f} x {peer}; losses differ by {100 * worst:.3f} %"
+                  f"{': MORE THAN 1 %' if worst > 0.01 else ''}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] == "--peer":
+        peer_main(sys.argv[3], sys.argv[4], sys.argv[2])
+    else:
+        sys.exit(main())

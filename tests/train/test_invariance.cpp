@@ -1,0 +1,258 @@
+// What is trained does not depend on how it is computed: equal to the bit.
+#include <cmath>
+#include <cstring>
+#include <string_view>
+
+#include <omp.h>
+
+#include "core/hash.h"
+#include "tests/support/support.h"
+#include "tests/train/catch_aten.h"
+#include "tests/train/reference.h"
+#include "train/engine/decoder.h"
+#include "train/engine/optimizer.h"
+#include "train/engine/planner.h"
+#include "train/engine/tensor.h"
+#include "train/model/dora.h"
+#include "train/model/lora.h"
+#include "train/model/weights.h"
+
+namespace {
+
+using namespace graft;         // NOLINT(google-build-using-namespace)
+using namespace graft::train;  // NOLINT(google-build-using-namespace)
+
+enum class Training { kLora, kQlora, kDora, kFull };
+
+std::unique_ptr<Model> family_model(const test::TinyFamily& family,
+                                    Training training,
+                                    int layers = 3) {
+  const test::TempDir dir;
+  const std::string made = test::write_family_config(dir.path(), family, layers);
+  auto model = test::make_rough_model(made, 7);
+  if (training == Training::kQlora) {
+    save_model(*model, made, dir.file("base"));
+    model = load_model(dir.file("base"), Precision::kNf4);
+  }
+  if (training == Training::kFull) {
+    train_everything(*model);
+    return model;
+  }
+  add_lora(*model,
+           {.rank = 3,
+            .alpha = 7,
+            .dropout = 0.2,
+            .rslora = true,
+            .targets = {"all-linear"},
+            .dora = training == Training::kDora},
+           5);
+  for (Parameter& parameter : model->trained) {
+    if (parameter.value.dim() == 1) continue;  // magnitudes are lengths of rows
+    const Philox random(11, xxh3_64(parameter.name));
+    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
+      f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    }
+  }
+  refresh_gains(*model);
+  return model;
+}
+
+// The documents' lengths of eight packed rows. Rows are longer and shorter than the tiles and
+// chains of sums (64 and 256), and no border between them falls on a multiple of those.
+const std::vector<std::vector<int64_t>> kRows = {{150, 121}, {3},      {70},       {33, 2, 44},
+                                                 {1},        {64, 65}, {9, 9, 10}, {257}};
+constexpr int64_t kRowTokens = 300;
+
+// Rows [begin, end). Two of three tokens are supervised, one of seven with half the weight.
+Batch rows_of(size_t begin, size_t end) {
+  const float weights[3] = {0.0F, 1.0F, 0.5F};
+  const Philox random(3, 1);
+  Batch batch;
+  batch.clear();
+  for (size_t row = begin; row < end; ++row) {
+    batch.begin_row();
+    auto index = static_cast<int64_t>(row) * kRowTokens;
+    for (const int64_t length : kRows[row]) {
+      std::vector<int32_t> ids;
+      std::vector<uint8_t> loss;
+      for (int64_t t = 0; t < length; ++t) {
+        ids.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(index + t), 37)));
+        loss.push_back((index + t) % 3 == 0 ? 0 : (index + t) % 7 == 0 ? 2 : 1);
+      }
+      batch.add(ids, loss, weights, index);
+      index += length;
+    }
+  }
+  return batch;
+}
+
+struct Step {
+  double loss = 0;
+  std::vector<at::Tensor> gradients;
+};
+
+struct Split {
+  size_t rows = 8;  // of a micro-batch
+  int threads = 2;
+  int64_t head_chunk = kHeadChain;
+  std::vector<LayerPlan> layers;  // empty = everything is kept
+};
+
+// The gradients of the eight rows, one optimizer step's.
+Step run(Model& model, const Split& split) {
+  omp_set_num_threads(split.threads);
+  StepPlan plan = test::poisoned(model, rows_of(0, kRows.size()).tokens(), Keep::kForBackward);
+  plan.head_chunk = split.head_chunk;
+  if (!split.layers.empty()) plan.layers = split.layers;
+  Decoder decoder(model, plan);
+  for (Parameter& parameter : model.trained) parameter.grad.zero_();
+  HeadResult sums;
+  for (size_t row = 0; row < kRows.size(); row += split.rows) {
+    const Batch batch = rows_of(row, row + split.rows);
+    const float* residual = decoder.forward(batch, 77);
+    sums = decoder.head_loss(batch, residual, 0.01, decoder.gradient_buffer(), nullptr, sums);
+    decoder.backward(batch, decoder.gradient_buffer());
+  }
+  decoder.finish_gradients();
+  omp_set_num_threads(2);
+  Step step{sums.loss_sum, {}};
+  for (const Parameter& parameter : model.trained) step.gradients.push_back(parameter.grad.clone());
+  return step;
+}
+
+void check_same(const Model& model, const Step& a, const Step& b) {
+  CHECK(a.loss == b.loss);
+  for (size_t i = 0; i < a.gradients.size(); ++i) {
+    CAPTURE(model.trained[i].name);
+    CHECK(std::memcmp(a.gradients[i].data_ptr(), b.gradients[i].data_ptr(),
+                      a.gradients[i].nbytes()) == 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("invariance: micro-batches of 8, 4, 2 and 1 rows give the same gradients to the bit",
+          "[train][invariance][families][slow]") {
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    for (const Training training : {Training::kLora, Training::kFull}) {
+      CAPTURE(family.name, training == Training::kFull);
+      const auto model = family_model(family, training);
+      const Step whole = run(*model, {.rows = 8});
+      for (const size_t rows : {4, 2, 1}) {
+        CAPTURE(rows);
+        check_same(*model, run(*model, {.rows = rows}), whole);
+      }
+    }
+  }
+}
+
+TEST_CASE("invariance: 1, 2, 4 and 7 threads give the same gradients to the bit",
+          "[train][invariance][slow]") {
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  for (const char* family : {"llama", "gemma2", "mixtral"}) {
+    CAPTURE(family);
+    const auto model = family_model(test::tiny_family(family), training);
+    const Step one = run(*model, {.threads = 1});
+    for (const int threads : {2, 4, 7}) {
+      CAPTURE(threads);
+      check_same(*model, run(*model, {.threads = threads}), one);
+    }
+  }
+}
+
+TEST_CASE("invariance: what a block keeps, recomputes or sends away does not change a bit",
+          "[train][invariance][families][slow]") {
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    for (const Training training : {Training::kLora, Training::kFull}) {
+      CAPTURE(family.name, training == Training::kFull);
+      const auto model = family_model(family, training);
+      const Step kept = run(*model, {});
+      for (const LayerMemory memory :
+           {LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock, LayerMemory::kOffloadInput}) {
+        CAPTURE(kLayerMemoryNames[static_cast<size_t>(memory)]);
+        check_same(*model, run(*model, {.layers = {3, LayerPlan{memory, false}}}), kept);
+      }
+    }
+  }
+}
+
+TEST_CASE("invariance: nor does a plan with another choice for each of four blocks",
+          "[train][invariance]") {
+  const Training training =
+      GENERATE(Training::kLora, Training::kQlora, Training::kDora, Training::kFull);
+  for (const char* family : {"llama", "gemma2", "olmo2", "mixtral"}) {
+    CAPTURE(family);
+    if (training == Training::kDora && std::string_view(family) == "mixtral") continue;
+    const auto model = family_model(test::tiny_family(family), training, 4);
+    const Step kept = run(*model, {});
+    const bool decodes = training == Training::kQlora;
+    const std::vector<LayerPlan> mixed = {{LayerMemory::kOffloadInput, false},
+                                          {LayerMemory::kRecomputeBlock, decodes},
+                                          {LayerMemory::kRecomputeMlp, decodes},
+                                          {LayerMemory::kKeep, decodes}};
+    check_same(*model, run(*model, {.rows = 2, .layers = mixed}), kept);
+    CHECK(model->layers[3].o.base.decoded.defined() == decodes);
+    StepPlan plan = StepPlan::of(*model, 300, Keep::kForBackward);
+    plan.layers = mixed;
+    const StepFlops flops = price_plan(*model, {.rows = 1, .sequence_len = 300}, plan).flops;
+    CHECK(flops.again > 0);
+    WARN(family << ": " << std::lround(100 * flops.again / flops.total())
+                << " % of the mixed plan's work is done twice");
+  }
+}
+
+TEST_CASE("invariance: heads of 256, 512 and 1024 rows at a time give the same to the bit",
+          "[train][invariance]") {
+  const Training training = GENERATE(Training::kLora, Training::kFull);
+  for (const char* family : {"llama", "gemma2"}) {
+    CAPTURE(family);
+    const auto model = family_model(test::tiny_family(family), training);
+    const Step small = run(*model, {.head_chunk = 256});
+    for (const int64_t chunk : {512, 1024}) {
+      CAPTURE(chunk);
+      check_same(*model, run(*model, {.head_chunk = chunk}), small);
+    }
+  }
+}
+
+TEST_CASE("invariance: the emulated GPU gives the processor's gradients to the bit",
+          "[train][invariance][families][emu][slow]") {
+  // A packed row of two documents and one of one, all supervised: every CUDA kernel that a step of
+  // the family calls.
+  const float weights[2] = {0.0F, 1.0F};
+  Batch batch;
+  batch.clear();
+  const Philox random(5, 1);
+  for (const std::vector<int64_t>& row : {std::vector<int64_t>{9, 4}, std::vector<int64_t>{17}}) {
+    batch.begin_row();
+    for (const int64_t length : row) {
+      std::vector<int32_t> ids;
+      for (int64_t t = 0; t < length; ++t) {
+        ids.push_back(
+            static_cast<int32_t>(random.below(static_cast<uint64_t>(batch.tokens() + t), 37)));
+      }
+      batch.add(ids, std::vector<uint8_t>(ids.size(), 1), weights, batch.tokens());
+    }
+  }
+  const auto step_on = [&](Model& model, graft_device kind) {
+    for (Parameter& parameter : model.trained) parameter.grad.zero_();
+    Decoder decoder(model, test::poisoned(model, batch.tokens(), Keep::kForBackward), {kind});
+    const float* residual = decoder.forward(batch, 77);
+    const HeadResult head =
+        decoder.head_loss(batch, residual, 0.01, decoder.gradient_buffer(), nullptr);
+    decoder.backward(batch, decoder.gradient_buffer());
+    decoder.finish_gradients();
+    Step step{head.loss_sum, {}};
+    for (const Parameter& parameter : model.trained) {
+      step.gradients.push_back(parameter.grad.clone());
+    }
+    return step;
+  };
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    for (const Training training : {Training::kQlora, Training::kFull}) {
+      CAPTURE(family.name, training == Training::kFull);
+      const auto model = family_model(family, training);
+      check_same(*model, step_on(*model, GRAFT_EMU), step_on(*model, GRAFT_CPU));
+    }
+  }
+}

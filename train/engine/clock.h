@@ -1,0 +1,41 @@
+// Where a step's time goes.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+
+namespace graft::train {
+
+enum class Work {
+  kProducts,  // with the base's weights
+  kDecode,    // of 4-bit weights
+  kAdapters,  // products with A and B, their gradients, dropout
+  kAttention,
+  kRows,  // norms, rotations, activations, routing, additions
+  kHead,  // its products
+  kLoss,
+  kCopies,  // to and from the host
+  kOptimizer,
+};
+constexpr std::array<const char*, 9> kWorkNames = {
+    "products", "decode", "adapters", "attention", "rows", "head", "loss", "copies", "optimizer"};
+
+// Each lap gives the time since the last one to what was done in it.
+class StepClock {
+ public:
+  void start() { last_ = std::chrono::steady_clock::now(); }
+  void lap(Work work) {
+    const auto now = std::chrono::steady_clock::now();
+    seconds_[static_cast<size_t>(work)] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+  double seconds(Work work) const { return seconds_[static_cast<size_t>(work)]; }
+  void clear() { seconds_.fill(0); }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+  std::array<double, kWorkNames.size()> seconds_{};
+};
+
+}  // namespace graft::train

@@ -1,0 +1,307 @@
+#include "train/engine/planner.h"
+
+#include <algorithm>
+#include <array>
+
+#include "train/engine/head.h"
+
+namespace graft::train {
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+
+// A resident weight is read where one in 4 bits is decoded first. Measured on two cores of a Zen 3:
+// decoding costs as much as this many multiply-adds of a product for each weight.
+constexpr double kDecodeFlops = 20;
+// Weights stay decoded only where that saves at least this share of a step: they cost eight times
+// the memory.
+constexpr double kWorthwhile = 0.02;
+
+// Head chunks in the order of preference: the product runs at its full rate from 256 rows on.
+constexpr std::array<int64_t, 3> kHeadChunks = {256, 128, 64};
+
+int64_t count_of(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return count;
+}
+
+// As train/model/weights.cpp quantizes: blocks of 64, nested absmax.
+int64_t quantized_bytes(int64_t count) {
+  const int64_t blocks = graft_nf4_block_count(count, 64);
+  const int64_t nested = (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
+  return graft_nf4_packed_bytes(count) + blocks + nested * kFloat;
+}
+
+int64_t weight_bytes(const Model& model, const PlanRequest& request) {
+  int64_t bytes = 0;
+  // Only names, shapes and what is there are read.
+  for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
+    const int64_t count = count_of(tensor.shape);
+    if (tensor.linear != nullptr && tensor.linear->base.quantized()) {
+      bytes += tensor.linear->base.bytes();
+    } else if (tensor.linear != nullptr && request.quantizes && tensor.linear->quantizes) {
+      bytes += quantized_bytes(count);
+    } else {
+      bytes += count * kFloat;
+    }
+  }
+  return bytes;
+}
+
+// Pairs, and with DoRA magnitudes and what belongs to them.
+int64_t adapter_bytes(const Model& model) {
+  size_t bytes = 0;
+  for (const Linear* linear : model.linears()) {
+    const Lora& lora = linear->lora;
+    for (const at::Tensor* tensor :
+         {&lora.a, &lora.b, &lora.magnitude, &lora.base_squares, &lora.gain, &lora.inverse_norm,
+          &lora.initial_a, &lora.initial_b}) {
+      bytes += tensor->defined() ? tensor->nbytes() : 0;
+    }
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+int64_t base_count(const Model& model) {
+  return model.parameter_count();
+}
+
+// Products of a linear of `rows` rows, without the adapter's gradients' share of A and B.
+struct LinearFlops {
+  double forward = 0, backward = 0;
+};
+
+LinearFlops flops_of(const Linear& linear, double rows, bool trains_base) {
+  const double base = 2 * rows * static_cast<double>(linear.in) * static_cast<double>(linear.out);
+  const double adapter = 2 * rows * static_cast<double>(linear.lora.rank) *
+                         static_cast<double>(linear.in + linear.out);
+  return {base + adapter, base * (trains_base ? 2 : 1) + 2 * adapter};
+}
+
+// Forward operations of the parts of one block, and backward ones of all of it.
+struct BlockFlops {
+  double attention = 0;  // q, k, v, o and the attention itself
+  double inner = 0;      // router, gate, up
+  double down = 0;
+  double backward = 0;
+  double forward() const { return attention + inner + down; }
+};
+
+BlockFlops block_flops(const Model& model, const PlanRequest& request, size_t index) {
+  const Layer& layer = model.layers[index];
+  const LayerConfig& config = model.config.layers[index];
+  const auto tokens = static_cast<double>(request.rows * request.sequence_len);
+  BlockFlops flops;
+  const auto add = [&](const Linear& linear, double rows, double& part) {
+    const LinearFlops of = flops_of(linear, rows, request.trains_everything);
+    part += of.forward;
+    flops.backward += of.backward;
+  };
+  for (const Linear& linear : layer.qkv) add(linear, tokens, flops.attention);
+  add(layer.o, tokens, flops.attention);
+  if (layer.router) add(*layer.router, tokens, flops.inner);
+  // The experts share a token's choices evenly, on average.
+  const double share = config.experts > 0 ? static_cast<double>(model.config.experts_per_token) /
+                                                static_cast<double>(config.experts)
+                                          : 1;
+  for (const Mlp& mlp : layer.mlps) {
+    for (const Linear& linear : mlp.in) add(linear, tokens * share, flops.inner);
+    add(mlp.down, tokens * share, flops.down);
+  }
+  // Rows of one document: half of the square is seen, or a window of it. Forward two products,
+  // backward five.
+  const auto length = static_cast<double>(request.sequence_len);
+  const double seen = config.window > 0 && static_cast<double>(config.window) < length
+                          ? static_cast<double>(config.window)
+                          : length / 2;
+  const double product = 2 * tokens * seen * static_cast<double>(model.config.q_width());
+  flops.attention += 2 * product;
+  flops.backward += 5 * product;
+  return flops;
+}
+
+// What a choice for a block computes a second time.
+double flops_again(const Model& model, const BlockFlops& flops, LayerMemory memory) {
+  if (memory == LayerMemory::kKeep) return 0;
+  const double down = model.config.placement != Placement::kPre ? flops.down : 0;
+  const double mlp = flops.inner + down;
+  return memory == LayerMemory::kRecomputeMlp ? mlp : flops.attention + mlp;
+}
+
+StepFlops step_flops(const Model& model, const PlanRequest& request, const StepPlan& plan) {
+  StepFlops flops;
+  for (size_t index = 0; index < model.layers.size(); ++index) {
+    const BlockFlops block = block_flops(model, request, index);
+    flops.forward += block.forward();
+    if (index < plan.lowest) continue;
+    flops.backward += block.backward;
+    flops.again += flops_again(model, block, plan.layers[index].memory);
+  }
+  const double head = 2 * static_cast<double>(plan.tokens) *
+                      static_cast<double>(model.config.vocab_size) *
+                      static_cast<double>(model.config.hidden_size);
+  flops.forward += head;
+  flops.backward += head * (request.trains_everything ? 2 : 1);
+  return flops;
+}
+
+// Bytes that all blocks keep until the backward pass when each makes this choice.
+int64_t kept_bytes(const Model& model, StepPlan plan, LayerMemory memory) {
+  for (LayerPlan& layer : plan.layers) layer.memory = memory;
+  const Layout layout = plan_layout(model, plan);
+  return layout.live(Timeline(model, plan).head(), Place::kDevice);
+}
+
+// Steps from keeping everything to keeping the least: each lets one block keep less, cheaper bytes
+// first, lower blocks first, as what they keep is held longest.
+std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
+                                                    const PlanRequest& request,
+                                                    const StepPlan& plan) {
+  double mlp = 0, block = 0;
+  for (size_t index = plan.lowest; index < model.layers.size(); ++index) {
+    const BlockFlops flops = block_flops(model, request, index);
+    mlp += flops_again(model, flops, LayerMemory::kRecomputeMlp);
+    block += flops_again(model, flops, LayerMemory::kRecomputeBlock);
+  }
+  const auto keep = static_cast<double>(kept_bytes(model, plan, LayerMemory::kKeep));
+  const auto with_mlp = static_cast<double>(kept_bytes(model, plan, LayerMemory::kRecomputeMlp));
+  const auto with_block =
+      static_cast<double>(kept_bytes(model, plan, LayerMemory::kRecomputeBlock));
+  std::vector<LayerMemory> order = {LayerMemory::kRecomputeBlock};
+  if (mlp * (keep - with_block) < block * (keep - with_mlp)) {
+    order.insert(order.begin(), LayerMemory::kRecomputeMlp);
+  }
+  std::vector<std::pair<size_t, LayerMemory>> steps;
+  for (const LayerMemory memory : order) {
+    // The last block goes backward first: what it does not keep it needs again at once, while all
+    // others hold what they keep.
+    const size_t end = model.layers.size() - (memory == LayerMemory::kRecomputeBlock ? 1 : 0);
+    for (size_t index = plan.lowest; index < end; ++index) steps.emplace_back(index, memory);
+  }
+  return steps;
+}
+
+StepPlan first_plan(const Model& model, const PlanRequest& request) {
+  StepPlan plan = StepPlan::of(model, request.rows * request.sequence_len, Keep::kForBackward);
+  plan.quantizes = request.quantizes;
+  if (request.trains_everything) {
+    plan.lowest = 0;
+    plan.trains_head = true;
+  }
+  return plan;
+}
+
+// The fewest savings that fit; all of them when nothing does.
+MemoryPlan fit_layers(const Model& model,
+                      const PlanRequest& request,
+                      const StepPlan& first,
+                      const std::vector<std::pair<size_t, LayerMemory>>& steps) {
+  const auto with = [&](size_t count) {
+    StepPlan plan = first;
+    for (size_t i = 0; i < count; ++i) plan.layers[steps[i].first].memory = steps[i].second;
+    return price_plan(model, request, plan);
+  };
+  MemoryPlan best = with(0);
+  if (best.fits) return best;
+  best = with(steps.size());
+  if (!best.fits) return best;
+  size_t low = 1, high = steps.size();
+  while (low < high) {
+    const size_t middle = (low + high) / 2;
+    MemoryPlan plan = with(middle);
+    if (plan.fits) {
+      best = std::move(plan);
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return best;
+}
+
+// Lets weights stay decoded where it is worth it, as many blocks as fit.
+MemoryPlan keep_decoded(const Model& model, const PlanRequest& request, MemoryPlan plan) {
+  double decoded = 0;
+  for (const Layer& layer : model.layers) {
+    decoded += static_cast<double>(decoded_bytes(plan.training, layer)) / kFloat;
+  }
+  // Forward and backward.
+  const double saved = 2 * kDecodeFlops * decoded;
+  if (request.cap == 0 || saved < kWorthwhile * plan.flops.total()) return plan;
+  for (LayerPlan& layer : plan.training.layers) {
+    StepPlan next = plan.training;
+    next.layers[static_cast<size_t>(&layer - plan.training.layers.data())].resident = true;
+    MemoryPlan priced = price_plan(model, request, next);
+    if (!priced.fits) break;
+    layer.resident = true;
+  }
+  return price_plan(model, request, plan.training);
+}
+
+}  // namespace
+
+MemoryPlan price_plan(const Model& model, const PlanRequest& request, const StepPlan& training) {
+  MemoryPlan plan;
+  plan.training = training;
+  plan.evaluation = training;
+  plan.evaluation.keep = Keep::kNothing;
+  for (LayerPlan& layer : plan.evaluation.layers) layer.memory = LayerMemory::kKeep;
+  const Layout layouts[] = {plan_layout(model, plan.training), plan_layout(model, plan.evaluation)};
+  plan.device_bytes = std::max(layouts[0].bytes[0], layouts[1].bytes[0]);
+  plan.host_bytes = std::max(layouts[0].bytes[1], layouts[1].bytes[1]);
+  plan.weights = weight_bytes(model, request);
+  for (size_t index = 0; index < model.layers.size(); ++index) {
+    if (training.layers[index].resident) {
+      plan.decoded += decoded_bytes(training, model.layers[index]);
+    }
+  }
+  const int64_t values = request.trains_everything ? base_count(model) : model.trained_count();
+  plan.trained = adapter_bytes(model);
+  plan.gradients = values * kFloat;
+  const bool trains_embedding = request.trains_everything || model.embedding_grad.defined();
+  if (trains_embedding && model.config.tied_embeddings) {
+    plan.gradients += model.config.vocab_size * model.config.hidden_size * kFloat;
+  }
+  plan.moments = 2 * values * kFloat;
+  plan.flops = step_flops(model, request, training);
+  plan.fits = request.cap == 0 || plan.total() <= request.cap;
+  return plan;
+}
+
+MemoryPlan choose_plan(const Model& model, const PlanRequest& request) {
+  StepPlan first = first_plan(model, request);
+  const auto steps = savings(model, request, first);
+  // A smaller chunk of the head costs little but helps only where the head needs the most.
+  MemoryPlan best;
+  for (const int64_t chunk : kHeadChunks) {
+    if (first.trains_head && chunk < kHeadChain) break;
+    first.head_chunk = chunk;
+    MemoryPlan plan = fit_layers(model, request, first, steps);
+    const bool better = chunk == kHeadChunks[0] || (plan.fits && !best.fits) ||
+                        (plan.fits == best.fits && (plan.fits ? plan.flops.again < best.flops.again
+                                                              : plan.total() < best.total()));
+    if (better) best = std::move(plan);
+    if (best.fits && best.flops.again == 0) break;
+  }
+  return best.fits ? keep_decoded(model, request, std::move(best)) : best;
+}
+
+std::string layers_text(const StepPlan& plan) {
+  std::string text;
+  for (size_t begin = 0, end = 0; begin < plan.layers.size(); begin = end) {
+    const LayerPlan& layer = plan.layers[begin];
+    while (end < plan.layers.size() && plan.layers[end].memory == layer.memory &&
+           plan.layers[end].resident == layer.resident) {
+      ++end;
+    }
+    text += text.empty() ? "" : "; ";
+    text += kLayerMemoryNames[static_cast<size_t>(layer.memory)];
+    if (layer.resident) text += " (decoded)";
+    text += end - begin == 1 ? ": block " + std::to_string(begin)
+                             : ": blocks " + std::to_string(begin) + "-" + std::to_string(end - 1);
+  }
+  return text;
+}
+
+}  // namespace graft::train

@@ -1,0 +1,59 @@
+// Chooses what a step keeps, recomputes and holds decoded, to be fastest within a number of bytes.
+//
+// Everything is known from names and shapes: a plan can be made, and refused, before a weight is
+// loaded.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "train/engine/plan.h"
+#include "train/model/model.h"
+
+namespace graft::train {
+
+struct PlanRequest {
+  int64_t rows = 1;                // packed rows of a micro-batch
+  int64_t sequence_len = 0;        // tokens of a row
+  bool quantizes = false;          // the linears will be in 4 bits; of a model without weights
+  bool trains_everything = false;  // likewise: not adapters but every tensor of the base
+  int64_t cap = 0;                 // bytes; 0 = no limit
+};
+
+// Floating-point operations of one micro-batch of full rows; a product of m n k counts 2 m n k.
+struct StepFlops {
+  double forward = 0;
+  double backward = 0;
+  double again = 0;  // what is computed twice
+  double total() const { return forward + backward + again; }
+};
+
+struct MemoryPlan {
+  StepPlan training;
+  StepPlan evaluation;  // shares the buffers' memory
+  int64_t weights = 0;  // of the base, as they are held
+  int64_t decoded = 0;  // weights that stay decoded
+  int64_t trained = 0;  // adapters, with what belongs to them
+  int64_t gradients = 0;
+  int64_t moments = 0;       // of AdamW
+  int64_t device_bytes = 0;  // of the arena
+  int64_t host_bytes = 0;
+  StepFlops flops;
+  bool fits = true;
+
+  int64_t buffers() const { return device_bytes + host_bytes; }
+  int64_t total() const { return weights + decoded + trained + gradients + moments + buffers(); }
+};
+
+// The fastest plan that fits; when none does, the smallest one, with `fits` false. `model` may have
+// weights or only names, shapes and adapters.
+MemoryPlan choose_plan(const Model& model, const PlanRequest& request);
+
+// A plan for choices made by the caller: bytes and operations.
+MemoryPlan price_plan(const Model& model, const PlanRequest& request, const StepPlan& training);
+
+// "keep: blocks 0-11", "recompute mlp: blocks 0-3; keep: blocks 4-11".
+std::string layers_text(const StepPlan& plan);
+
+}  // namespace graft::train

@@ -1,0 +1,336 @@
+#include "train/engine/step_buffers.h"
+
+#include <algorithm>
+
+#include "kernels/attention.h"
+
+namespace graft::train {
+namespace {
+
+// What the linears of a half need at most.
+struct Extent {
+  int64_t rank = 0;
+  int64_t in = 0;
+  int64_t dora = 0;     // outputs of the widest linear with DoRA
+  int64_t decoded = 0;  // values of the largest weight in 4 bits
+  bool dropout = false;
+
+  void add(const StepPlan& plan, const Linear& linear, bool resident) {
+    rank = std::max(rank, linear.lora.rank);
+    in = std::max(in, linear.in);
+    if (linear.lora.magnitude.defined()) dora = std::max(dora, linear.out);
+    dropout = dropout || linear.lora.dropout > 0;
+    if (in_4_bits(plan, linear) && !resident) decoded = std::max(decoded, linear.in * linear.out);
+  }
+};
+
+struct Extents {
+  Extent attention, mlp;
+};
+
+// One layer's sizes.
+struct LayerShape {
+  LayerShape(const Model& model, const StepPlan& plan, size_t index)
+      : config(model.config),
+        of_layer(model.config.layers[index]),
+        layer(model.layers[index]),
+        tokens(plan.tokens),
+        routes(of_layer.experts > 0),
+        rows(tokens * (routes ? config.experts_per_token : 1)),
+        inner(rows * of_layer.intermediate_size) {
+    const bool resident = plan.layers[index].resident;
+    for (const Linear& linear : layer.qkv) extents.attention.add(plan, linear, resident);
+    extents.attention.add(plan, layer.o, resident);
+    if (layer.router) extents.mlp.add(plan, *layer.router, resident);
+    for (const Mlp& mlp : layer.mlps) {
+      for (const Linear& linear : mlp.in) extents.mlp.add(plan, linear, resident);
+      extents.mlp.add(plan, mlp.down, resident);
+    }
+  }
+
+  const ModelConfig& config;
+  const LayerConfig& of_layer;
+  const Layer& layer;
+  int64_t tokens;
+  bool routes;
+  int64_t rows;   // R
+  int64_t inner;  // R F
+  Extents extents;
+
+  int64_t hidden() const { return tokens * config.hidden_size; }
+  // What an input linear keeps of a sorted row: the most of all experts'.
+  int64_t kept_in(size_t linear) const {
+    int64_t width = 0;
+    for (const Mlp& mlp : layer.mlps) width = std::max(width, mlp.in[linear].kept_width());
+    return width;
+  }
+  int64_t kept_down() const {
+    int64_t width = 0;
+    for (const Mlp& mlp : layer.mlps) width = std::max(width, mlp.down.kept_width());
+    return width;
+  }
+};
+
+HalfState make_half(const LayerShape& shape, Buffers& buffers) {
+  HalfState half;
+  half.inv_rms = buffers.f32(shape.tokens);
+  if (shape.config.placement != Placement::kPre) {
+    half.branch = buffers.f32(shape.hidden());
+    half.branch_inv_rms = buffers.f32(shape.tokens);
+  }
+  return half;
+}
+
+void make_attention_state(const LayerShape& shape, AttentionState& state, Buffers& buffers) {
+  const ModelConfig& config = shape.config;
+  const int64_t tokens = shape.tokens;
+  state.half = make_half(shape, buffers);
+  state.q = buffers.f32(tokens * config.q_width());
+  state.k = buffers.f32(tokens * config.kv_width());
+  state.v = buffers.f32(tokens * config.kv_width());
+  if (config.qk_norm != QkNorm::kNone) {
+    const bool whole = config.qk_norm == QkNorm::kFull;
+    state.q_inv_rms = buffers.f32(tokens * (whole ? 1 : config.heads));
+    state.k_inv_rms = buffers.f32(tokens * (whole ? 1 : config.kv_heads));
+  }
+  state.attended = buffers.f32(tokens * config.q_width());
+  state.lse = buffers.f32(tokens * config.heads);
+  state.kept_qkv.clear();
+  for (const Linear& linear : shape.layer.qkv) {
+    state.kept_qkv.push_back(buffers.f32(tokens * linear.kept_width()));
+  }
+  state.kept_o = buffers.f32(tokens * shape.layer.o.kept_width());
+}
+
+// Of an MlpState, what is kept with everything but gate and up.
+void make_routing(const LayerShape& shape, MlpState& state, Buffers& buffers) {
+  state.half = make_half(shape, buffers);
+  if (!shape.routes) return;
+  const int64_t pairs = shape.tokens * shape.config.experts_per_token;
+  state.kept_router = buffers.f32(shape.tokens * shape.layer.router->kept_width());
+  state.probabilities = buffers.f32(shape.tokens * shape.of_layer.experts);
+  state.weight = buffers.f32(pairs);
+  state.expert = buffers.make<int32_t>(pairs);
+  state.offsets = buffers.make<int32_t>(shape.of_layer.experts + 1);
+  state.row_pair = buffers.make<int32_t>(pairs);
+  state.pair_row = buffers.make<int32_t>(pairs);
+  state.token_index = buffers.make<int64_t>(pairs);
+  state.row = buffers.make<int32_t>(pairs);
+}
+
+void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
+  state.gate = buffers.f32(shape.inner);
+  state.up = buffers.f32(shape.inner);
+  state.kept_in.clear();
+  for (size_t i = 0; i < shape.layer.mlps[0].in.size(); ++i) {
+    state.kept_in.push_back(buffers.f32(shape.rows * shape.kept_in(i)));
+  }
+}
+
+// What linears of a half use, forward or backward.
+void make_linear_scratch(const LayerShape& shape,
+                         const Extent& extent,
+                         bool backward,
+                         Scratch& scratch,
+                         Buffers& buffers) {
+  scratch.decoded = buffers.f32(extent.decoded);
+  if (extent.dropout) scratch.dropped = buffers.f32(shape.rows * extent.in);
+  if (backward) {
+    scratch.low_rank = buffers.f32(shape.rows * extent.rank);
+    scratch.dora = buffers.f32(shape.rows * extent.dora);
+  }
+  scratch.normed = buffers.f32(shape.hidden());
+}
+
+void make_half_gradients(const LayerShape& shape, Scratch& scratch, Buffers& buffers) {
+  scratch.d_normed = buffers.f32(shape.hidden());
+  if (shape.config.residual_scale != 1) scratch.d_branch = buffers.f32(shape.hidden());
+  if (shape.config.placement != Placement::kPre) scratch.d_unnormed = buffers.f32(shape.hidden());
+}
+
+Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& buffers) {
+  const ModelConfig& config = shape.config;
+  const int64_t q = shape.tokens * config.q_width(), k = shape.tokens * config.kv_width();
+  Scratch scratch;
+  make_linear_scratch(shape, shape.extents.attention, backward, scratch, buffers);
+  const bool norms = config.qk_norm != QkNorm::kNone;
+  if (norms) {
+    scratch.q = buffers.f32(q);
+    scratch.k = buffers.f32(k);
+  }
+  if (!backward) return scratch;
+  make_half_gradients(shape, scratch, buffers);
+  scratch.d_q = buffers.f32(q);
+  scratch.d_k = buffers.f32(k);
+  scratch.d_v = buffers.f32(k);
+  if (norms) {
+    scratch.d_q_unnormed = buffers.f32(q);
+    scratch.d_k_unnormed = buffers.f32(k);
+  }
+  scratch.d_attended = buffers.f32(q);
+  // One document of all tokens: on every device the workspace depends on the tokens only.
+  const int32_t ends[2] = {0, static_cast<int32_t>(shape.tokens)};
+  graft_attention_shape attention{};
+  attention.documents = 1;
+  attention.cu_seqlens = ends;
+  attention.heads = config.heads;
+  attention.kv_heads = config.kv_heads;
+  attention.head_dim = config.head_dim;
+  attention.q_stride = attention.out_stride = config.q_width();
+  attention.k_stride = attention.v_stride = config.kv_width();
+  attention.scale = config.attention_scale;
+  attention.tokens = shape.tokens;
+  scratch.attention_workspace_bytes =
+      static_cast<int64_t>(std::max(graft_attention_workspace_bytes(&attention, GRAFT_CPU),
+                                    graft_attention_workspace_bytes(&attention, GRAFT_EMU)));
+  scratch.attention_workspace = buffers.make<std::byte>(scratch.attention_workspace_bytes);
+  return scratch;
+}
+
+Scratch make_mlp_scratch(const LayerShape& shape, bool backward, Buffers& buffers) {
+  Scratch scratch;
+  make_linear_scratch(shape, shape.extents.mlp, backward, scratch, buffers);
+  scratch.product = buffers.f32(shape.inner);
+  if (shape.routes) {
+    scratch.rows = buffers.f32(shape.rows * shape.config.hidden_size);
+    scratch.out_rows = buffers.f32(shape.rows * shape.config.hidden_size);
+    scratch.logits = buffers.f32(shape.tokens * shape.of_layer.experts);
+  }
+  if (!backward) return scratch;
+  make_half_gradients(shape, scratch, buffers);
+  scratch.d_product = buffers.f32(shape.inner);
+  if (shape.routes) {
+    scratch.weighed = buffers.f32(shape.inner);
+    scratch.d_weight = buffers.f32(shape.tokens * shape.config.experts_per_token);
+  }
+  return scratch;
+}
+
+HeadBuffers make_head(const Model& model, const StepPlan& plan, Buffers& buffers) {
+  const int64_t chunk = plan.head_chunk;
+  const int64_t hidden = chunk * model.config.hidden_size, vocab = chunk * model.config.vocab_size;
+  HeadBuffers head;
+  head.rows = buffers.f32(hidden);
+  head.normed = buffers.f32(hidden);
+  head.inv_rms = buffers.f32(chunk);
+  head.logits = buffers.f32(vocab);
+  if (plan.keep == Keep::kForBackward) head.d_rows = buffers.f32(hidden);
+  head.loss = buffers.f32(chunk);
+  head.correct = buffers.make<uint8_t>(chunk);
+  head.row = buffers.make<int32_t>(chunk);
+  return head;
+}
+
+// A block's buffers forward and backward, by what it keeps.
+class BlockMaker {
+ public:
+  BlockMaker(const Model& model, const StepPlan& plan, size_t index, Buffers& buffers)
+      : shape_(model, plan, index),
+        time_(model, plan),
+        index_(index),
+        memory_(plan.layers[index].memory),
+        goes_back_(plan.keep == Keep::kForBackward && index >= plan.lowest),
+        buffers_(buffers) {}
+
+  void make(StepBuffers& step) {
+    BlockBuffers& forward = step.forward[index_];
+    BlockBuffers& backward = step.backward[index_];
+    const bool keeps_block = memory_ == LayerMemory::kKeep || memory_ == LayerMemory::kRecomputeMlp;
+    const bool keeps_inner = memory_ == LayerMemory::kKeep;
+    const bool offloads = memory_ == LayerMemory::kOffloadInput;
+    const int in = time_.forward_attention(index_), out = time_.forward_mlp(index_);
+    const int mlp = time_.backward_mlp(index_), end = time_.backward_attention(index_);
+
+    // The block before writes the input.
+    region("input", std::max(in - 1, 0), in, end, !offloads);
+    forward.input = buffers_.f32(shape_.hidden());
+    region("middle", in, out, mlp, keeps_block);
+    forward.middle = buffers_.f32(shape_.hidden());
+    region("attention", in, in, end, keeps_block);
+    make_attention_state(shape_, forward.attention, buffers_);
+    region("MLP's norms and routing", out, out, mlp, keeps_block);
+    make_routing(shape_, forward.mlp, buffers_);
+    region("what down keeps", out, out, mlp, true);
+    forward.mlp.kept_down = buffers_.f32(shape_.rows * shape_.kept_down());
+    region("gate and up", out, out, mlp, keeps_inner);
+    make_inner(shape_, forward.mlp, buffers_);
+    buffers_.region(name("attention's scratch"), in, in);
+    forward.attention_scratch = make_attention_scratch(shape_, false, buffers_);
+    buffers_.region(name("MLP's scratch"), out, out);
+    forward.mlp_scratch = make_mlp_scratch(shape_, false, buffers_);
+    if (!goes_back_) return;
+
+    backward = forward;
+    if (offloads) {
+      buffers_.region(name("input on the host"), in, mlp, Place::kHost);
+      step.host_input[index_] = buffers_.f32(shape_.hidden());
+      buffers_.region(name("input from the host"), mlp, end);
+      backward.input = buffers_.f32(shape_.hidden());
+    }
+    if (!keeps_block) {
+      buffers_.region(name("middle again"), mlp, mlp);
+      backward.middle = buffers_.f32(shape_.hidden());
+      buffers_.region(name("attention again"), mlp, end);
+      make_attention_state(shape_, backward.attention, buffers_);
+      buffers_.region(name("attention's scratch again"), mlp, mlp);
+      step.again[index_] = make_attention_scratch(shape_, false, buffers_);
+      buffers_.region(name("MLP's norms and routing again"), mlp, mlp);
+      make_routing(shape_, backward.mlp, buffers_);
+    }
+    if (!keeps_inner) {
+      buffers_.region(name("gate and up again"), mlp, mlp);
+      make_inner(shape_, backward.mlp, buffers_);
+    }
+    buffers_.region(name("MLP's gradients"), mlp, mlp);
+    backward.mlp_scratch = make_mlp_scratch(shape_, true, buffers_);
+    buffers_.region(name("attention's gradients"), end, end);
+    backward.attention_scratch = make_attention_scratch(shape_, true, buffers_);
+  }
+
+ private:
+  std::string name(const char* what) const {
+    return "block " + std::to_string(index_) + ", " + what;
+  }
+  // In use from `first` until `last`, or, when it is kept for the backward pass, until `back`.
+  void region(const char* what, int first, int last, int back, bool keeps) {
+    buffers_.region(name(what), first, keeps && goes_back_ ? back : last);
+  }
+
+  LayerShape shape_;
+  Timeline time_;
+  size_t index_;
+  LayerMemory memory_;
+  bool goes_back_;
+  Buffers& buffers_;
+};
+
+// All the time.
+Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffers) {
+  buffers.region("rotations", 0, Timeline(model, plan).end());
+  return Rotation(model.config, plan.tokens, buffers);
+}
+
+}  // namespace
+
+StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers)
+    : rotation(make_rotation(model, plan, buffers)),
+      forward(model.layers.size()),
+      backward(model.layers.size()),
+      again(model.layers.size()),
+      host_input(model.layers.size()) {
+  const Timeline time(model, plan);
+  for (size_t index = 0; index < model.layers.size(); ++index) {
+    BlockMaker(model, plan, index, buffers).make(*this);
+  }
+  const int64_t hidden = plan.tokens * model.config.hidden_size;
+  buffers.region("residual stream", time.head() - 1, time.head());
+  residual = buffers.f32(hidden);
+  buffers.region("head", time.head(), time.head());
+  head = make_head(model, plan, buffers);
+  if (plan.keep == Keep::kForBackward) {
+    buffers.region("gradient of the residual stream", time.head(), time.end());
+    d_residual = buffers.f32(hidden);
+  }
+}
+
+}  // namespace graft::train

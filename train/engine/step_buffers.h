@@ -1,0 +1,121 @@
+// Every buffer of a decoder, declared in one place: what each holds, how large it is, and in which
+// phases it is in use (internal to engine/).
+//
+// Shape letters: T tokens of the micro-batch, D hidden size, F intermediate size, H query heads,
+// G key/value heads, E head size, V vocabulary; N experts, M experts of a token, R = T M sorted
+// rows (R = T without experts).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "train/engine/arena.h"
+#include "train/engine/plan.h"
+#include "train/engine/rotation.h"
+#include "train/model/model.h"
+
+namespace graft::train {
+
+// Of a half f of a block, whose input is x and whose output joins the residual stream.
+struct HalfState {
+  float* inv_rms = nullptr;         // [T] of the norm of x
+  float* branch = nullptr;          // [T, D] f's result where it is normed
+  float* branch_inv_rms = nullptr;  // [T]
+};
+
+struct AttentionState {
+  HalfState half;
+  float* q = nullptr;  // [T, H E] as projected where queries are normed, else rotated
+  float* k = nullptr;  // [T, G E] likewise
+  float* v = nullptr;  // [T, G E]
+  float* q_inv_rms = nullptr;
+  float* k_inv_rms = nullptr;
+  float* attended = nullptr;     // [T, H E]
+  float* lse = nullptr;          // [T, H]
+  std::vector<float*> kept_qkv;  // [T, kept_width] of each linear; nullptr without an adapter
+  float* kept_o = nullptr;
+};
+
+struct MlpState {
+  HalfState half;
+  float* gate = nullptr;        // [R F]; backward it becomes its own gradient
+  float* up = nullptr;          // [R F]; likewise
+  std::vector<float*> kept_in;  // [R, kept_width] of each linear, the experts' one after another
+  float* kept_down = nullptr;
+  // With experts (kernels/moe.h):
+  float* kept_router = nullptr;    // [T, kept_width]
+  float* probabilities = nullptr;  // [T, N]
+  float* weight = nullptr;         // [T, M]
+  int32_t* expert = nullptr;       // [T, M]
+  int32_t* offsets = nullptr;      // [N + 1]
+  int32_t* row_pair = nullptr;     // [R]
+  int32_t* pair_row = nullptr;     // [R]
+  int64_t* token_index = nullptr;  // [R] of the rows' tokens in the whole step
+  int32_t* row = nullptr;          // [R] and their packed rows
+};
+
+// What a half of a block uses while it runs.
+struct Scratch {
+  float* decoded = nullptr;   // the largest weight in 4 bits
+  float* dropped = nullptr;   // [R, largest in]; with dropout
+  float* low_rank = nullptr;  // [R, largest rank]; backward
+  float* dora = nullptr;      // [R, largest out] of the linears with DoRA; backward
+  float* normed = nullptr;    // [T, D]
+
+  float* q = nullptr;  // [T, H E] normed and rotated; where queries are normed
+  float* k = nullptr;  // [T, G E]
+
+  float* product = nullptr;   // [R F] activation(gate) * up
+  float* weighed = nullptr;   // [R F] and times the router's weights; with experts
+  float* rows = nullptr;      // [R, D] sorted rows of the experts' input
+  float* out_rows = nullptr;  // [R, D] and of their output
+  float* logits = nullptr;    // [T, N] of the router
+
+  float* d_normed = nullptr;    // [T, D]
+  float* d_branch = nullptr;    // [T, D] scaled by residual_scale
+  float* d_unnormed = nullptr;  // [T, D] before the norm of a half's output
+  float *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;
+  float *d_q_unnormed = nullptr, *d_k_unnormed = nullptr;
+  float* d_attended = nullptr;  // [T, H E]
+  std::byte* attention_workspace = nullptr;
+  int64_t attention_workspace_bytes = 0;
+  float* d_product = nullptr;  // [R F]
+  float* d_weight = nullptr;   // [T, M]
+};
+
+// One direction of a block. Backward they are the forward's where a block keeps them, and others
+// where it computes them again.
+struct BlockBuffers {
+  float* input = nullptr;   // [T, D]
+  float* middle = nullptr;  // [T, D] residual stream between the halves
+  AttentionState attention;
+  MlpState mlp;
+  Scratch attention_scratch;
+  Scratch mlp_scratch;
+};
+
+struct HeadBuffers {
+  float* rows = nullptr;    // [chunk, D] gathered residual rows
+  float* normed = nullptr;  // [chunk, D]
+  float* inv_rms = nullptr;
+  float* logits = nullptr;  // [chunk, V]
+  float* d_rows = nullptr;  // [chunk, D]
+  float* loss = nullptr;    // [chunk]
+  uint8_t* correct = nullptr;
+  int32_t* row = nullptr;  // packed rows
+};
+
+struct StepBuffers {
+  StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers);
+
+  Rotation rotation;
+  std::vector<BlockBuffers> forward;
+  std::vector<BlockBuffers> backward;
+  std::vector<Scratch> again;      // of an attention half that is computed again
+  std::vector<float*> host_input;  // [T, D] of the blocks that send it to the host
+  HeadBuffers head;
+  float* residual = nullptr;    // [T, D] output of the last block
+  float* d_residual = nullptr;  // [T, D]
+};
+
+}  // namespace graft::train

@@ -1,0 +1,46 @@
+// How much memory a run may have, will need, and had.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/args.h"
+#include "core/json.h"
+#include "train/engine/planner.h"
+#include "train/job/config.h"
+
+namespace graft::train {
+
+// "8GiB", "900 MB", "1073741824": a number and a unit of powers of 1024 or 1000. -1 for anything
+// else, and for less than one byte.
+int64_t parse_bytes(std::string_view text);
+
+// What the system could still give to this process: the least of MemAvailable and what its control
+// groups leave. INT64_MAX where nobody says.
+int64_t free_memory();
+
+// RssAnon of this process.
+int64_t anonymous_memory();
+
+struct RunPlan {
+  MemoryPlan memory;
+  PlanRequest request;  // its cap is max_memory, or what is free
+};
+
+// The plan of a run, made from its config.json before any weight is read. `fits` may be false.
+RunPlan plan_run(const TrainConfig& config);
+
+// Throws kDevice for a plan that does not fit, with the changes of the config that would make it
+// fit and what each would need.
+void refuse_unfit(const TrainConfig& config, const RunPlan& plan);
+
+// Operations a second of a large matrix product, measured for about a tenth of a second.
+double product_rate();
+
+Json plan_to_json(const MemoryPlan& plan);
+
+// graft plan CONFIG.yaml
+int run_plan(const Args& args);
+
+}  // namespace graft::train
