@@ -16,16 +16,18 @@ constexpr unsigned kTilesOfBlock = 8;
 template <bool kAligned, bool kAdds>
 __global__ void __launch_bounds__(kThreads)
     gain_forward_kernel(const float* h, const float* gain, int64_t dim, float* y) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * dim;
+  const float* const from = h + static_cast<int64_t>(blockIdx.x) * dim;
+  float* const to = y + static_cast<int64_t>(blockIdx.x) * dim;
+#pragma unroll 1  // ptxas spills for sm_100 when it unrolls
   for (int64_t i = 4 * threadIdx.x; i < dim; i += 4 * kThreads) {
-    float4 product = each_of_four(load_four<kAligned>(h + first + i, dim - i),
-                                  load_four<kAligned>(gain + i, dim - i),
-                                  [](float a, float b) { return __fmul_rn(a, b); });
+    float4 value = each_of_four(load_four<kAligned>(from + i, dim - i),
+                                load_four<kAligned>(gain + i, dim - i),
+                                [](float a, float b) { return __fmul_rn(a, b); });
     if (kAdds) {
-      product = each_of_four(load_four<kAligned>(y + first + i, dim - i), product,
-                             [](float a, float b) { return __fadd_rn(a, b); });
+      value = each_of_four(load_four<kAligned>(to + i, dim - i), value,
+                           [](float a, float b) { return __fadd_rn(a, b); });
     }
-    store_four<kAligned>(y + first + i, product, dim - i);
+    store_four<kAligned>(to + i, value, dim - i);
   }
 }
 

@@ -143,9 +143,7 @@ extern "C" graft_status graft_adamw_step_all(const graft_adamw_tensor* tensors,
   const AdamFactors factors = factors_of(*options);
   const Map8& second = *map8(v_map);
   // Each thread takes a run of the pieces of all tensors in order.
-#pragma omp parallel if (pieces > 1 && 4 * elements > kParallelWork)
-  {
-    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+  const auto run = [&](int64_t thread, int64_t threads) {
     const int64_t from = pieces * thread / threads, to = pieces * (thread + 1) / threads;
     int64_t before = 0;  // pieces of the tensors before
     for (int64_t t = 0; t < tensor_count && before < to; ++t) {
@@ -158,7 +156,13 @@ extern "C" graft_status graft_adamw_step_all(const graft_adamw_tensor* tensors,
       }
       before += own;
     }
+  };
+  if (pieces == 1 || 4 * elements <= kParallelWork || omp_get_max_threads() == 1) {
+    run(0, 1);
+    return GRAFT_OK;
   }
+#pragma omp parallel
+  run(omp_get_thread_num(), omp_get_num_threads());
   return GRAFT_OK;
 }
 

@@ -240,7 +240,7 @@ std::vector<KernelCase> expert_cases() {
        [](const Problem& p) { return 8.0 * static_cast<double>(p.a * p.b); },
        no_flops,
        {{"gain_forward_kernel", "adds to the product instead of the output", "dora.cu",
-         "load_four<kAligned>(y + first + i, dim - i), product,", "product, product,"}}},
+         "load_four<kAligned>(to + i, dim - i), value,", "value, value,"}}},
       {"DoRA gain gradient",
        "gain_backward_kernel",
        biases,

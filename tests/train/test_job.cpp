@@ -479,6 +479,57 @@ TEST_CASE("train: every kind of adapter is trained, resumed, reloaded and merged
   CHECK(loss_of({"--model", fixture.out("merged")}) == Approx(adapted).epsilon(1e-4));
 }
 
+TEST_CASE("eval: base and adapter side by side, by source", "[train][job]") {
+  const Fixture fixture;
+  const RunResult trained = fixture.train("run", {"max_steps=6"});
+  INFO(trained.err);
+  REQUIRE(trained.exit_code == 0);
+  const std::string text = graft::read_file(fixture.dir().file("train.jsonl"));
+  const size_t cut = text.find('\n', text.size() / 3) + 1;
+  graft::write_file_atomically(fixture.out("a.jsonl"), text.substr(0, cut));
+  graft::write_file_atomically(fixture.out("b.jsonl"), text.substr(cut));
+  const auto eval = [&](std::vector<std::string> options) {
+    std::vector<std::string> words = {"graft",
+                                      "eval",
+                                      "--model",
+                                      source_path("examples/quickstart/base"),
+                                      "--data",
+                                      fixture.out("a.jsonl"),
+                                      fixture.out("b.jsonl"),
+                                      "--load-in-4bit"};
+    words.insert(words.end(), options.begin(), options.end());
+    return run(words);
+  };
+  const auto json_of = [&](const std::vector<std::string>& options) {
+    const RunResult result = eval(options);
+    INFO(result.err);
+    REQUIRE(result.exit_code == 0);
+    return graft::parse_json(result.out, "eval");
+  };
+  const std::string adapter = fixture.out("run") + "/adapter";
+  const graft::Json both = json_of({"--adapter", adapter, "--compare-base", "--json"});
+  const graft::Json base = json_of({"--json"}), adapted = json_of({"--adapter", adapter, "--json"});
+  CHECK(graft::dump_json(both.at("base")) == graft::dump_json(base));
+  CHECK(graft::dump_json(both.at("sources")) == graft::dump_json(adapted.at("sources")));
+  REQUIRE(both.at("sources").size() == 2);
+  // The sources add up to the whole.
+  double loss = 0, correct = 0, tokens = 0;
+  for (const graft::Json& source : both.at("sources").as_array()) {
+    const auto count = static_cast<double>(source.at("supervised_tokens").as_int());
+    tokens += count;
+    loss += count * source.at("loss").as_double();
+    correct += count * source.at("token_accuracy").as_double();
+  }
+  CHECK(loss / tokens == Approx(both.at("loss").as_double()).epsilon(1e-9));
+  CHECK(correct / tokens == Approx(both.at("token_accuracy").as_double()).epsilon(1e-9));
+  const RunResult table = eval({"--adapter", adapter, "--compare-base"});
+  CHECK(table.out.find("base  adapter") != std::string::npos);
+  CHECK(table.out.find("b.jsonl: token accuracy") != std::string::npos);
+  const RunResult alone = eval({"--compare-base"});
+  CHECK(alone.exit_code == 2);
+  CHECK(alone.err.find("give --adapter DIR") != std::string::npos);
+}
+
 TEST_CASE("train: every kind of block is trained, evaluated, merged and generated from",
           "[train][job][families][slow]") {
   const char* name = GENERATE("phi3", "gemma3", "mixtral", "olmo2");

@@ -134,9 +134,11 @@ HeadResult Decoder::head_loss(const Batch& batch,
                               double scale,
                               float* d_residual,
                               float* row_loss,
-                              const HeadResult& before) {
+                              const HeadResult& before,
+                              uint8_t* row_correct) {
   clock_.start();
-  const HeadResult sums = head_.loss(batch, residual, scale, d_residual, row_loss, before);
+  const HeadResult sums =
+      head_.loss(batch, residual, scale, d_residual, row_loss, before, row_correct);
   // Without a gradient the residual stream may be asked for again.
   if (d_residual != nullptr) end_phase(time_.head());
   return sums;

@@ -55,14 +55,15 @@ class Decoder {
 
   // Final norm, head and loss of the batch's supervised places, in chunks of rows. With
   // d_residual (not nullptr), writes the gradient of scale * loss_sum there and adds to the head's
-  // and the final norm's gradients. `row_loss` (or nullptr) takes each place's -log p. The result
-  // goes on from `before`, the sums of the micro-batches before this one.
+  // and the final norm's gradients. `row_loss` and `row_correct` (or nullptr) take each place's
+  // -log p and whether its label has the largest logit. The result goes on from `before`, the sums of the micro-batches before this one.
   HeadResult head_loss(const Batch& batch,
                        const float* residual,
                        double scale,
                        float* d_residual,
                        float* row_loss,
-                       const HeadResult& before = {});
+                       const HeadResult& before = {},
+                       uint8_t* row_correct = nullptr);
 
   // logits [rows, V] of `rows` rows of a residual stream.
   void head_logits(const float* residual, int64_t rows, float* logits) {

@@ -72,7 +72,8 @@ HeadResult Head::loss(const Batch& batch,
                       double scale,
                       float* d_residual,
                       float* row_loss,
-                      const HeadResult& before) {
+                      const HeadResult& before,
+                      uint8_t* row_correct) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size;
   const size_t row_bytes = static_cast<size_t>(hidden) * sizeof(float);
@@ -101,6 +102,7 @@ HeadResult Head::loss(const Batch& batch,
       result.weight_sum += static_cast<double>(weights[row]);
       result.correct += buffers_.correct[row];
       if (row_loss != nullptr) row_loss[begin + row] = buffers_.loss[row];
+      if (row_correct != nullptr) row_correct[begin + row] = buffers_.correct[row];
     }
     clock_.lap(Work::kLoss);
     if (!gradient) continue;

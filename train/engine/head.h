@@ -39,7 +39,8 @@ class Head {
                   double scale,
                   float* d_residual,
                   float* row_loss,
-                  const HeadResult& before);
+                  const HeadResult& before,
+                  uint8_t* row_correct);
   void logits(const float* residual, int64_t rows, float* logits);
 
  private:

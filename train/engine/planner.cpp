@@ -67,6 +67,20 @@ int64_t base_count(const Model& model) {
   return model.parameter_count();
 }
 
+int64_t moments_of(const Model& model, const PlanRequest& request) {
+  int64_t bytes = 0;
+  if (request.trains_everything) {
+    for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
+      bytes += moment_bytes(request.moments, count_of(tensor.shape));
+    }
+  } else {
+    for (const Parameter& parameter : model.trained) {
+      bytes += moment_bytes(request.moments, parameter.value.numel());
+    }
+  }
+  return bytes;
+}
+
 // Products of a linear of `rows` rows, without the adapter's gradients' share of A and B.
 struct LinearFlops {
   double forward = 0, backward = 0;
@@ -263,7 +277,7 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
   if (trains_embedding && model.config.tied_embeddings) {
     plan.gradients += model.config.vocab_size * model.config.hidden_size * kFloat;
   }
-  plan.moments = 2 * values * kFloat;
+  plan.moments = moments_of(model, request);
   plan.flops = step_flops(model, request, training);
   plan.fits = request.cap == 0 || plan.total() <= request.cap;
   return plan;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "train/engine/optimizer.h"
 #include "train/engine/plan.h"
 #include "train/model/model.h"
 
@@ -18,7 +19,8 @@ struct PlanRequest {
   int64_t sequence_len = 0;        // tokens of a row
   bool quantizes = false;          // the linears will be in 4 bits; of a model without weights
   bool trains_everything = false;  // likewise: not adapters but every tensor of the base
-  int64_t cap = 0;                 // bytes; 0 = no limit
+  MomentType moments = MomentType::kFloat32;  // of AdamW
+  int64_t cap = 0;                            // bytes; 0 = no limit
 };
 
 // Floating-point operations of one micro-batch of full rows; a product of m n k counts 2 m n k.

@@ -13,7 +13,10 @@ class SourceSplit {
   SourceSplit(const data::TokenStore& store, std::vector<SourceSums>& sources)
       : store_(store), sources_(sources) {}
 
-  void add(const Batch& batch, const std::vector<int64_t>& documents, const float* row_loss) {
+  void add(const Batch& batch,
+           const std::vector<int64_t>& documents,
+           const std::vector<float>& row_loss,
+           const std::vector<uint8_t>& row_correct) {
     size_t at = 0;
     for (int64_t row = 0; row < batch.supervised(); ++row) {
       const auto index = static_cast<size_t>(row);
@@ -26,6 +29,7 @@ class SourceSplit {
           static_cast<double>(batch.weights[index]) * static_cast<double>(row_loss[index]);
       sums.weight_sum += static_cast<double>(batch.weights[index]);
       ++sums.supervised;
+      sums.correct += row_correct[index];
     }
   }
 
@@ -57,15 +61,17 @@ EvalResult evaluate(Decoder& decoder,
   SourceSplit split(store, result.sources);
   std::vector<int64_t> documents;
   std::vector<float> row_loss;
+  std::vector<uint8_t> row_correct;
   Batch batch;
   batch.clear();
   const auto run = [&] {
     const float* residual = decoder.forward(batch, 0);
     row_loss.resize(static_cast<size_t>(batch.supervised()));
+    row_correct.resize(row_loss.size());
     const Decoder::HeadResult head =
-        decoder.head_loss(batch, residual, 1.0, nullptr, row_loss.data());
+        decoder.head_loss(batch, residual, 1.0, nullptr, row_loss.data(), {}, row_correct.data());
     result.all.add({head.loss_sum, head.weight_sum, head.supervised, head.correct});
-    split.add(batch, documents, row_loss.data());
+    split.add(batch, documents, row_loss, row_correct);
     result.documents += static_cast<int64_t>(documents.size());
     result.tokens += batch.tokens();
     documents.clear();

@@ -4,11 +4,13 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/json.h"
+#include "data/text/mask.h"
 
 namespace graft::train {
 namespace {
@@ -52,6 +54,26 @@ int32_t sample(std::span<const float> logits, const GenerateOptions& options, do
   const auto index =
       std::min(static_cast<size_t>(found - cumulative.begin()), cumulative.size() - 1);
   return order[index];
+}
+
+// The special token that a trained turn ends in, asked of a short conversation.
+std::optional<int32_t> template_stop(const ModelText& text) {
+  if (!text.chat) return std::nullopt;
+  data::Record record;
+  record.messages.resize(2);
+  record.messages[0].role = "user";
+  record.messages[0].content = "a";
+  record.messages[1].role = "assistant";
+  record.messages[1].content = "b";
+  const data::Document document =
+      data::encode_record(record, *text.tokenizer, &*text.chat, {}).front();
+  // A template that refuses this conversation names no stop token.
+  for (size_t i = document.ids.size(); i-- > 0;) {
+    if (document.loss[i] == 0) continue;
+    const int32_t id = document.ids[i];
+    return text.tokenizer->is_special(id) ? std::optional(id) : std::nullopt;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -128,7 +150,7 @@ Generated Generator::generate(std::span<const int32_t> prompt,
   return result;
 }
 
-std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenizer& tokenizer) {
+std::vector<int32_t> stop_ids(const std::string& model_dir, const ModelText& text) {
   std::vector<int32_t> ids;
   const auto add = [&](const Json& id, const std::string& path) {
     if (id.as_int() < 0 || id.as_int() > INT32_MAX) {
@@ -136,9 +158,10 @@ std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenize
     }
     ids.push_back(static_cast<int32_t>(id.as_int()));
   };
-  if (tokenizer.eos_id()) {
-    ids.push_back(*tokenizer.eos_id());
+  if (text.tokenizer->eos_id()) {
+    ids.push_back(*text.tokenizer->eos_id());
   }
+  if (const std::optional<int32_t> stop = template_stop(text)) ids.push_back(*stop);
   const std::string path = join_path(model_dir, "generation_config.json");
   if (file_exists(path)) {
     const Json config = read_json_file(path);

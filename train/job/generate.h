@@ -7,9 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "data/text/template.h"
-#include "data/text/tokenizer.h"
 #include "train/engine/decoder.h"
+#include "train/job/dataset.h"
 
 namespace graft::train {
 
@@ -55,7 +54,9 @@ class Generator {
   std::vector<float> logits_;
 };
 
-// The ids that end a text: the tokenizer's EOS and eos_token_id of generation_config.json.
-std::vector<int32_t> stop_ids(const std::string& model_dir, const data::Tokenizer& tokenizer);
+// The ids that end a text: the tokenizer's EOS, eos_token_id of generation_config.json, and the
+// special token in which the chat template ends an assistant's turn (Gemma's <end_of_turn> is no
+// EOS).
+std::vector<int32_t> stop_ids(const std::string& model_dir, const ModelText& text);
 
 }  // namespace graft::train

@@ -30,7 +30,8 @@ namespace {
 // Tokens computed at once: enough for the products to run at their full rate.
 constexpr int64_t kEvalTokens = 2048;
 
-std::unique_ptr<Model> load(const Args& args) {
+// Without the adapter of --adapter.
+std::unique_ptr<Model> load_base(const Args& args) {
   const int64_t threads = args.integer("--threads", 0, 1024);
   if (threads > 0) {
     omp_set_num_threads(static_cast<int>(threads));
@@ -38,9 +39,12 @@ std::unique_ptr<Model> load(const Args& args) {
   std::unique_ptr<Model> model = load_model(
       args.need("--model"), args.flag("--load-in-4bit") ? Precision::kNf4 : Precision::kFull,
       args.flag("--no-quantized-cache") ? QuantizedCache{} : QuantizedCache::in_home());
-  if (args.has("--adapter")) {
-    load_adapter(*model, args.text("--adapter"));
-  }
+  return model;
+}
+
+std::unique_ptr<Model> load(const Args& args) {
+  std::unique_ptr<Model> model = load_base(args);
+  if (args.has("--adapter")) load_adapter(*model, args.text("--adapter"));
   return model;
 }
 
@@ -74,34 +78,41 @@ std::string trimmed(std::string_view text) {
   return std::string(text.substr(begin, text.find_last_not_of(kBlank) - begin + 1));
 }
 
-struct Generations {
-  int64_t rows = 0;
-  int64_t exact = 0;
-  std::string first_prompt;
-  std::string first_expected;
-  std::string first_got;
+// A record's question with the answers that it has and got.
+struct Answer {
+  std::string prompt;
+  std::string expected;
+  std::string got;
+  bool exact = false;  // equal but for white space at the ends
 };
 
-// Answers every record's last turn and compares with what it says, white space at the ends aside.
-Generations generate_answers(const Args& args, Model& model, const ModelText& text) {
-  const std::string path = args.text("--data");
+int64_t exact_count(const std::vector<Answer>& answers) {
+  return std::count_if(answers.begin(), answers.end(),
+                       [](const Answer& answer) { return answer.exact; });
+}
+
+// Answers every record's last turn.
+std::vector<Answer> generate_answers(const Args& args,
+                                     const std::vector<std::string>& files,
+                                     Model& model,
+                                     const ModelText& text) {
   GenerateOptions options;
   options.max_new_tokens = args.integer("--max-new-tokens", 1, 1 << 20);
-  options.stop_ids = stop_ids(args.text("--model"), *text.tokenizer);
+  options.stop_ids = stop_ids(args.text("--model"), text);
   data::MaskOptions mask;
   mask.content_specials = data::ContentSpecials::kLiteral;
-  data::RecordSource source({path});
+  data::RecordSource source(files);
   data::RawItem item;
-  AtomicFile out(args.text("--predictions"));
   Progress progress("generate", -1, "rows");
   std::optional<Generator> generator;
-  Generations result;
+  std::vector<Answer> answers;
   while (source.next(item)) {
     const data::Record record = data::read_record(source, item);
     if (record.schema == data::Schema::kText || record.messages.empty() ||
         record.messages.back().role != "assistant") {
       fail(ExitCode::kData, "the record has no answer to compare with",
-           path + ":" + std::to_string(item.line), "--generate needs a last assistant turn");
+           files[static_cast<size_t>(item.file)] + ":" + std::to_string(item.line),
+           "--generate needs a last assistant turn");
     }
     const std::vector<int32_t> prompt =
         data::encode_prompt(record, *text.tokenizer, text.chat_or_null(), mask);
@@ -111,52 +122,50 @@ Generations generate_answers(const Args& args, Model& model, const ModelText& te
       generator.emplace(model, std::max<int64_t>(room, 256));
     }
     const Generated generated = generator->generate(prompt, options);
-    const std::string got =
-        text.tokenizer->decode(generated.ids, data::Tokenizer::SkipSpecial::kYes);
+    std::string got = text.tokenizer->decode(generated.ids, data::Tokenizer::SkipSpecial::kYes);
     const bool exact = trimmed(got) == trimmed(record.answer());
-    if (result.rows == 0) {
-      result.first_prompt = record.prompt();
-      result.first_expected = record.answer();
-      result.first_got = got;
+    answers.push_back({record.prompt(), std::string(record.answer()), std::move(got), exact});
+    progress.update(static_cast<int64_t>(answers.size()));
+  }
+  progress.finish();
+  return answers;
+}
+
+// {"prompt", "expected", "got", "exact"}, with --compare-base also "base" and "base_exact".
+void write_predictions(const std::string& path,
+                       const std::vector<Answer>& answers,
+                       const std::vector<Answer>& base) {
+  AtomicFile out(path);
+  for (size_t i = 0; i < answers.size(); ++i) {
+    Json line = Json::object({{"prompt", answers[i].prompt},
+                              {"expected", answers[i].expected},
+                              {"got", answers[i].got},
+                              {"exact", answers[i].exact}});
+    if (!base.empty()) {
+      line.set("base", base[i].got);
+      line.set("base_exact", base[i].exact);
     }
-    ++result.rows;
-    result.exact += exact ? 1 : 0;
-    out.write(dump_json(Json::object({{"prompt", record.prompt()},
-                                      {"expected", record.answer()},
-                                      {"got", got},
-                                      {"exact", exact}}),
-                        {.spaces = true}) +
-              "\n");
-    progress.update(result.rows);
+    out.write(dump_json(line, {.spaces = true}) + "\n");
   }
   out.commit();
-  progress.finish();
-  return result;
 }
+
+// What one model made of the data.
+struct Evaluation {
+  EvalResult result;
+  std::vector<Answer> answers;  // with --generate
+};
 
 Json sums_to_json(const EvalSums& sums) {
   return Json::object({{"loss", sums.loss()},
                        {"perplexity", sums.perplexity()},
+                       {"token_accuracy", sums.accuracy()},
                        {"supervised_tokens", sums.supervised}});
 }
 
-}  // namespace
-
-int run_eval(const Args& args) {
-  const std::unique_ptr<Model> model = load(args);
-  const ModelText text = load_model_text(args.text("--model"), model->config.vocab_size);
-  const ScratchDirectory scratch;
-  const PreparedStore prepared = prepare_store({args.need("--data")}, {}, args.text("--model"),
-                                               text, {}, join_path(scratch.path(), "eval.h5"), 0);
-  const std::vector<uint32_t> lengths = prepared.store.lengths();
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  Decoder decoder(*model, StepPlan::of(*model, std::max(kEvalTokens, longest), Keep::kNothing));
-  Progress progress("evaluate", prepared.store.document_count(), "documents");
-  const EvalResult result =
-      evaluate(decoder, prepared.store, [&](int64_t done, int64_t) { progress.update(done); });
-  progress.finish();
+Json evaluation_to_json(const Evaluation& evaluation) {
+  const EvalResult& result = evaluation.result;
   Json summary = sums_to_json(result.all);
-  summary.set("token_accuracy", result.all.accuracy());
   summary.set("documents", result.documents);
   summary.set("tokens", result.tokens);
   Json sources = Json::array();
@@ -166,39 +175,129 @@ int run_eval(const Args& args) {
     sources.push_back(std::move(one));
   }
   summary.set("sources", std::move(sources));
-  Generations generations;
+  const std::vector<Answer>& answers = evaluation.answers;
+  if (!answers.empty()) {
+    summary.set("exact_match", static_cast<double>(exact_count(answers)) /
+                                   static_cast<double>(answers.size()));
+    summary.set("generated", static_cast<int64_t>(answers.size()));
+    summary.set("sample", Json::object({{"prompt", answers[0].prompt},
+                                        {"expected", answers[0].expected},
+                                        {"got", answers[0].got}}));
+  }
+  return summary;
+}
+
+std::vector<std::string> sums_cells(const EvalSums& sums) {
+  return {format_fixed(sums.loss(), 4), format_fixed(sums.perplexity(), 3),
+          format_fixed(100 * sums.accuracy(), 1) + " %"};
+}
+
+// One column a model, one row a figure; a block of rows for each source where there are several.
+void print_evaluations(const std::vector<std::string>& names,
+                       const std::vector<const Evaluation*>& all) {
+  std::vector<std::vector<std::string>> rows;
+  if (all.size() > 1) {
+    rows.push_back({""});
+    rows.back().insert(rows.back().end(), names.begin(), names.end());
+  }
+  const auto add = [&](const std::string& name, const auto& cell) {
+    rows.push_back({name});
+    for (const Evaluation* const one : all) rows.back().push_back(cell(*one));
+  };
+  constexpr const char* kFigures[] = {"loss", "perplexity", "token accuracy"};
+  const auto add_sums = [&](const std::string& prefix, const auto& sums_of) {
+    for (size_t figure = 0; figure < std::size(kFigures); ++figure) {
+      add(prefix + kFigures[figure],
+          [&](const Evaluation& one) { return sums_cells(sums_of(one))[figure]; });
+    }
+  };
+  add_sums("", [](const Evaluation& one) { return one.result.all; });
+  const std::vector<SourceSums>& sources = all[0]->result.sources;
+  for (size_t i = 0; i < sources.size() && sources.size() > 1; ++i) {
+    add_sums(sources[i].name + ": ",
+             [i](const Evaluation& one) { return one.result.sources[i].sums; });
+  }
+  if (!all[0]->answers.empty()) {
+    add("exact match", [](const Evaluation& one) {
+      const int64_t exact = exact_count(one.answers), count = one.answers.size();
+      return format_count(exact) + " of " + format_count(count) + " (" +
+             format_fixed(100.0 * static_cast<double>(exact) / static_cast<double>(count), 1) +
+             " %)";
+    });
+  }
+  const auto same = [&](const std::string& name, int64_t count) {
+    rows.push_back({name, format_count(count)});
+    rows.back().resize(all.size() + 1);
+  };
+  same("documents", all[0]->result.documents);
+  same("supervised tokens", all[0]->result.all.supervised);
+  std::fputs(format_table(all.size() > 1 ? "<>>" : "<>", rows).c_str(), stdout);
+}
+
+void print_first_answer(const std::vector<std::string>& names,
+                        const std::vector<const Evaluation*>& all) {
+  const Answer& first = all[0]->answers[0];
+  std::printf("first row\n  prompt    %s\n  expected  %s\n", first.prompt.c_str(),
+              first.expected.c_str());
+  for (size_t i = 0; i < all.size(); ++i) {
+    std::printf("  %-8s  %s\n", all.size() > 1 ? names[i].c_str() : "got",
+                all[i]->answers[0].got.c_str());
+  }
+}
+
+}  // namespace
+
+int run_eval(const Args& args) {
+  const bool compares = args.flag("--compare-base");
+  if (compares && !args.has("--adapter")) {
+    fail(ExitCode::kUsage, "--compare-base without an adapter to compare with", "command line",
+         "give --adapter DIR");
+  }
+  std::vector<std::string> files = {args.need("--data")};
+  files.insert(files.end(), args.positionals().begin(), args.positionals().end());
+  const std::unique_ptr<Model> model = load_base(args);
+  const ModelText text = load_model_text(args.text("--model"), model->config.vocab_size);
+  const ScratchDirectory scratch;
+  const PreparedStore prepared = prepare_store(files, {}, args.text("--model"), text, {},
+                                               join_path(scratch.path(), "eval.h5"), 0);
+  const std::vector<uint32_t> lengths = prepared.store.lengths();
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const auto evaluate_now = [&](const char* label) {
+    Evaluation evaluation;
+    Decoder decoder(*model, StepPlan::of(*model, std::max(kEvalTokens, longest), Keep::kNothing));
+    Progress progress(label, prepared.store.document_count(), "documents");
+    evaluation.result =
+        evaluate(decoder, prepared.store, [&](int64_t done, int64_t) { progress.update(done); });
+    progress.finish();
+    if (args.flag("--generate")) {
+      evaluation.answers = generate_answers(args, files, *model, text);
+    }
+    return evaluation;
+  };
+  Evaluation base;
+  if (compares) base = evaluate_now("evaluate the base");
+  if (args.has("--adapter")) load_adapter(*model, args.text("--adapter"));
+  const Evaluation evaluation = evaluate_now("evaluate");
   if (args.flag("--generate")) {
-    generations = generate_answers(args, *model, text);
-    summary.set("exact_match", static_cast<double>(generations.exact) /
-                                   static_cast<double>(std::max<int64_t>(generations.rows, 1)));
-    summary.set("generated", generations.rows);
-    summary.set("predictions", args.text("--predictions"));
-    summary.set("sample", Json::object({{"prompt", generations.first_prompt},
-                                        {"expected", generations.first_expected},
-                                        {"got", generations.first_got}}));
+    write_predictions(args.text("--predictions"), evaluation.answers, base.answers);
   }
   if (args.json()) {
+    Json summary = evaluation_to_json(evaluation);
+    if (args.flag("--generate")) summary.set("predictions", args.text("--predictions"));
+    if (compares) summary.set("base", evaluation_to_json(base));
     std::printf("%s\n", dump_json(summary).c_str());
     return 0;
   }
-  std::vector<std::vector<std::string>> rows = {
-      {"loss", format_fixed(result.all.loss(), 4)},
-      {"perplexity", format_fixed(result.all.perplexity(), 3)},
-      {"token accuracy", format_fixed(100 * result.all.accuracy(), 1) + " %"},
-      {"documents", format_count(result.documents)},
-      {"supervised tokens", format_count(result.all.supervised)}};
-  if (args.flag("--generate")) {
-    rows.push_back(
-        {"exact match", format_count(generations.exact) + " of " + format_count(generations.rows) +
-                            " (" + format_fixed(100 * summary.at("exact_match").as_double(), 1) +
-                            " %)"});
-    rows.push_back({"predictions", args.text("--predictions")});
+  std::vector<std::string> names = {"adapter"};
+  std::vector<const Evaluation*> all = {&evaluation};
+  if (compares) {
+    names.insert(names.begin(), "base");
+    all.insert(all.begin(), &base);
   }
-  std::fputs(format_table("<>", rows).c_str(), stdout);
-  if (generations.rows > 0) {
-    std::printf("first row\n  prompt    %s\n  expected  %s\n  got       %s\n",
-                generations.first_prompt.c_str(), generations.first_expected.c_str(),
-                generations.first_got.c_str());
+  print_evaluations(names, all);
+  if (args.flag("--generate")) {
+    std::printf("predictions  %s\n", args.text("--predictions").c_str());
+    if (!evaluation.answers.empty()) print_first_answer(names, all);
   }
   return 0;
 }
@@ -276,7 +375,7 @@ int run_generate(const Args& args) {
   options.temperature = args.number("--temperature", 0, 100);
   options.top_p = args.number("--top-p", 1e-9, 1);
   options.seed = static_cast<uint64_t>(args.integer("--seed", 0, INT64_MAX));
-  options.stop_ids = stop_ids(args.text("--model"), *text.tokenizer);
+  options.stop_ids = stop_ids(args.text("--model"), text);
   Generator generator(*model, static_cast<int64_t>(prompt.size()) + options.max_new_tokens);
   data::StreamDecoder stream(*text.tokenizer, data::Tokenizer::SkipSpecial::kYes);
   const bool prints = !args.json();

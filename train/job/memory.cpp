@@ -75,6 +75,7 @@ PlanRequest request_of(const TrainConfig& config) {
   request.quantizes =
       config.method == Method::kQlora || content.find("quantization_config") != nullptr;
   request.trains_everything = config.method == Method::kFull;
+  request.moments = config.optimizer.moments;
   request.cap = config.max_memory > 0 ? config.max_memory : free_memory();
   return request;
 }
@@ -102,6 +103,9 @@ std::vector<Change> changes_of(const TrainConfig& config) {
   for (int64_t length = config.sequence_len / 2; length >= 128; length /= 2) {
     add("sequence_len: " + std::to_string(length),
         [&](TrainConfig& c) { c.sequence_len = length; });
+  }
+  if (config.optimizer.moments != MomentType::k8Bit) {
+    add("optimizer: adamw_8bit", [](TrainConfig& c) { c.optimizer.moments = MomentType::k8Bit; });
   }
   if (config.method != Method::kFull && config.lora.rank > 8) {
     add("lora_r: 8", [](TrainConfig& c) { c.lora.rank = 8; });
