@@ -15,7 +15,11 @@ namespace {
 Record alpaca_record(const std::string& prompt, const std::string& answer) {
   Record record;
   record.schema = Schema::kAlpaca;
-  record.messages = {{"user", prompt, {}}, {"assistant", answer, {}}};
+  record.messages.resize(2);
+  record.messages[0].role = "user";
+  record.messages[0].content = prompt;
+  record.messages[1].role = "assistant";
+  record.messages[1].content = answer;
   return record;
 }
 
