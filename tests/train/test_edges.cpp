@@ -276,7 +276,7 @@ TEST_CASE("edges: a NaN in x, W, B or an infinite loss skips the step and change
   const auto state = [&] {
     std::vector<at::Tensor> all;
     for (const Parameter& parameter : model->trained) all.push_back(parameter.value.clone());
-    for (const AdamW::State& state : optimizer.state()) all.push_back(state.tensor.clone());
+    for (const AdamW::State& one : optimizer.state()) all.push_back(one.tensor.clone());
     return all;
   };
   before = state();

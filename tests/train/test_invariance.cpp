@@ -95,7 +95,7 @@ struct Split {
   size_t rows = 8;  // of a micro-batch
   int threads = 2;
   int64_t head_chunk = kHeadChain;
-  std::vector<LayerPlan> layers;  // empty = everything is kept
+  std::vector<LayerPlan> layers = {};  // empty = everything is kept
 };
 
 // The gradients of the eight rows, one optimizer step's.
