@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/safetensors.h"
+#include "tests/peers/batches.h"
 #include "train/engine/decoder.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
@@ -74,34 +75,6 @@ void make_pairs(Model& model, const std::string& directory) {
   save_adapter(model, settings, "base", directory);
 }
 
-std::vector<int64_t> integers(const SafetensorsFile& file, const std::string& name) {
-  const TensorInfo& info = file.at(name);
-  if (info.dtype != DType::kI64 || info.shape.size() != 2) {
-    fail(ExitCode::kData, "expected I64 [B, T]", file.path() + ": " + name);
-  }
-  std::vector<int64_t> values(static_cast<size_t>(info.count()));
-  file.read(info, 0, std::as_writable_bytes(std::span(values)));
-  return values;
-}
-
-Batch read_batch(const SafetensorsFile& file) {
-  const std::vector<int64_t> ids = integers(file, "input_ids"), labels = integers(file, "labels");
-  const auto length = static_cast<size_t>(file.at("input_ids").shape[1]);
-  const float weights[2] = {0.0F, 1.0F};
-  Batch batch;
-  batch.clear();
-  for (size_t begin = 0; begin < ids.size(); begin += length) {
-    std::vector<int32_t> row;
-    std::vector<uint8_t> loss;
-    for (size_t t = begin; t < begin + length; ++t) {
-      row.push_back(static_cast<int32_t>(ids[t]));
-      loss.push_back(labels[t] != -100 ? 1 : 0);
-    }
-    batch.add(row, loss, weights, static_cast<int64_t>(begin));
-  }
-  return batch;
-}
-
 TensorBytes bytes_of(const std::string& name, std::vector<int64_t> shape, const float* values) {
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
@@ -121,7 +94,7 @@ int run(const Options& options) {
     train_everything(*model);
   }
   const SafetensorsFile file(options.batch);
-  const Batch batch = read_batch(file);
+  const Batch batch = test::read_batches(file, 1).front();
   Decoder decoder(*model, StepPlan::of(*model, batch.tokens(), Keep::kForBackward));
   for (const Parameter& parameter : model->trained) {
     std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
@@ -140,9 +113,7 @@ int run(const Options& options) {
       bytes_of("loss", {1}, &loss),
       bytes_of("logits", {shape[0], shape[1], model->config.vocab_size}, logits.data())};
   for (const Parameter& parameter : model->trained) {
-    const at::IntArrayRef sizes = parameter.grad.sizes();
-    tensors.push_back(
-        bytes_of("grad." + parameter.name, {sizes.begin(), sizes.end()}, f32(parameter.grad)));
+    tensors.push_back(test::bytes_of("grad." + parameter.name, parameter.grad));
   }
   write_safetensors(options.out, std::move(tensors));
   return 0;

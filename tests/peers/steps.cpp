@@ -14,6 +14,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/safetensors.h"
+#include "tests/peers/batches.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
@@ -51,40 +52,6 @@ LoraSettings read_settings(const Json& json) {
   return settings;
 }
 
-std::vector<int64_t> integers(const SafetensorsFile& file, const std::string& name) {
-  const TensorInfo& info = file.at(name);
-  if (info.dtype != DType::kI64 || info.shape.size() != 2) {
-    fail(ExitCode::kData, "expected I64 [rows, T]", file.path() + ": " + name);
-  }
-  std::vector<int64_t> values(static_cast<size_t>(info.count()));
-  file.read(info, 0, std::as_writable_bytes(std::span(values)));
-  return values;
-}
-
-// One batch for each step.
-std::vector<Batch> read_batches(const SafetensorsFile& file, int64_t steps) {
-  const std::vector<int64_t> ids = integers(file, "input_ids"), labels = integers(file, "labels");
-  const std::vector<int64_t>& shape = file.at("input_ids").shape;
-  const auto length = static_cast<size_t>(shape[1]);
-  const auto rows = static_cast<size_t>(shape[0] / steps);
-  const float weights[2] = {0.0F, 1.0F};
-  std::vector<Batch> batches(static_cast<size_t>(steps));
-  for (size_t step = 0; step < batches.size(); ++step) {
-    batches[step].clear();
-    for (size_t row = 0; row < rows; ++row) {
-      const size_t begin = (step * rows + row) * length;
-      std::vector<int32_t> row_ids;
-      std::vector<uint8_t> loss;
-      for (size_t t = begin; t < begin + length; ++t) {
-        row_ids.push_back(static_cast<int32_t>(ids[t]));
-        loss.push_back(labels[t] != -100 ? 1 : 0);
-      }
-      batches[step].add(row_ids, loss, weights, static_cast<int64_t>(row * length));
-    }
-  }
-  return batches;
-}
-
 void take_beginnings(const SafetensorsFile& file, Model& model) {
   for (const Parameter& parameter : model.trained) {
     const TensorInfo* const info = file.find("begin." + parameter.name);
@@ -97,12 +64,6 @@ void take_beginnings(const SafetensorsFile& file, Model& model) {
     file.read(*info, 0, std::as_writable_bytes(std::span(f32(parameter.value), count)));
   }
   refresh_gains(model);
-}
-
-TensorBytes bytes_of(const std::string& name, const at::Tensor& tensor) {
-  const at::IntArrayRef sizes = tensor.sizes();
-  return {{name, DType::kF32, {sizes.begin(), sizes.end()}},
-          std::as_bytes(std::span(f32(tensor), static_cast<size_t>(tensor.numel())))};
 }
 
 int run(const std::string& directory,
@@ -121,7 +82,7 @@ int run(const std::string& directory,
   settings.max_grad_norm = json.at("max_grad_norm").as_double();
   AdamW optimizer(model->trained);
   std::vector<float> losses;
-  for (const Batch& batch : read_batches(file, json.at("steps").as_int())) {
+  for (const Batch& batch : test::read_batches(file, json.at("steps").as_int())) {
     Decoder decoder(*model, StepPlan::of(*model, batch.tokens(), Keep::kForBackward));
     optimizer.zero_gradients();
     const float* residual = decoder.forward(batch, 0);
@@ -137,8 +98,8 @@ int run(const std::string& directory,
   const auto count = static_cast<int64_t>(losses.size());
   tensors.push_back({{"losses", DType::kF32, {count}}, std::as_bytes(std::span(losses))});
   for (size_t i = 0; i < begun.size(); ++i) {
-    tensors.push_back(bytes_of("begin." + model->trained[i].name, begun[i]));
-    tensors.push_back(bytes_of("end." + model->trained[i].name, model->trained[i].value));
+    tensors.push_back(test::bytes_of("begin." + model->trained[i].name, begun[i]));
+    tensors.push_back(test::bytes_of("end." + model->trained[i].name, model->trained[i].value));
   }
   write_safetensors(out, std::move(tensors));
   return 0;
