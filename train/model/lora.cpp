@@ -243,13 +243,7 @@ void remove_adapter(Model& model) {
     none.stream = lora.stream;
     lora = none;
   }
-  for (const BaseTensor& tensor : base_tensors(model)) {
-    const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
-    if (std::find(model.saved.begin(), model.saved.end(), module) != model.saved.end()) {
-      std::memset(tensor.value->data_ptr(), 0, tensor.value->nbytes());
-    }
-  }
-  model.saved.clear();
+  clear_saved(model);
 }
 
 std::string save_adapter(Model& model,

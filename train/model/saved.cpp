@@ -93,6 +93,14 @@ std::vector<adapters::SavedView> saved_tensors(Model& model) {
   return views;
 }
 
+void clear_saved(Model& model) {
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    if (!is_saved(model, module_of(tensor))) continue;
+    std::memset(tensor.value->data_ptr(), 0, tensor.value->nbytes());
+  }
+  model.saved.clear();
+}
+
 std::vector<std::string> saved_modules(Model& model) {
   std::set<std::string> modules;
   for (const BaseTensor& tensor : base_tensors(model)) modules.insert(module_of(tensor));
@@ -100,9 +108,7 @@ std::vector<std::string> saved_modules(Model& model) {
   for (const std::string& saved : model.saved) {
     const std::string_view last = last_part(saved);
     const bool finds_others = std::any_of(modules.begin(), modules.end(), [&](const auto& module) {
-      const bool found = module.size() >= last.size() &&
-                         std::string_view(module).substr(module.size() - last.size()) == last;
-      return found && !is_saved(model, module);
+      return module.ends_with(last) && !is_saved(model, module);
     });
     names.insert(finds_others ? peft_path(model, saved) : std::string(last));
   }

@@ -20,6 +20,9 @@ void train_modules(Model& model, const std::vector<std::string>& ends);
 
 // The tensors of Model::saved, as an adapter's file has them: a tied matrix under both names.
 std::vector<adapters::SavedView> saved_tensors(Model& model);
+// Zeroes the tensors of Model::saved and forgets them.
+void clear_saved(Model& model);
+
 // The names for modules_to_save: the last part where PEFT finds by it what is saved and no more.
 std::vector<std::string> saved_modules(Model& model);
 
