@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(kThreads)
   float* const to = y + static_cast<int64_t>(blockIdx.x) * dim;
 #pragma unroll 1  // ptxas spills for sm_100 when it unrolls
   for (int64_t i = 4 * threadIdx.x; i < dim; i += 4 * kThreads) {
-    float4 value = each_of_four(load_four<kAligned>(from + i, dim - i),
-                                load_four<kAligned>(gain + i, dim - i),
-                                [](float a, float b) { return __fmul_rn(a, b); });
+    float4 value =
+        each_of_four(load_four<kAligned>(from + i, dim - i), load_four<kAligned>(gain + i, dim - i),
+                     [](float a, float b) { return __fmul_rn(a, b); });
     if (kAdds) {
       value = each_of_four(load_four<kAligned>(to + i, dim - i), value,
                            [](float a, float b) { return __fadd_rn(a, b); });

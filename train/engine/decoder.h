@@ -56,7 +56,8 @@ class Decoder {
   // Final norm, head and loss of the batch's supervised places, in chunks of rows. With
   // d_residual (not nullptr), writes the gradient of scale * loss_sum there and adds to the head's
   // and the final norm's gradients. `row_loss` and `row_correct` (or nullptr) take each place's
-  // -log p and whether its label has the largest logit. The result goes on from `before`, the sums of the micro-batches before this one.
+  // -log p and whether its label has the largest logit. The result goes on from `before`, the sums
+  // of the micro-batches before this one.
   HeadResult head_loss(const Batch& batch,
                        const float* residual,
                        double scale,

@@ -38,8 +38,7 @@ void read_into(const SafetensorsFile& file, const std::string& name, const at::T
   if (info.dtype != dtype_of(tensor) || info.shape != shape) {
     fail(ExitCode::kData,
          "expected " + std::string(dtype_name(dtype_of(tensor))) + " " + shape_text(shape) +
-             ", got " + std::string(dtype_name(info.dtype)) +
-             " " + shape_text(info.shape),
+             ", got " + std::string(dtype_name(info.dtype)) + " " + shape_text(info.shape),
          file.path() + ": " + name);
   }
   const std::span<const std::byte> bytes = file.bytes(info);

@@ -269,8 +269,7 @@ void read_lora(ConfigReader& reader, LoraSettings& lora) {
 
 void read_optimizer(ConfigReader& reader, TrainConfig& config) {
   OptimizerSettings& optimizer = config.optimizer;
-  optimizer.moments =
-      static_cast<MomentType>(choose(reader, "optimizer", "adamw", kOptimizers));
+  optimizer.moments = static_cast<MomentType>(choose(reader, "optimizer", "adamw", kOptimizers));
   optimizer.learning_rate = reader.get_float("learning_rate", 2e-4, {0, 10});
   optimizer.schedule = static_cast<Schedule>(choose(reader, "lr_scheduler", "cosine", kSchedules));
   optimizer.min_lr_ratio = reader.get_float("cosine_min_lr_ratio", 0, {0, 1});

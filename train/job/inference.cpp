@@ -177,8 +177,8 @@ Json evaluation_to_json(const Evaluation& evaluation) {
   summary.set("sources", std::move(sources));
   const std::vector<Answer>& answers = evaluation.answers;
   if (!answers.empty()) {
-    summary.set("exact_match", static_cast<double>(exact_count(answers)) /
-                                   static_cast<double>(answers.size()));
+    summary.set("exact_match",
+                static_cast<double>(exact_count(answers)) / static_cast<double>(answers.size()));
     summary.set("generated", static_cast<int64_t>(answers.size()));
     summary.set("sample", Json::object({{"prompt", answers[0].prompt},
                                         {"expected", answers[0].expected},
