@@ -36,7 +36,7 @@ inline graft_float_type operands_of(const Args& args) {
       std::end(kComputeNames)) {
     fail(ExitCode::kUsage, unknown_name("compute", compute, kComputeNames), "--compute");
   }
-  return operands_of(std::string_view(compute));
+  return operands_of(std::string_view{compute});
 }
 
 }  // namespace graft::train

@@ -280,7 +280,7 @@ void read_compute(ConfigReader& reader, TrainConfig& config) {
   const std::string compute = reader.get_choice("compute", "auto", kComputeNames);
   const bool changes_base = find_initialisation(config.lora.init).row->changes_base;
   if (config.method != Method::kFull && !changes_base) {
-    config.operands = operands_of(std::string_view(compute));
+    config.operands = operands_of(std::string_view{compute});
     return;
   }
   if (compute == "bf16") {
