@@ -9,9 +9,11 @@
 #include "core/json.h"
 #include "tests/support/support.h"
 #include "tests/train/catch_aten.h"
+#include "tests/train/reference.h"
 #include "train/engine/tensor.h"
 #include "train/job/doctor.h"
 #include "train/job/machine.h"
+#include "train/model/weights.h"
 
 namespace {
 
@@ -106,6 +108,26 @@ TEST_CASE("doctor: every kind of training keeps the engine's promises", "[train]
   for (const char* name :
        {"mask", "finite", "accumulation", "packing", "plan", "threads", "head", "resume"}) {
     CHECK(all[name] == Verdict::kPassed);
+  }
+}
+
+TEST_CASE("doctor: every family keeps them, with windows, caps, experts and joined weights",
+          "[train][doctor][families][slow]") {
+  const std::string text = test::source_path("examples/quickstart/base");
+  for (const test::TinyFamily& family : test::tiny_families()) {
+    CAPTURE(family.name);
+    const test::TempDir dir;
+    test::write_family_config(dir.path(), family);
+    Json config = read_json_file(dir.file("config.json"));
+    config.set("vocab_size", 768);
+    write_file_atomically(dir.file("config.json"), dump_json(config));
+    save_model(*test::make_rough_model(dir.path(), 7), dir.path(), dir.file("base"));
+    for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}) {
+      write_file_atomically(dir.file("base") + "/" + name, read_file(join_path(text, name)));
+    }
+    const DoctorReport report = Fixture(dir.file("base")).run({}, {}, 0);
+    CHECK(verdicts(report)["packing"] == Verdict::kPassed);
+    CHECK(report.passed());
   }
 }
 
