@@ -17,11 +17,11 @@
 #include "train/engine/tensor.h"
 #include "train/job/checkpoint.h"
 #include "train/job/dataset.h"
-#include "train/job/memory.h"
+#include "train/job/extent.h"
 #include "train/job/sample.h"
 #include "train/job/scratch.h"
 #include "train/model/dora.h"
-#include "train/model/weights.h"
+#include "train/model/lora.h"
 
 namespace graft::train {
 namespace {
@@ -31,9 +31,6 @@ namespace {
 constexpr size_t kRows = 4;
 constexpr int64_t kRowTokens = 128;
 constexpr int64_t kRecords = 64;  // of each dataset
-// With so many weights in the blocks a step of these rows takes about two seconds on two cores, and
-// the checks compute about fifteen.
-constexpr int64_t kMostWeights = int64_t{1} << 27;
 // B is moved away from zero by at most this much, so that every product matters.
 constexpr float kMoved = 0.02F;
 // Where an adapter begins by changing W, or divides by a norm, the start is equal up to rounding:
@@ -92,109 +89,12 @@ struct Variant {
   Arrangement how;
 };
 
-// ---- how much of the model
-
-struct Extent {
-  ModelConfig config;
-  int64_t layers = 0;  // of the whole model
-  PlanRequest request;
-};
-
-ModelConfig first_layers(ModelConfig config, int64_t layers) {
-  config.layers.resize(static_cast<size_t>(layers));
-  return config;
-}
-
-std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& part) {
-  auto model = empty_model(part);
-  if (config.method != Method::kFull) add_lora_shapes(*model, config.lora);
-  return model;
-}
-
-// The adapter of a config may name blocks that the first ones do not have.
-bool adapts(const TrainConfig& config, const ModelConfig& part) {
-  try {
-    shapes_of(config, part);
-    return true;
-  } catch (const Error& error) {
-    if (error.code() != ExitCode::kUsage) throw;
-    return false;
-  }
-}
-
-int64_t weights_of(const ModelConfig& config) {
-  int64_t count = 0;
-  const auto model = empty_model(config);
-  for (const Linear* linear : model->linears()) count += linear->in * linear->out;
-  return count;
-}
-
-// Everything kept, every weight decoded: the most that a check needs.
-MemoryPlan largest_plan(const TrainConfig& config,
-                        const ModelConfig& part,
-                        const PlanRequest& request) {
-  const auto model = shapes_of(config, part);
-  StepPlan plan = StepPlan::of(*model, request.rows * request.sequence_len, Keep::kForBackward);
-  plan.quantizes = request.quantizes;
-  for (LayerPlan& layer : plan.layers) layer.resident = request.quantizes;
-  if (request.trains_everything) {
-    plan.lowest = 0;
-    plan.trains_head = true;
-  }
-  return price_plan(*model, request, plan);
-}
-
-Extent choose_extent(const TrainConfig& config, int64_t asked) {
-  const ModelConfig whole = read_model_config(config.base_model);
-  Extent extent{whole, whole.layer_count(), plan_request(config)};
-  extent.request.rows = static_cast<int64_t>(kRows);
-  extent.request.sequence_len = std::min(config.sequence_len, kRowTokens);
-  if (asked > extent.layers) {
-    fail(ExitCode::kUsage,
-         "the model has " + std::to_string(extent.layers) + " blocks, got " + std::to_string(asked),
-         "--layers");
-  }
-  shapes_of(config, whole);  // what is wrong with the adapter is wrong with all of it
-  const auto with = [&](int64_t layers) { return first_layers(whole, layers); };
-  const auto fits = [&](int64_t layers) {
-    return largest_plan(config, with(layers), extent.request).fits;
-  };
-  int64_t least = 1;
-  while (least < extent.layers && !adapts(config, with(least))) ++least;
-  int64_t layers = asked > 0 ? std::max(asked, least) : extent.layers;
-  while (asked == 0 && layers > least &&
-         (weights_of(with(layers)) > kMostWeights || !fits(layers))) {
-    --layers;
-  }
-  if (!fits(layers)) {
-    const int64_t needed = largest_plan(config, with(layers), extent.request).total();
-    fail(ExitCode::kDevice,
-         "the checks of " + std::to_string(layers) + " blocks need " + format_bytes(needed) + ", " +
-             format_bytes(extent.request.cap) +
-             (config.max_memory > 0 ? " are allowed (max_memory)" : " are free"),
-         "memory plan",
-         layers > least ? "take fewer blocks: --layers " + std::to_string(least)
-                        : "raise max_memory, or run on a machine with more memory");
-  }
-  extent.config = with(layers);
-  return extent;
-}
-
-std::unique_ptr<Model> load_extent(const TrainConfig& config, const Extent& extent) {
-  if (config.random_weights) return make_model(extent.config, config.seed);
-  const Precision precision = config.method == Method::kQlora ? Precision::kNf4 : Precision::kFull;
-  if (extent.config.layer_count() < extent.layers) {
-    return load_first_layers(extent.config, config.base_model, precision);
-  }
-  return load_model(extent.config, config.base_model, precision);
-}
-
-// ---- the checks
-
 class Doctor {
  public:
   Doctor(const TrainConfig& config, const DoctorOptions& options)
-      : config_(config), engine_(options.engine), extent_(choose_extent(config, options.layers)) {}
+      : config_(config),
+        engine_(options.engine),
+        extent_(choose_extent(config, options.layers, static_cast<int64_t>(kRows), kRowTokens)) {}
 
   DoctorReport run();
 

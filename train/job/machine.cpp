@@ -84,7 +84,8 @@ std::vector<std::string> openmp_runtimes() {
   for (std::string line; std::getline(maps, line);) {
     const size_t slash = line.rfind('/');
     if (slash == std::string::npos) continue;
-    const std::string_view name = std::string_view(line).substr(slash + 1);
+    const std::string_view path = line;
+    const std::string_view name = path.substr(slash + 1);
     for (const char* runtime : {"libgomp", "libiomp", "libomp"}) {
       if (name.rfind(runtime, 0) == 0) runtimes.insert(line.substr(line.find('/')));
     }
