@@ -116,6 +116,10 @@ void bf16_scale_only(const Bf16Operands& o) {
 
 using namespace graft::kernels;
 
+extern "C" int graft_gemm_bf16_native(void) {
+  return instruction_set_available(InstructionSet::kAvx512Bf16) ? 1 : 0;
+}
+
 extern "C" graft_status graft_gemm_bf16(graft_transpose tb,
                                         int64_t m,
                                         int64_t n,

@@ -16,6 +16,10 @@
 extern "C" {
 #endif
 
+// 1 where the processor has instructions for it. Elsewhere it is made of float32 ones and no faster
+// than graft_gemm_f32.
+int graft_gemm_bf16_native(void);
+
 // C = A * op(B) + beta * C, row-major.
 //   a  [m, k], lda >= k; float32 is rounded to bfloat16 first (to nearest, ties to even)
 //   b  bfloat16; op(B) is [k, n]: stored [k, n] for GRAFT_N, [n, k] for GRAFT_T

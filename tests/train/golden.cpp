@@ -73,6 +73,12 @@ Batch batch_of(const std::vector<int64_t>& ids,
   return batch;
 }
 
+GoldenBatch training_of(const SafetensorsFile& golden) {
+  return {batch_of(integers(golden, "input_ids"), integers(golden, "labels"),
+                   golden.at("input_ids").shape[1]),
+          static_cast<double>(floats(golden, "loss")[0])};
+}
+
 class Comparison {
  public:
   Comparison(train::Model& model, const SafetensorsFile& golden, GoldenResult& result)
@@ -93,9 +99,7 @@ class Comparison {
 
   // Hidden states, logits, loss and gradients of the batch.
   void compare_training() {
-    const std::vector<int64_t> ids = integers(golden_, "input_ids");
-    const int64_t length = golden_.at("input_ids").shape[1];
-    const Batch batch = batch_of(ids, integers(golden_, "labels"), length);
+    const auto [batch, loss] = training_of(golden_);
     train::train_everything(model_);
     train::Decoder decoder(model_, poisoned(model_, batch.tokens(), train::Keep::kForBackward));
     const float* residual = decoder.forward(batch, 0);
@@ -117,7 +121,6 @@ class Comparison {
     const double scale = 1 / batch.weight_sum;
     const train::HeadResult head =
         decoder.head_loss(batch, residual, scale, decoder.gradient_buffer(), nullptr);
-    const auto loss = static_cast<double>(floats(golden_, "loss")[0]);
     add("loss", std::fabs(head.loss_sum * scale - loss) / loss, 1e-6);
     decoder.backward(batch, decoder.gradient_buffer());
     decoder.finish_gradients();
@@ -274,6 +277,10 @@ GoldenResult compare_with_golden(const train::ModelConfig& config,
 
 GoldenResult compare_with_golden(const std::string& directory, const std::string& golden_path) {
   return compare_with_golden(train::read_model_config(directory), directory, golden_path);
+}
+
+GoldenBatch golden_batch(const std::string& golden_path) {
+  return training_of(SafetensorsFile(golden_path));
 }
 
 std::string golden_table(const std::vector<GoldenResult>& results) {

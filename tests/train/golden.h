@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "train/engine/batch.h"
 #include "train/model/config.h"
 
 namespace graft::test {
@@ -38,6 +39,13 @@ GoldenResult compare_with_golden(const train::ModelConfig& config,
                                  const std::string& directory,
                                  const std::string& golden_path);
 GoldenResult compare_with_golden(const std::string& directory, const std::string& golden_path);
+
+// The supervised batch of a golden file, and the loss that transformers gives.
+struct GoldenBatch {
+  train::Batch batch;
+  double loss = 0;
+};
+GoldenBatch golden_batch(const std::string& golden_path);
 
 // "model  logits 0.12 hidden 0.03 ..." in shares of the bounds, with a line of headings.
 std::string golden_table(const std::vector<GoldenResult>& results);

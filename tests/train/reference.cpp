@@ -29,7 +29,9 @@ class Oracle {
   at::Tensor document(const at::Tensor& ids, const int64_t* token_index) {
     token_index_ = token_index;
     const train::ModelConfig& config = model_.config;
-    at::Tensor x = at::embedding(get(model_.embedding), ids) * scalar(config.embedding_scale);
+    const at::Tensor embedded = at::embedding(get(model_.embedding), ids);
+    watch(embedded, embedded.detach().abs(), embedding_sensitivity_);
+    at::Tensor x = embedded * scalar(config.embedding_scale);
     for (size_t index = 0; index < model_.layers.size(); ++index) {
       const train::Layer& layer = model_.layers[index];
       const at::Tensor a = attention(layer, config.layers[index], norm(layer.attention_norm, x));
@@ -37,11 +39,14 @@ class Oracle {
       const at::Tensor m = mlps(layer, norm(layer.mlp_norm, x));
       x = x + norm(layer.mlp_out_norm, m) * scalar(config.residual_scale);
     }
-    const at::Tensor logits = norm(model_.final_norm, x).matmul(get(model_.head).t());
-    return capped(logits * scalar(config.logit_scale), config.logit_cap);
+    const at::Tensor logits = product(norm(model_.final_norm, x), get(model_.head),
+                                      model_.head_operands, scalar(config.logit_scale));
+    return capped(logits, config.logit_cap);
   }
 
   Leaves& leaves() { return leaves_; }
+  double product_sensitivity() const { return product_sensitivity_; }
+  double embedding_sensitivity() const { return embedding_sensitivity_; }
 
  private:
   // The leaf of a trained tensor, else a constant.
@@ -51,6 +56,28 @@ class Oracle {
   }
 
   static double scalar(float value) { return static_cast<double>(value); }
+
+  static at::Tensor rounded(const at::Tensor& x) { return x.to(at::kBFloat16).to(x.scalar_type()); }
+
+  // scale x W^T with frozen W. A rounding has the gradient 1; dy is rounded before it is scaled.
+  at::Tensor product(const at::Tensor& x,
+                     const at::Tensor& weight,
+                     graft_float_type operands,
+                     double scale = 1) {
+    const bool rounds = operands == GRAFT_BF16;
+    const at::Tensor operand = rounds ? x + (rounded(x) - x).detach() : x;
+    const at::Tensor y = operand.matmul(weight.t()) * scale;
+    if (rounds && y.requires_grad()) y.register_hook(rounded);
+    watch(y, x.detach().abs().matmul(weight.detach().abs().t()) * scale, product_sensitivity_);
+    return y;
+  }
+
+  // sum += sum |dL/dy| change, when the gradient comes.
+  static void watch(const at::Tensor& y, const at::Tensor& change, double& sum) {
+    if (!y.requires_grad()) return;
+    y.register_hook(
+        [change, &sum](const at::Tensor& d) { sum += (d.abs() * change).sum().item<double>(); });
+  }
 
   static at::Tensor capped(const at::Tensor& x, float cap) {
     return cap > 0 ? (x / scalar(cap)).tanh() * scalar(cap) : x;
@@ -126,17 +153,19 @@ class Oracle {
   // rows: which tokens of the document x holds.
   at::Tensor linear(const train::Linear& linear, const at::Tensor& x, const at::Tensor& rows) {
     const at::Tensor weight = get(linear.base.dense);
-    at::Tensor y = x.matmul(weight.t());
+    const at::Tensor base = product(x, weight, linear.operands);
+    at::Tensor y = base;
     if (linear.lora.rank > 0) {
       const at::Tensor a = get(linear.lora.a), b = get(linear.lora.b);
       const at::Tensor low = dropped(linear, x, rows);
       const at::Tensor change = scalar(linear.lora.scale) * low.matmul(a.t()).matmul(b.t());
-      y = y + change;
+      y = base + change;
       if (linear.lora.magnitude.defined()) {
         // PEFT: the norm is a constant, and dropout reaches the base's part of the change too.
         const at::Tensor sum = (weight + scalar(linear.lora.scale) * b.matmul(a)).detach();
         const at::Tensor gain = get(linear.lora.magnitude) / sum.pow(2).sum(1).sqrt();
-        y = x.matmul(weight.t()) + (gain - 1) * low.matmul(weight.t()) + gain * change;
+        y = base - product(low, weight, linear.operands) +
+            gain * (product(low, weight, linear.operands) + change);
       }
     }
     return linear.has_bias ? y + get(linear.bias) : y;
@@ -187,6 +216,8 @@ class Oracle {
   const int64_t* token_index_ = nullptr;  // of the document at hand
   std::map<void*, at::Tensor> by_data_;
   Leaves leaves_;
+  double product_sensitivity_ = 0;
+  double embedding_sensitivity_ = 0;
 };
 
 }  // namespace
@@ -225,6 +256,8 @@ ReferenceResult reference(const train::Model& model,
     // An expert that no token chose has none.
     result.gradients.emplace_back(name, leaf.grad().defined() ? leaf.grad() : at::zeros_like(leaf));
   }
+  result.product_sensitivity = oracle.product_sensitivity();
+  result.embedding_sensitivity = oracle.embedding_sensitivity();
   result.logits = result.logits.detach();
   return result;
 }

@@ -22,12 +22,18 @@ struct ReferenceResult {
   at::Tensor logits;  // [T, V]
   double loss = 0;    // sum of weight * -log p, times scale
   Leaves gradients;   // by parameter name, as in Model::trained
+  // To first order, how much the loss changes where each operand of the frozen products (x and W of
+  // linears and head), or each embedding, changes by one part of itself: sum |dL/dy| |x| |W|^T over
+  // products, sum |dL/de| |e|. Everything must be trained, else gradients do not reach it.
+  double product_sensitivity = 0;
+  double embedding_sensitivity = 0;
 };
 
 // Runs every document on its own (so packing itself is checked) in `dtype`, with the model's
 // weights converted. With a dropout seed the adapters' inputs are multiplied by the masks of the
 // kernel, laid out from the batch's token_index: what is kept is asked of the kernel, where the
-// mask belongs in the maths is not.
+// mask belongs in the maths is not. Operands of linears and of a head that take bfloat16 are
+// rounded to it, x on the way forward and dy on the way back; sums stay in `dtype`.
 ReferenceResult reference(const train::Model& model,
                           const train::Batch& batch,
                           double scale,

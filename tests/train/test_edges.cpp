@@ -79,20 +79,21 @@ void add_document(Batch& batch, int64_t length, int32_t first, int32_t last, boo
 
 TEST_CASE("edges: QLoRA on NF4 equals LoRA on the decoded weights to the bit, in every family",
           "[train][edges][families]") {
+  const graft_float_type operands = GENERATE(GRAFT_F32, GRAFT_BF16);
   const Batch batch = test::tiny_batch(37, {9, 17, 2}, 3);
   for (const test::TinyFamily& family : test::tiny_families()) {
-    CAPTURE(family.name);
+    CAPTURE(family.name, operands);
     const test::TempDir dir;
     const std::string made = test::write_family_config(dir.path(), family);
     save_model(*test::make_rough_model(made, 7), made, dir.file("base"));
-    const auto packed = load_model(dir.file("base"), Precision::kNf4);
-    const auto decoded = load_model(dir.file("base"), Precision::kFull);
+    const auto packed = load_model(dir.file("base"), Precision::kNf4, {}, {operands});
+    const auto decoded = load_model(dir.file("base"), Precision::kFull, {}, {operands});
     const std::vector<Linear*> from = packed->linears(), to = decoded->linears();
     for (size_t i = 0; i < from.size(); ++i) {
       CHECK(from[i]->base.quantized() == from[i]->quantizes);
       if (!from[i]->base.quantized()) continue;
-      const graft_nf4_weight weight = from[i]->base.nf4();
-      check(graft_nf4_decode(&weight, f32(to[i]->base.dense), GRAFT_CPU, nullptr));
+      REQUIRE(to[i]->operands == operands);
+      decode({}, from[i]->base.nf4(), operands, to[i]->base.dense.data_ptr());
     }
     add_rough_lora(*packed);
     add_rough_lora(*decoded);

@@ -20,7 +20,20 @@ namespace {
 using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
-enum class Training { kLora, kQlora, kDora, kFull };
+// kB...: with frozen products of bfloat16 operands.
+enum class Training { kLora, kQlora, kDora, kFull, kBLora, kBQlora, kBDora };
+constexpr const char* kTrainingNames[] = {"lora",      "qlora",      "dora",     "full",
+                                          "bf16 lora", "bf16 qlora", "bf16 dora"};
+
+const char* name_of(Training training) {
+  return kTrainingNames[static_cast<size_t>(training)];
+}
+bool quantizes(Training training) {
+  return training == Training::kQlora || training == Training::kBQlora;
+}
+bool weighs(Training training) {
+  return training == Training::kDora || training == Training::kBDora;
+}
 
 std::unique_ptr<Model> family_model(const test::TinyFamily& family,
                                     Training training,
@@ -28,9 +41,11 @@ std::unique_ptr<Model> family_model(const test::TinyFamily& family,
   const test::TempDir dir;
   const std::string made = test::write_family_config(dir.path(), family, layers);
   auto model = test::make_rough_model(made, 7);
-  if (training == Training::kQlora) {
+  const bool rounds = training >= Training::kBLora;
+  if (quantizes(training) || rounds) {
     save_model(*model, made, dir.file("base"));
-    model = load_model(dir.file("base"), Precision::kNf4);
+    model = load_model(dir.file("base"), quantizes(training) ? Precision::kNf4 : Precision::kFull,
+                       {}, {rounds ? GRAFT_BF16 : GRAFT_F32});
   }
   if (training == Training::kFull) {
     train_everything(*model);
@@ -42,7 +57,7 @@ std::unique_ptr<Model> family_model(const test::TinyFamily& family,
             .dropout = 0.2,
             .rslora = true,
             .targets = {"all-linear"},
-            .dora = training == Training::kDora},
+            .dora = weighs(training)},
            5);
   for (Parameter& parameter : model->trained) {
     if (parameter.value.dim() == 1) continue;  // magnitudes are lengths of rows
@@ -112,8 +127,8 @@ void check_same(const Model& model, const Step& a, const Step& b) {
 TEST_CASE("invariance: micro-batches of 8, 4, 2 and 1 rows give the same gradients to the bit",
           "[train][invariance][families][slow]") {
   for (const test::TinyFamily& family : test::tiny_families()) {
-    for (const Training training : {Training::kLora, Training::kFull}) {
-      CAPTURE(family.name, training == Training::kFull);
+    for (const Training training : {Training::kLora, Training::kFull, Training::kBLora}) {
+      CAPTURE(family.name, name_of(training));
       const auto model = family_model(family, training);
       const Step whole = run(*model, {.rows = 8});
       for (const size_t rows : {4, 2, 1}) {
@@ -126,9 +141,9 @@ TEST_CASE("invariance: micro-batches of 8, 4, 2 and 1 rows give the same gradien
 
 TEST_CASE("invariance: 1, 2, 4 and 7 threads give the same gradients to the bit",
           "[train][invariance][slow]") {
-  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const Training training = GENERATE(Training::kLora, Training::kFull, Training::kBLora);
   for (const char* family : {"llama", "gemma2", "mixtral"}) {
-    CAPTURE(family);
+    CAPTURE(family, name_of(training));
     const auto model = family_model(test::tiny_family(family), training);
     const Step one = run(*model, {.threads = 1});
     for (const int threads : {2, 4, 7}) {
@@ -141,8 +156,8 @@ TEST_CASE("invariance: 1, 2, 4 and 7 threads give the same gradients to the bit"
 TEST_CASE("invariance: what a block keeps, recomputes or sends away does not change a bit",
           "[train][invariance][families][slow]") {
   for (const test::TinyFamily& family : test::tiny_families()) {
-    for (const Training training : {Training::kLora, Training::kFull}) {
-      CAPTURE(family.name, training == Training::kFull);
+    for (const Training training : {Training::kLora, Training::kFull, Training::kBLora}) {
+      CAPTURE(family.name, name_of(training));
       const auto model = family_model(family, training);
       const Step kept = run(*model, {});
       for (const LayerMemory memory :
@@ -157,13 +172,14 @@ TEST_CASE("invariance: what a block keeps, recomputes or sends away does not cha
 TEST_CASE("invariance: nor does a plan with another choice for each of four blocks",
           "[train][invariance]") {
   const Training training =
-      GENERATE(Training::kLora, Training::kQlora, Training::kDora, Training::kFull);
+      GENERATE(Training::kLora, Training::kQlora, Training::kDora, Training::kFull,
+               Training::kBLora, Training::kBQlora, Training::kBDora);
   for (const char* family : {"llama", "gemma2", "olmo2", "mixtral"}) {
-    CAPTURE(family);
-    if (training == Training::kDora && std::string_view(family) == "mixtral") continue;
+    CAPTURE(family, name_of(training));
+    if (weighs(training) && std::string_view(family) == "mixtral") continue;
     const auto model = family_model(test::tiny_family(family), training, 4);
     const Step kept = run(*model, {});
-    const bool decodes = training == Training::kQlora;
+    const bool decodes = quantizes(training);
     const std::vector<LayerPlan> mixed = {{LayerMemory::kOffloadInput, false},
                                           {LayerMemory::kRecomputeBlock, decodes},
                                           {LayerMemory::kRecomputeMlp, decodes},
@@ -181,9 +197,9 @@ TEST_CASE("invariance: nor does a plan with another choice for each of four bloc
 
 TEST_CASE("invariance: heads of 256, 512 and 1024 rows at a time give the same to the bit",
           "[train][invariance]") {
-  const Training training = GENERATE(Training::kLora, Training::kFull);
+  const Training training = GENERATE(Training::kLora, Training::kFull, Training::kBLora);
   for (const char* family : {"llama", "gemma2"}) {
-    CAPTURE(family);
+    CAPTURE(family, name_of(training));
     const auto model = family_model(test::tiny_family(family), training);
     const Step small = run(*model, {.head_chunk = 256});
     for (const int64_t chunk : {512, 1024}) {
@@ -226,8 +242,8 @@ TEST_CASE("invariance: the emulated GPU gives the processor's gradients to the b
     return step;
   };
   for (const test::TinyFamily& family : test::tiny_families()) {
-    for (const Training training : {Training::kQlora, Training::kFull}) {
-      CAPTURE(family.name, training == Training::kFull);
+    for (const Training training : {Training::kQlora, Training::kFull, Training::kBQlora}) {
+      CAPTURE(family.name, name_of(training));
       const auto model = family_model(family, training);
       check_same(*model, step_on(*model, GRAFT_EMU), step_on(*model, GRAFT_CPU));
     }

@@ -38,7 +38,8 @@ class Fixture {
                       dir_.file("train.jsonl") +
                       "]\nadapter: qlora\nlora_r: 4\nsequence_len: 128\nmicro_batch_size: 4\n"
                       "learning_rate: 0.005\nlora_dropout: 0.1\nnum_epochs: 3\nsave_steps: 2\n"
-                      "threads: 2\n" +
+                      // The same on every processor.
+                      "compute: fp32\nthreads: 2\n" +
                       extra);
   }
   std::string config() const { return dir_.file("run.yaml"); }
@@ -521,6 +522,61 @@ TEST_CASE("train: every kind of adapter is trained, resumed, reloaded and merged
   INFO(merged.err);
   REQUIRE(merged.exit_code == 0);
   CHECK(loss_of({"--model", fixture.out("merged")}) == Approx(adapted).epsilon(1e-4));
+}
+
+TEST_CASE("train: in bf16 a run is trained, resumed, evaluated and planned as it says",
+          "[train][job][compute][slow]") {
+  const Fixture fixture;
+  const std::string data = fixture.dir().file("train.jsonl");
+  const std::vector<std::string> options = {"compute=bf16", "max_steps=4",
+                                            "test_datasets=[" + data + "]"};
+  const RunResult trained = fixture.train("half", options);
+  INFO(trained.err);
+  REQUIRE(trained.exit_code == 0);
+  CHECK(trained.err.find("products in bf16") != std::string::npos);
+  CHECK(trained.err.find("adapter reloaded: logits equal") != std::string::npos);
+  const std::vector<double> loss = losses(fixture.out("half"));
+  CHECK(loss.back() < loss.front());
+  const graft::Json run_file = graft::read_json_file(fixture.out("half") + "/run.json");
+  CHECK(run_file.at("config").at("compute").as_string() == "bf16");
+  const RunResult other = fixture.train("half", {"compute=fp32", options[1], options[2]});
+  CHECK(other.exit_code == 2);
+  CHECK(other.err.find("compute: \"bf16\" there, \"fp32\" now") != std::string::npos);
+
+  // graft eval computes what training did when it is asked to.
+  const std::string base = source_path("examples/quickstart/base");
+  const auto loss_in = [&](const char* compute) {
+    const RunResult result =
+        run({"graft", "eval", "--model", base, "--adapter", fixture.out("half") + "/adapter",
+             "--load-in-4bit", "--data", data, "--json", "--compute", compute});
+    INFO(result.err);
+    REQUIRE(result.exit_code == 0);
+    return graft::parse_json(result.out, "eval").at("loss").as_double();
+  };
+  const double held_out = run_file.at("summary").at("eval").at("eval_loss").as_double();
+  CHECK(loss_in("bf16") == Approx(held_out).epsilon(1e-9));
+  CHECK(loss_in("fp32") != Approx(held_out).epsilon(1e-9));
+  const RunResult unknown =
+      run({"graft", "generate", "--model", base, "--prompt", "a", "--compute", "half"});
+  CHECK(unknown.exit_code == 2);
+  CHECK(unknown.err.find("known: auto, fp32, bf16") != std::string::npos);
+
+  // Dense weights take half the memory, and a step says what it computed with.
+  const auto planned = [&](const char* compute) {
+    const RunResult plan = run({"graft", "plan", fixture.config(), "output_dir=x", "adapter=lora",
+                                std::string("compute=") + compute, "--json"});
+    REQUIRE(plan.exit_code == 0);
+    const graft::Json json = graft::parse_json(plan.out, "plan");
+    CHECK(json.at("compute").as_string() == compute);
+    return json.at("bytes").at("base weights").as_double();
+  };
+  CHECK(planned("bf16") == Approx(0.5 * planned("fp32")).epsilon(0.01));
+  const RunResult step = run({"graft", "bench", "step", "--model", base, "--batch", "1", "--seq",
+                              "32", "--steps", "2", "--compute", "bf16", "--json"});
+  REQUIRE(step.exit_code == 0);
+  CHECK(graft::parse_json(step.out, "step").at("compute").as_string() == "bf16");
+  CHECK(run({"graft", "bench", "step", "--model", base, "--lora-r", "0", "--compute", "bf16"})
+            .exit_code == 2);
 }
 
 TEST_CASE("eval: base and adapter side by side, by source", "[train][job]") {

@@ -124,7 +124,8 @@ void attention_half_forward(const Pass& pass,
                             float* output) {
   const LayerConfig& shape = pass.config.layers[index];
   const int64_t tokens = pass.batch.tokens();
-  const float* input = half_input(pass, layer.attention_norm, state.half, x);
+  const LinearInput input = round_input(
+      layer.qkv, pass.linear, half_input(pass, layer.attention_norm, state.half, x), tokens);
   float* const planes[] = {state.q, state.k, state.v};
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
@@ -137,7 +138,9 @@ void attention_half_forward(const Pass& pass,
   const float* k = turn(pass, shape, keys(pass, layer, state));
   attend(pass, index, state, q, k);
   float* const target[] = {half_target(layer.attention_out_norm, state.half, output)};
-  linear_forward(layer.o, pass.linear, state.attended, tokens, target, state.kept_o);
+  linear_forward(layer.o, pass.linear,
+                 round_input({&layer.o, 1}, pass.linear, state.attended, tokens), tokens, target,
+                 state.kept_o);
   half_join(pass, layer.attention_out_norm, state.half, x, output);
 }
 

@@ -43,9 +43,8 @@ Decoder::Decoder(Model& model,
 
 void Decoder::keep_decoded(Linear& linear) const {
   if (!linear.base.quantized() || linear.base.decoded.defined()) return;
-  linear.base.decoded = empty_f32({linear.out, linear.in});
-  const graft_nf4_weight weight = linear.base.nf4();
-  check(graft_nf4_decode(&weight, f32(linear.base.decoded), device_.kind, device_.stream));
+  linear.base.decoded = empty_of(linear.operands, {linear.out, linear.in});
+  decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
 }
 
 int64_t Decoder::buffer_bytes() const {
@@ -82,6 +81,8 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.device = device_;
   linear.clock = &clock_;
   linear.weight = scratch.decoded;
+  linear.rounded = scratch.rounded;
+  linear.rounded_dropped = scratch.rounded_dropped;
   linear.low_rank = scratch.low_rank;
   linear.dropped = scratch.dropped;
   linear.weighed = scratch.dora;
@@ -98,9 +99,7 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   clock_.start();
   buffers_.rotation.prepare(batch);
   float* embedded = buffers_.forward[0].input;
-  check(graft_embedding_forward(batch.ids.data(), batch.tokens(), f32(model_.embedding),
-                                config.vocab_size, config.hidden_size, embedded, GRAFT_F32,
-                                device_.kind, device_.stream));
+  embed(batch, embedded);
   if (config.embedding_scale != 1) {
     check(graft_scale(embedded, config.embedding_scale, batch.tokens() * config.hidden_size,
                       GRAFT_F32, device_.kind, device_.stream));
@@ -120,6 +119,18 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   }
   if (cache != nullptr) cache->advance(batch.tokens());
   return buffers_.residual;
+}
+
+void Decoder::embed(const Batch& batch, float* embedded) {
+  const int64_t hidden = model_.config.hidden_size;
+  const bool half = model_.embedding_type == GRAFT_BF16;
+  void* const rows = half ? static_cast<void*>(buffers_.half_rows) : embedded;
+  check(graft_embedding_forward(batch.ids.data(), batch.tokens(), model_.embedding.data_ptr(),
+                                model_.config.vocab_size, hidden, rows, model_.embedding_type,
+                                device_.kind, device_.stream));
+  if (!half) return;
+  check(graft_convert(rows, GRAFT_BF16, hidden, embedded, GRAFT_F32, hidden, batch.tokens(), hidden,
+                      1, device_.kind, device_.stream));
 }
 
 void Decoder::send_to_host(size_t index, const Batch& batch) {

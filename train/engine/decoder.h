@@ -81,6 +81,7 @@ class Decoder {
   Pass make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache);
   void check_batch(const Batch& batch, const KvCache* cache) const;
   void keep_decoded(Linear& linear) const;
+  void embed(const Batch& batch, float* embedded);
   void send_to_host(size_t index, const Batch& batch);
   // What the block did not keep, into its backward buffers.
   void run_again(const Batch& batch, size_t index);

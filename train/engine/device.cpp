@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/elementwise.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
@@ -29,7 +30,25 @@ void multiply(const Device& device, const Product& p) {
   product.ldb = p.tb == GRAFT_N ? p.n : p.k;
   product.c = p.c;
   product.ldc = p.n;
+  product.type = p.operands;
+  product.c_type = GRAFT_F32;
   check(graft_multiply(&product, device.kind, device.stream));
+}
+
+void round_values(
+    const Device& device, const float* x, int64_t rows, int64_t columns, uint16_t* rounded) {
+  check(graft_convert(x, GRAFT_F32, columns, rounded, GRAFT_BF16, columns, rows, columns, 1,
+                      device.kind, device.stream));
+}
+
+void decode(const Device& device,
+            const graft_nf4_weight& weight,
+            graft_float_type type,
+            void* out) {
+  check(
+      type == GRAFT_BF16
+          ? graft_nf4_decode_bf16(&weight, static_cast<uint16_t*>(out), device.kind, device.stream)
+          : graft_nf4_decode(&weight, static_cast<float*>(out), device.kind, device.stream));
 }
 
 }  // namespace graft::train

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/nf4.h"
 #include "kernels/product.h"
 
 namespace graft::train {
@@ -17,15 +18,23 @@ struct Device {
   void zero(void* to, size_t bytes) const;
 };
 
-// c [m, n] = alpha * op(a) * op(b) + beta * c in float32, all rows without gaps.
+// c [m, n] = alpha * op(a) * op(b) + beta * c, all rows without gaps. Sums and c are float32.
 struct Product {
   graft_transpose ta, tb;
   int64_t m, n, k;
   float alpha;
-  const float *a, *b;
+  const void *a, *b;
   float beta;
   float* c;
+  graft_float_type operands = GRAFT_F32;  // a and b
 };
 void multiply(const Device& device, const Product& product);
+
+// x [rows, columns] in bfloat16, to nearest, ties to even.
+void round_values(
+    const Device& device, const float* x, int64_t rows, int64_t columns, uint16_t* rounded);
+
+// A 4-bit weight's values in `type`, [count].
+void decode(const Device& device, const graft_nf4_weight& weight, graft_float_type type, void* out);
 
 }  // namespace graft::train

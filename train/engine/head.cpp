@@ -26,6 +26,12 @@ int64_t chunk_rows(const Batch& batch, int64_t begin, int64_t chunk) {
 
 }  // namespace
 
+const void* Head::operand(const float* x, int64_t rows, int64_t columns) {
+  if (model_.head_operands != GRAFT_BF16) return x;
+  round_values(device_, x, rows, columns, buffers_.rounded);
+  return buffers_.rounded;
+}
+
 void Head::forward(const float* rows, int64_t count, float* logits) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size;
@@ -34,7 +40,8 @@ void Head::forward(const float* rows, int64_t count, float* logits) {
                               device_.kind, device_.stream));
   clock_.lap(Work::kRows);
   multiply(device_, {GRAFT_N, GRAFT_T, count, config.vocab_size, hidden, config.logit_scale,
-                     buffers_.normed, f32(model_.head), 0, logits});
+                     operand(buffers_.normed, count, hidden), model_.head.data_ptr(), 0, logits,
+                     model_.head_operands});
   clock_.lap(Work::kHead);
 }
 
@@ -48,8 +55,9 @@ void Head::backward(int64_t count) {
                          f32(model_.head_grad)});
     });
   }
-  multiply(device_, {GRAFT_N, GRAFT_N, count, hidden, vocab, config.logit_scale, buffers_.logits,
-                     f32(model_.head), 0, buffers_.normed});
+  multiply(device_, {GRAFT_N, GRAFT_N, count, hidden, vocab, config.logit_scale,
+                     operand(buffers_.logits, count, vocab), model_.head.data_ptr(), 0,
+                     buffers_.normed, model_.head_operands});
   clock_.lap(Work::kHead);
   device_.zero(buffers_.d_rows, static_cast<size_t>(count * hidden) * sizeof(float));
   const auto norm_backward = [&](int64_t begin, int64_t rows) {

@@ -46,6 +46,8 @@ class Head {
  private:
   // logits = logit_scale * norm(rows) W^T of `count` rows, not capped; the normed rows stay.
   void forward(const float* rows, int64_t count, float* logits);
+  // x [rows, columns] as the products with the head take it.
+  const void* operand(const float* x, int64_t rows, int64_t columns);
   // d_rows: the gradient of `count` rows, from that of the logits.
   void backward(int64_t count);
 

@@ -1,23 +1,47 @@
 #include "train/engine/linear.h"
 
+#include <algorithm>
+
 #include "kernels/bias.h"
 #include "kernels/dora.h"
 #include "kernels/elementwise.h"
-#include "kernels/nf4.h"
 #include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
 namespace {
 
-const float* dense_weight(const BaseWeight& base, const LinearWorkspace& workspace) {
-  if (base.decoded.defined()) return f32(base.decoded);
-  if (!base.quantized()) return f32(base.dense);
-  const graft_nf4_weight weight = base.nf4();
-  check(
-      graft_nf4_decode(&weight, workspace.weight, workspace.device.kind, workspace.device.stream));
+// W's rows, of Linear::operands.
+class Rows {
+ public:
+  Rows(const void* values, const Linear& linear)
+      : values_(static_cast<const std::byte*>(values)),
+        row_bytes_(linear.in * size_of(linear.operands)) {}
+  const void* at(int64_t row) const { return values_ + row * row_bytes_; }
+
+ private:
+  const std::byte* values_;
+  int64_t row_bytes_;
+};
+
+Rows dense_weight(const Linear& linear, const LinearWorkspace& workspace) {
+  const BaseWeight& base = linear.base;
+  if (base.decoded.defined()) return {base.decoded.data_ptr(), linear};
+  if (!base.quantized()) return {base.dense.data_ptr(), linear};
+  decode(workspace.device, base.nf4(), linear.operands, workspace.weight);
   workspace.clock->lap(Work::kDecode);
-  return workspace.weight;
+  return {workspace.weight, linear};
+}
+
+// x [tokens, dim] in bfloat16.
+const uint16_t* round_to(uint16_t* rounded,
+                         const LinearWorkspace& workspace,
+                         const float* x,
+                         int64_t tokens,
+                         int64_t dim) {
+  round_values(workspace.device, x, tokens, dim, rounded);
+  workspace.clock->lap(Work::kProducts);
+  return rounded;
 }
 
 void multiply(const LinearWorkspace& workspace, const Product& product, Work work) {
@@ -84,9 +108,18 @@ void add_weight_gradient(const LinearWorkspace& workspace,
 
 }  // namespace
 
+LinearInput round_input(std::span<const Linear> linears,
+                        const LinearWorkspace& workspace,
+                        const float* x,
+                        int64_t tokens) {
+  const auto rounds = [](const Linear& linear) { return linear.operands == GRAFT_BF16; };
+  if (std::none_of(linears.begin(), linears.end(), rounds)) return {x, nullptr};
+  return {x, round_to(workspace.rounded, workspace, x, tokens, linears[0].in)};
+}
+
 void linear_forward(const Linear& linear,
                     const LinearWorkspace& workspace,
-                    const float* x,
+                    const LinearInput& input,
                     int64_t tokens,
                     std::span<float* const> y,
                     float* kept) {
@@ -94,18 +127,27 @@ void linear_forward(const Linear& linear,
   const int64_t in = linear.in;
   const int64_t rank = linear.lora.rank;
   const bool weighs = linear.lora.magnitude.defined();
-  const float* weight = dense_weight(linear.base, workspace);
+  const bool drop = drops(linear.lora, workspace);
+  const bool rounds = linear.operands == GRAFT_BF16;
+  const Rows weight = dense_weight(linear, workspace);
+  // What the product with W takes of x and of its dropped copy.
+  const void* const operand = rounds ? static_cast<const void*>(input.rounded) : input.x;
+  const void* operand_low = operand;
   float* const u = kept;
-  const float* x_low = x;
   if (rank > 0) {
-    x_low = low_rank_input(linear, workspace, x, tokens);
+    const float* x_low = low_rank_input(linear, workspace, input.x, tokens);
     multiply(workspace, {GRAFT_N, GRAFT_T, tokens, rank, in, 1, x_low, f32(linear.lora.a), 0, u},
              Work::kAdapters);
+    if (weighs && drop) {
+      operand_low = rounds ? round_to(workspace.rounded_dropped, workspace, x_low, tokens, in)
+                           : static_cast<const void*>(x_low);
+    }
   }
-  const auto times_weight = [&](const float* input, int64_t row, int64_t rows, float alpha,
-                                float beta, float* output) {
+  const auto times_weight = [&](const void* x, int64_t row, int64_t rows, float alpha, float beta,
+                                float* output) {
     multiply(workspace,
-             {GRAFT_N, GRAFT_T, tokens, rows, in, alpha, input, weight + row * in, beta, output},
+             {GRAFT_N, GRAFT_T, tokens, rows, in, alpha, x, weight.at(row), beta, output,
+              linear.operands},
              Work::kProducts);
   };
   const auto add_bias = [&](int64_t row, int64_t rows, float* output) {
@@ -114,7 +156,7 @@ void linear_forward(const Linear& linear,
   };
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     float* const sum = weighs ? kept + tokens * (rank + row) : y[part];  // h or y
-    times_weight(weighs ? x_low : x, row, rows, 1, 0, sum);
+    times_weight(operand_low, row, rows, 1, 0, sum);
     if (!weighs && linear.has_bias) add_bias(row, rows, sum);
     if (rank > 0) {
       multiply(workspace,
@@ -123,10 +165,9 @@ void linear_forward(const Linear& linear,
                Work::kAdapters);
     }
     if (!weighs) return;
-    const bool drop = drops(linear.lora, workspace);
     if (drop) {
-      times_weight(x, row, rows, 1, 0, y[part]);
-      times_weight(x_low, row, rows, -1, 1, y[part]);
+      times_weight(operand, row, rows, 1, 0, y[part]);
+      times_weight(operand_low, row, rows, -1, 1, y[part]);
     }
     check(graft_gain_forward(sum, f32(linear.lora.gain) + row, tokens, rows, drop ? 1 : 0, y[part],
                              device.kind, device.stream));
@@ -150,11 +191,16 @@ void linear_backward(const Linear& linear,
   const bool weighs = lora.magnitude.defined();
   const bool drop = drops(lora, workspace);
   const bool needs_dx = input_grad != InputGrad::kSkip;
-  const float* weight = needs_dx ? dense_weight(linear.base, workspace) : nullptr;
-  const auto times_weight = [&](const float* input, int64_t row, int64_t rows, float alpha,
-                                float beta, float* output) {
+  const Rows weight = needs_dx ? dense_weight(linear, workspace) : Rows(nullptr, linear);
+  const auto times_weight = [&](const float* d, int64_t row, int64_t rows, float alpha, float beta,
+                                float* output) {
+    const void* operand = d;
+    if (linear.operands == GRAFT_BF16) {
+      operand = round_to(workspace.rounded, workspace, d, tokens, rows);
+    }
     multiply(workspace,
-             {GRAFT_N, GRAFT_N, tokens, in, rows, alpha, input, weight + row * in, beta, output},
+             {GRAFT_N, GRAFT_N, tokens, in, rows, alpha, operand, weight.at(row), beta, output,
+              linear.operands},
              Work::kProducts);
   };
   // What reaches h: dy, or with DoRA dh.

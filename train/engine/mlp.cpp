@@ -71,7 +71,9 @@ void route(const Pass& pass,
            const float* input) {
   const graft_moe_shape shape = moe_shape(pass, config);
   float* const logits[] = {pass.scratch.logits};
-  linear_forward(*layer.router, pass.linear, input, shape.tokens, logits, state.kept_router);
+  linear_forward(*layer.router, pass.linear,
+                 round_input({&*layer.router, 1}, pass.linear, input, shape.tokens), shape.tokens,
+                 logits, state.kept_router);
   check(graft_moe_route(&shape, logits[0], state.probabilities, state.expert, state.weight,
                         pass.device.kind, pass.device.stream));
   check(graft_moe_sort(&shape, state.expert, state.offsets, state.row_pair, state.pair_row,
@@ -125,11 +127,12 @@ void inner_forward(
   const float* rows = mlp_rows(pass, config, state, input);
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
     float* const planes[] = {state.gate + range.begin * inner, state.up + range.begin * inner};
+    const LinearInput in = round_input(mlp.in, linear, rows + range.begin * hidden, range.count);
     size_t plane = 0;
     for (size_t i = 0; i < mlp.in.size(); ++i) {
       const size_t parts = mlp.in[i].parts.size();
-      linear_forward(mlp.in[i], linear, rows + range.begin * hidden, range.count,
-                     {planes + plane, parts}, kept_at(state.kept_in[i], mlp.in[i], range.begin));
+      linear_forward(mlp.in[i], linear, in, range.count, {planes + plane, parts},
+                     kept_at(state.kept_in[i], mlp.in[i], range.begin));
       plane += parts;
     }
   });
@@ -153,7 +156,9 @@ void down_forward(
   }
   for_mlps(pass, layer, state, [&](const Mlp& mlp, RowRange range, const LinearWorkspace& linear) {
     float* const plane[] = {out_rows + range.begin * hidden};
-    linear_forward(mlp.down, linear, product + range.begin * inner, range.count, plane,
+    const LinearInput in =
+        round_input({&mlp.down, 1}, linear, product + range.begin * inner, range.count);
+    linear_forward(mlp.down, linear, in, range.count, plane,
                    kept_at(state.kept_down, mlp.down, range.begin));
   });
   if (!routed) return;

@@ -2,6 +2,7 @@
 
 #include "train/engine/head.h"
 #include "train/engine/step_buffers.h"
+#include "train/engine/tensor.h"
 
 namespace graft::train {
 
@@ -47,7 +48,7 @@ int64_t decoded_bytes(const StepPlan& plan, const Layer& layer) {
   int64_t bytes = 0;
   for (const Linear* linear : layer.linears()) {
     if (in_4_bits(plan, *linear)) {
-      bytes += linear->in * linear->out * static_cast<int64_t>(sizeof(float));
+      bytes += linear->in * linear->out * size_of(linear->operands);
     }
   }
   return bytes;

@@ -20,12 +20,6 @@ constexpr double kWorthwhile = 0.02;
 // Head chunks in the order of preference: the product runs at its full rate from 256 rows on.
 constexpr std::array<int64_t, 3> kHeadChunks = {256, 128, 64};
 
-int64_t count_of(const std::vector<int64_t>& shape) {
-  int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
-  return count;
-}
-
 // As train/model/weights.cpp quantizes: blocks of 64, nested absmax.
 int64_t quantized_bytes(int64_t count) {
   const int64_t blocks = graft_nf4_block_count(count, 64);
@@ -37,13 +31,12 @@ int64_t weight_bytes(const Model& model, const PlanRequest& request) {
   int64_t bytes = 0;
   // Only names, shapes and what is there are read.
   for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
-    const int64_t count = count_of(tensor.shape);
     if (tensor.linear != nullptr && tensor.linear->base.quantized()) {
       bytes += tensor.linear->base.bytes();
     } else if (tensor.linear != nullptr && request.quantizes && tensor.linear->quantizes) {
-      bytes += quantized_bytes(count);
+      bytes += quantized_bytes(tensor.count());
     } else {
-      bytes += count * kFloat;
+      bytes += tensor.bytes();
     }
   }
   return bytes;
@@ -71,7 +64,7 @@ int64_t moments_of(const Model& model, const PlanRequest& request) {
   int64_t bytes = 0;
   if (request.trains_everything) {
     for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
-      bytes += moment_bytes(request.moments, count_of(tensor.shape));
+      bytes += moment_bytes(request.moments, tensor.count());
     }
   } else {
     for (const Parameter& parameter : model.trained) {
@@ -236,9 +229,11 @@ MemoryPlan fit_layers(const Model& model,
 
 // Lets weights stay decoded where it is worth it, as many blocks as fit.
 MemoryPlan keep_decoded(const Model& model, const PlanRequest& request, MemoryPlan plan) {
-  double decoded = 0;
-  for (const Layer& layer : model.layers) {
-    decoded += static_cast<double>(decoded_bytes(plan.training, layer)) / kFloat;
+  double decoded = 0;  // weights
+  for (const Linear* linear : model.linears()) {
+    if (in_4_bits(plan.training, *linear)) {
+      decoded += static_cast<double>(linear->in) * static_cast<double>(linear->out);
+    }
   }
   // Forward and backward.
   const double saved = 2 * kDecodeFlops * decoded;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/attention.h"
+#include "train/engine/tensor.h"
 
 namespace graft::train {
 namespace {
@@ -12,7 +13,11 @@ struct Extent {
   int64_t rank = 0;
   int64_t in = 0;
   int64_t dora = 0;     // outputs of the widest linear with DoRA
-  int64_t decoded = 0;  // values of the largest weight in 4 bits
+  int64_t decoded = 0;  // bytes of the largest weight in 4 bits, decoded
+  // Of the linears with bfloat16 operands: inputs, outputs of a part, inputs with DoRA.
+  int64_t rounded_in = 0;
+  int64_t rounded_part = 0;
+  int64_t rounded_dora = 0;
   bool dropout = false;
 
   void add(const StepPlan& plan, const Linear& linear, bool resident) {
@@ -20,7 +25,13 @@ struct Extent {
     in = std::max(in, linear.in);
     if (linear.lora.magnitude.defined()) dora = std::max(dora, linear.out);
     dropout = dropout || linear.lora.dropout > 0;
-    if (in_4_bits(plan, linear) && !resident) decoded = std::max(decoded, linear.in * linear.out);
+    if (in_4_bits(plan, linear) && !resident) {
+      decoded = std::max(decoded, linear.in * linear.out * size_of(linear.operands));
+    }
+    if (linear.operands != GRAFT_BF16) return;
+    rounded_in = std::max(rounded_in, linear.in);
+    for (const int64_t rows : linear.parts) rounded_part = std::max(rounded_part, rows);
+    if (linear.lora.magnitude.defined()) rounded_dora = std::max(rounded_dora, linear.in);
   }
 };
 
@@ -133,8 +144,13 @@ void make_linear_scratch(const LayerShape& shape,
                          bool backward,
                          Scratch& scratch,
                          Buffers& buffers) {
-  scratch.decoded = buffers.f32(extent.decoded);
-  if (extent.dropout) scratch.dropped = buffers.f32(shape.rows * extent.in);
+  scratch.decoded = buffers.make<std::byte>(extent.decoded);
+  const int64_t rounded = std::max(extent.rounded_in, backward ? extent.rounded_part : 0);
+  scratch.rounded = buffers.make<uint16_t>(shape.rows * rounded);
+  if (extent.dropout) {
+    scratch.dropped = buffers.f32(shape.rows * extent.in);
+    scratch.rounded_dropped = buffers.make<uint16_t>(shape.rows * extent.rounded_dora);
+  }
   if (backward) {
     scratch.low_rank = buffers.f32(shape.rows * extent.rank);
     scratch.dora = buffers.f32(shape.rows * extent.dora);
@@ -214,6 +230,10 @@ HeadBuffers make_head(const Model& model, const StepPlan& plan, Buffers& buffers
   head.normed = buffers.f32(hidden);
   head.inv_rms = buffers.f32(chunk);
   head.logits = buffers.f32(vocab);
+  if (model.head_operands == GRAFT_BF16) {
+    const bool backward = plan.keep == Keep::kForBackward;
+    head.rounded = buffers.make<uint16_t>(backward ? std::max(hidden, vocab) : hidden);
+  }
   if (plan.keep == Keep::kForBackward) head.d_rows = buffers.f32(hidden);
   head.loss = buffers.f32(chunk);
   head.correct = buffers.make<uint8_t>(chunk);
@@ -319,6 +339,10 @@ StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buff
       again(model.layers.size()),
       host_input(model.layers.size()) {
   const Timeline time(model, plan);
+  if (model.embedding_type == GRAFT_BF16) {
+    buffers.region("embeddings in bfloat16", 0, 0);
+    half_rows = buffers.make<uint16_t>(plan.tokens * model.config.hidden_size);
+  }
   for (size_t index = 0; index < model.layers.size(); ++index) {
     BlockMaker(model, plan, index, buffers).make(*this);
   }

@@ -6,6 +6,7 @@
 // rows (R = T without experts).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -56,7 +57,11 @@ struct MlpState {
 
 // What a half of a block uses while it runs.
 struct Scratch {
-  float* decoded = nullptr;   // the largest weight in 4 bits
+  std::byte* decoded = nullptr;  // the largest weight in 4 bits
+  // Operands of products with bfloat16 weights: x [R, largest in], backward also dy [R, largest
+  // part], and with DoRA and dropout the dropped x.
+  uint16_t* rounded = nullptr;
+  uint16_t* rounded_dropped = nullptr;
   float* dropped = nullptr;   // [R, largest in]; with dropout
   float* low_rank = nullptr;  // [R, largest rank]; backward
   float* dora = nullptr;      // [R, largest out] of the linears with DoRA; backward
@@ -99,6 +104,8 @@ struct HeadBuffers {
   float* normed = nullptr;  // [chunk, D]
   float* inv_rms = nullptr;
   float* logits = nullptr;  // [chunk, V]
+  // [chunk, D], backward [chunk, V]: what the products with a head in bfloat16 take
+  uint16_t* rounded = nullptr;
   float* d_rows = nullptr;  // [chunk, D]
   float* loss = nullptr;    // [chunk]
   uint8_t* correct = nullptr;
@@ -109,6 +116,7 @@ struct StepBuffers {
   StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers);
 
   Rotation rotation;
+  uint16_t* half_rows = nullptr;  // [T, D] of an embedding in bfloat16
   std::vector<BlockBuffers> forward;
   std::vector<BlockBuffers> backward;
   std::vector<Scratch> again;      // of an attention half that is computed again

@@ -37,6 +37,14 @@ at::Tensor empty_u8(int64_t count) {
   return allocate({count}, [&] { return at::empty({count}, at::kByte); });
 }
 
+at::Tensor empty_bf16(std::initializer_list<int64_t> shape) {
+  return allocate(shape, [&] { return at::empty(at::IntArrayRef(shape), at::kBFloat16); });
+}
+
+at::Tensor empty_of(graft_float_type type, std::initializer_list<int64_t> shape) {
+  return type == GRAFT_BF16 ? empty_bf16(shape) : empty_f32(shape);
+}
+
 void check(graft_status status) {
   if (status == GRAFT_OK) {
     return;

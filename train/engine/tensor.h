@@ -1,4 +1,4 @@
-// Buffers of the engine: float32 tensors made once, reached as plain pointers by the kernels.
+// Buffers of the engine: tensors made once, reached as plain pointers by the kernels.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,19 @@ namespace graft::train {
 at::Tensor empty_f32(std::initializer_list<int64_t> shape);
 at::Tensor zeros_f32(std::initializer_list<int64_t> shape);
 at::Tensor empty_u8(int64_t count);
+at::Tensor empty_bf16(std::initializer_list<int64_t> shape);
+at::Tensor empty_of(graft_float_type type, std::initializer_list<int64_t> shape);
+
+// Bytes of a value.
+constexpr int64_t size_of(graft_float_type type) {
+  return type == GRAFT_F32 ? sizeof(float) : sizeof(uint16_t);
+}
 
 inline float* f32(const at::Tensor& tensor) {
   return tensor.data_ptr<float>();
+}
+inline uint16_t* bf16(const at::Tensor& tensor) {
+  return reinterpret_cast<uint16_t*>(tensor.data_ptr<at::BFloat16>());
 }
 // nullptr for an undefined tensor.
 inline float* f32_or_null(const at::Tensor& tensor) {

@@ -20,6 +20,7 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
+#include "train/job/compute.h"
 #include "train/job/device_option.h"
 #include "train/job/memory.h"
 #include "train/model/lora.h"
@@ -83,12 +84,13 @@ ModelConfig config_of_shape(const std::string& name) {
 }
 
 // Uniform in +-0.03, about the spread of trained weights.
+template <typename Value>
 void fill_random(uint64_t stream, at::Tensor& tensor) {
   const Philox random(1, stream);
-  float* values = f32(tensor);
+  auto* values = tensor.data_ptr<Value>();
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < tensor.numel(); ++i) {
-    values[i] = 0.06F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    values[i] = static_cast<Value>(0.06F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F));
   }
 }
 
@@ -113,18 +115,25 @@ BaseWeight random_packed(uint64_t stream, int64_t count) {
   return base;
 }
 
-std::unique_ptr<Model> random_model(const ModelConfig& config, Precision precision) {
+std::unique_ptr<Model> random_model(const ModelConfig& config,
+                                    Precision precision,
+                                    graft_float_type operands) {
   auto model = empty_model(config);
+  if (operands == GRAFT_BF16) round_operands(*model, {});
   for (const BaseTensor& tensor : base_tensors(*model)) {
-    int64_t count = 1;
-    for (const int64_t size : tensor.shape) count *= size;
+    const int64_t count = tensor.count();
     const uint64_t stream = xxh3_64(tensor.name);
     if (precision == Precision::kNf4 && tensor.linear != nullptr && tensor.linear->quantizes) {
       tensor.linear->base = random_packed(stream, count);
       continue;
     }
+    if (tensor.type != nullptr && *tensor.type == GRAFT_BF16) {
+      *tensor.value = empty_bf16({count}).view(tensor.shape);
+      fill_random<at::BFloat16>(stream, *tensor.value);
+      continue;
+    }
     *tensor.value = empty_f32({count}).view(tensor.shape);
-    fill_random(stream, *tensor.value);
+    fill_random<float>(stream, *tensor.value);
     if (tensor.shape.size() == 1) tensor.value->add_(1);
   }
   if (config.tied_embeddings) model->head = model->embedding;
@@ -211,11 +220,20 @@ int run_bench_step(const Args& args) {
     fail(ExitCode::kUsage, "give --model DIR or --shape " + shape_names(), "command line");
   }
   const Precision precision = quantizes ? Precision::kNf4 : Precision::kFull;
+  graft_float_type operands = operands_of(args);
+  if (rank == 0) {
+    if (args.text("--compute") == "bf16") {
+      fail(ExitCode::kUsage, "--compute bf16 where every weight is trained", "command line",
+           "leave out --compute, or give --lora-r");
+    }
+    operands = GRAFT_F32;
+  }
   const auto model = shape.empty()
                          ? load_model(directory, precision,
                                       args.flag("--no-quantized-cache") ? QuantizedCache{}
-                                                                        : QuantizedCache::in_home())
-                         : random_model(config_of_shape(shape), precision);
+                                                                        : QuantizedCache::in_home(),
+                                      {operands})
+                         : random_model(config_of_shape(shape), precision, operands);
   if (rank > 0) {
     LoraSettings settings;
     settings.rank = rank;
@@ -297,7 +315,7 @@ int run_bench_step(const Args& args) {
   }
   const double step_seconds = median(seconds);
   const auto per_step = static_cast<double>(rows * length);
-  const double rate = product_rate();
+  const double rate = product_rate(operands);
   const double mfu = plan.flops.total() / step_seconds / rate;
   if (args.json()) {
     std::printf("%s\n",
@@ -313,15 +331,16 @@ int run_bench_step(const Args& args) {
                                         {"mfu", mfu},
                                         {"product_flops_per_s", rate},
                                         {"threads", omp_get_max_threads()},
+                                        {"compute", compute_name(operands)},
                                         {"blocks", layers_text(plan.training)},
                                         {"losses", losses}}))
                     .c_str());
     return 0;
   }
-  std::printf("%s tokens/s, %s s a step, %s %% of the matrix product's rate (%s GFLOP/s)\n",
+  std::printf("%s tokens/s, %s s a step, %s %% of the %s product's rate (%s GFLOP/s)\n",
               format_count(static_cast<int64_t>(per_step / step_seconds)).c_str(),
               format_fixed(step_seconds, 3).c_str(), format_fixed(100 * mfu, 1).c_str(),
-              format_fixed(rate / 1e9, 0).c_str());
+              compute_name(operands), format_fixed(rate / 1e9, 0).c_str());
   std::printf(
       "memory %s used, %s planned, most in %s; first step from %s s to %s s after the start\n",
       format_bytes(peak).c_str(), format_bytes(plan.total() - model->mapped_bytes()).c_str(),
@@ -361,6 +380,7 @@ Command bench_step_command() {
            {"--steps", "N", "20", "steps; the first is not counted"},
            {"--ids", "FILE", "", "safetensors file with input_ids I64 [steps, batch, length]"},
            {"--max-memory", "SIZE", "", "what weights, optimizer and buffers may take"},
+           compute_option("auto"),
            kDeviceOption,
            {"--threads", "N", "0", "CPU threads; 0 = every processor"}},
           {"graft bench step --shape 134m --load-in-4bit"},

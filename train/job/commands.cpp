@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/progress.h"
 #include "train/job/check.h"
+#include "train/job/compute.h"
 #include "train/job/device_option.h"
 #include "train/job/doctor.h"
 #include "train/job/inference.h"
@@ -31,6 +32,7 @@ constexpr Option kAdapter = {"--adapter", "DIR", "", "PEFT directory of a LoRA a
 constexpr Option k4Bit = {"--load-in-4bit", "", "", "quantize the linears to NF4 while loading"};
 constexpr Option kNoCache = {"--no-quantized-cache", "", "",
                              "neither use nor keep 4-bit weights in $XDG_CACHE_HOME/graft"};
+constexpr Option kCompute = compute_option("fp32");
 constexpr Option kThreads = {"--threads", "N", "0", "CPU threads; 0 = every processor"};
 constexpr Option kMaxNew = {"--max-new-tokens", "N", "128", "longest answer, in tokens"};
 
@@ -85,6 +87,7 @@ std::vector<Command> train_commands() {
         kAdapter,
         k4Bit,
         kNoCache,
+        kCompute,
         {"--data", "FILE", "", "records, JSONL or JSON (required)"},
         {"--compare-base", "", "", "the same without the adapter, side by side"},
         {"--generate", "", "", "answer every record greedily and compare with its last turn"},
@@ -105,6 +108,7 @@ std::vector<Command> train_commands() {
         kAdapter,
         k4Bit,
         kNoCache,
+        kCompute,
         {"--ids", "FILE", "", "safetensors file with input_ids (required)"},
         {"--out", "FILE", "", "safetensors file to write (required)"},
         kThreads},
@@ -119,6 +123,7 @@ std::vector<Command> train_commands() {
         kAdapter,
         k4Bit,
         kNoCache,
+        kCompute,
         {"--prompt", "TEXT", "", "continue this text"},
         {"--chat", "FILE", "", "answer a JSON list of messages through the chat template"},
         kMaxNew,

@@ -7,7 +7,9 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/yaml.h"
+#include "train/job/compute.h"
 #include "train/job/memory.h"
+#include "train/model/init/initialisation.h"
 
 namespace graft::train {
 namespace {
@@ -21,6 +23,12 @@ constexpr ConfigKey kKeys[] = {
     {"quantized_cache", "true | false", "true",
      "keep the 4-bit weights of large bases in $XDG_CACHE_HOME/graft (~/.cache/graft) for the next "
      "start"},
+    {"compute", "auto | fp32 | bf16", "auto",
+     "operands of the products with frozen weights. bf16: rounded to bfloat16, sums in float32; "
+     "frozen matrices are held in it, and 4-bit ones decoded to it. Norms, attention, loss, "
+     "routers "
+     "and all that is trained stay float32. auto: bf16 where the processor has bfloat16 "
+     "instructions, but fp32 with adapter: none or init_lora_weights: pissa, which have no other"},
     {"lora_r", "1..512", "16", "rank of A and B"},
     {"lora_alpha", "number", "32", "the adapter is scaled by lora_alpha / lora_r"},
     {"lora_dropout", "0..0.9", "0", "dropout of the adapter's input"},
@@ -267,6 +275,25 @@ void read_lora(ConfigReader& reader, LoraSettings& lora) {
   lora.b_lr_ratio = reader.get_float("loraplus_lr_ratio", 1, {1e-3, 1e3});
 }
 
+// Where every weight is trained, or changed at the beginning, bfloat16 would lose what is learned.
+void read_compute(ConfigReader& reader, TrainConfig& config) {
+  const std::string compute = reader.get_choice("compute", "auto", kComputeNames);
+  const bool changes_base = find_initialisation(config.lora.init).row->changes_base;
+  if (config.method != Method::kFull && !changes_base) {
+    config.operands = operands_of(std::string_view(compute));
+    return;
+  }
+  if (compute == "bf16") {
+    reader.fail_at("compute",
+                   config.method == Method::kFull
+                       ? "expected fp32: every weight is trained, and the steps are smaller than "
+                         "what bfloat16 can hold"
+                       : "expected fp32: " + config.lora.init +
+                             " changes the weights, and bfloat16 would round what is left of them",
+                   "set compute: fp32, or leave it out");
+  }
+}
+
 void read_optimizer(ConfigReader& reader, TrainConfig& config) {
   OptimizerSettings& optimizer = config.optimizer;
   optimizer.moments = static_cast<MomentType>(choose(reader, "optimizer", "adamw", kOptimizers));
@@ -395,6 +422,7 @@ TrainConfig config_of(const Json& tree, const std::string& path) {
   config.method = static_cast<Method>(choose(reader, "adapter", "qlora", kMethods));
   config.quantized_cache = reader.get_bool("quantized_cache", true);
   read_lora(reader, config.lora);
+  read_compute(reader, config);
   config.datasets = read_datasets(reader, "datasets", path);
   config.test_datasets = read_datasets(reader, "test_datasets", path);
   config.sequence_len = reader.get_int("sequence_len", 2048, {2, 1048576});
@@ -489,6 +517,7 @@ Json config_to_json(const TrainConfig& config) {
       {"base_weights", kWeights[config.random_weights ? 1 : 0]},
       {"adapter", kMethods[static_cast<size_t>(config.method)]},
       {"quantized_cache", config.quantized_cache},
+      {"compute", compute_name(config.operands)},
       {"lora_r", config.lora.rank},
       {"lora_alpha", config.lora.alpha},
       {"lora_dropout", config.lora.dropout},

@@ -35,6 +35,8 @@ struct TrainConfig {
   bool random_weights = false;  // base_weights: random - config.json and tokenizer only
   Method method = Method::kQlora;
   bool quantized_cache = true;
+  // compute, with auto decided: of the products of frozen weights. GRAFT_F32 where all are trained.
+  graft_float_type operands = GRAFT_F32;
   LoraSettings lora;
   std::vector<Dataset> datasets;
   std::vector<Dataset> test_datasets;  // repeat, weight and budget are 0

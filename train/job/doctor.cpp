@@ -13,6 +13,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/progress.h"
+#include "train/engine/device.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
 #include "train/job/checkpoint.h"
@@ -286,10 +287,9 @@ Outcome Doctor::decoded() {
   std::vector<std::pair<Linear*, BaseWeight>> packed;
   for (Linear* const linear : model_->linears()) {
     if (!linear->base.quantized()) continue;
-    const graft_nf4_weight weight = linear->base.nf4();
     BaseWeight dense;
-    dense.dense = empty_f32({linear->out, linear->in});
-    train::check(graft_nf4_decode(&weight, f32(dense.dense), GRAFT_CPU, nullptr));
+    dense.dense = empty_of(linear->operands, {linear->out, linear->in});
+    decode({}, linear->base.nf4(), linear->operands, dense.dense.data_ptr());
     packed.emplace_back(linear, std::exchange(linear->base, std::move(dense)));
   }
   const Outcome outcome = compare({{"decoded", {}}});

@@ -23,6 +23,7 @@ ModelConfig first_layers(ModelConfig config, int64_t layers) {
 
 std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& part) {
   auto model = empty_model(part);
+  if (config.operands == GRAFT_BF16) round_operands(*model, config.lora.saved);
   if (config.method != Method::kFull) add_lora_shapes(*model, config.lora);
   return model;
 }
@@ -104,10 +105,11 @@ Extent choose_extent(const TrainConfig& config,
 std::unique_ptr<Model> load_extent(const TrainConfig& config, const Extent& extent) {
   if (config.random_weights) return make_model(extent.config, config.seed);
   const Precision precision = config.method == Method::kQlora ? Precision::kNf4 : Precision::kFull;
+  const Rounding rounding = {config.operands, config.lora.saved};
   if (extent.config.layer_count() < extent.layers) {
-    return load_first_layers(extent.config, config.base_model, precision);
+    return load_first_layers(extent.config, config.base_model, precision, rounding);
   }
-  return load_model(extent.config, config.base_model, precision);
+  return load_model(extent.config, config.base_model, precision, {}, rounding);
 }
 
 }  // namespace graft::train

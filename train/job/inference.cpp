@@ -16,6 +16,7 @@
 #include "data/text/mask.h"
 #include "train/engine/decoder.h"
 #include "train/engine/tensor.h"
+#include "train/job/compute.h"
 #include "train/job/dataset.h"
 #include "train/job/evaluate.h"
 #include "train/job/generate.h"
@@ -37,7 +38,8 @@ std::unique_ptr<Model> load_base(const Args& args) {
   }
   std::unique_ptr<Model> model = load_model(
       args.need("--model"), args.flag("--load-in-4bit") ? Precision::kNf4 : Precision::kFull,
-      args.flag("--no-quantized-cache") ? QuantizedCache{} : QuantizedCache::in_home());
+      args.flag("--no-quantized-cache") ? QuantizedCache{} : QuantizedCache::in_home(),
+      {operands_of(args)});
   return model;
 }
 

@@ -14,8 +14,10 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/progress.h"
-#include "kernels/gemm.h"
+#include "train/engine/device.h"
 #include "train/engine/tensor.h"
+#include "train/job/compute.h"
+#include "train/model/init/initialisation.h"
 #include "train/model/lora.h"
 
 namespace graft::train {
@@ -63,6 +65,7 @@ int64_t left_in_group() {
 // Names, shapes and adapters.
 std::unique_ptr<Model> shapes_of(const TrainConfig& config) {
   auto model = empty_model(read_model_config(config.base_model));
+  if (config.operands == GRAFT_BF16) round_operands(*model, config.lora.saved);
   if (config.method != Method::kFull) add_lora_shapes(*model, config.lora);
   return model;
 }
@@ -86,6 +89,10 @@ std::vector<Change> changes_of(const TrainConfig& config) {
   }
   if (config.method != Method::kQlora) {
     add("adapter: qlora", [](TrainConfig& c) { c.method = Method::kQlora; });
+  }
+  if (config.operands == GRAFT_F32 && config.method != Method::kFull &&
+      !find_initialisation(config.lora.init).row->changes_base) {
+    add("compute: bf16", [](TrainConfig& c) { c.operands = GRAFT_BF16; });
   }
   for (int64_t length = config.sequence_len / 2; length >= 128; length /= 2) {
     add("sequence_len: " + std::to_string(length),
@@ -128,7 +135,7 @@ struct Estimate {
 
 Estimate estimate_of(const TrainConfig& config, const MemoryPlan& plan) {
   Estimate estimate;
-  estimate.flops_per_s = product_rate();
+  estimate.flops_per_s = product_rate(config.operands);
   estimate.tokens = config.rows_per_step() * config.sequence_len;
   estimate.seconds = plan.flops.total() * static_cast<double>(config.gradient_accumulation_steps) /
                      estimate.flops_per_s;
@@ -219,9 +226,10 @@ void refuse_unfit(const TrainConfig& config, const RunPlan& plan) {
        "memory plan", fix);
 }
 
-double product_rate() {
+double product_rate(graft_float_type operands) {
   constexpr int64_t kSize = 768;
-  const at::Tensor a = zeros_f32({kSize, kSize}), b = zeros_f32({kSize, kSize});
+  const at::Tensor a = empty_of(operands, {kSize, kSize}).zero_();
+  const at::Tensor b = empty_of(operands, {kSize, kSize}).zero_();
   const at::Tensor c = zeros_f32({kSize, kSize});
   double best = 0;
   const auto start = std::chrono::steady_clock::now();
@@ -230,8 +238,8 @@ double product_rate() {
   };
   while (since(start) < 0.1) {
     const auto begin = std::chrono::steady_clock::now();
-    check(graft_gemm_f32(GRAFT_N, GRAFT_T, kSize, kSize, kSize, 1, f32(a), kSize, f32(b), kSize, 0,
-                         f32(c), kSize));
+    multiply({}, {GRAFT_N, GRAFT_T, kSize, kSize, kSize, 1, a.data_ptr(), b.data_ptr(), 0, f32(c),
+                  operands});
     best = std::max(best, 2.0 * kSize * kSize * kSize / since(begin));
   }
   return best;
@@ -282,6 +290,7 @@ int run_plan(const Args& args) {
     Json phases = Json::object();
     for (const PhaseUse& use : uses) phases.set(use.name, use.bytes);
     json.set("buffers_by_phase", phases);
+    json.set("compute", compute_name(config.operands));
     json.set("fullest_phase", fullest_phase(*model, memory));
     json.set("limit_bytes", request.cap);
     json.set("tokens_per_step", estimate.tokens);
@@ -302,6 +311,8 @@ int run_plan(const Args& args) {
   std::printf("fullest  %s\n", fullest_phase(*model, memory).c_str());
   std::printf("limit    %s (%s)\n", format_bytes(request.cap).c_str(),
               config.max_memory > 0 ? "max_memory" : "what is free now");
+  std::printf("compute  %s operands of the products with frozen weights\n",
+              compute_name(config.operands));
   std::printf("blocks   %s\n", layers_text(memory.training).c_str());
   std::printf("head     %s rows of logits at a time\n",
               format_count(memory.training.head_chunk).c_str());

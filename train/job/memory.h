@@ -39,7 +39,7 @@ RunPlan plan_run(const TrainConfig& config);
 void refuse_unfit(const TrainConfig& config, const RunPlan& plan);
 
 // Operations a second of a large matrix product, measured for about a tenth of a second.
-double product_rate();
+double product_rate(graft_float_type operands);
 
 Json plan_to_json(const MemoryPlan& plan);
 

@@ -18,6 +18,7 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/job/checkpoint.h"
+#include "train/job/compute.h"
 #include "train/job/dataset.h"
 #include "train/job/epochs.h"
 #include "train/job/evaluate.h"
@@ -149,7 +150,8 @@ void Training::prepare_model() {
   model_ = config_.random_weights
                ? make_model(config_.base_model, config_.seed)
                : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull,
-                            config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{});
+                            config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{},
+                            {config_.operands, config_.lora.saved});
   if (config_.method == Method::kFull) {
     train_everything(*model_);
   } else {
@@ -243,10 +245,10 @@ void Training::print_plan() {
   epochs_->at(0);
   const auto share = 100.0 * static_cast<double>(supervised) /
                      static_cast<double>(std::max<int64_t>(store.token_count(), 1));
-  std::fprintf(stderr, "model   %s parameters, base %s in memory%s, %s trained\n",
+  std::fprintf(stderr, "model   %s parameters, base %s in memory%s, products in %s, %s trained\n",
                format_count(model_->parameter_count()).c_str(),
                format_bytes(model_->base_bytes()).c_str(),
-               model_->quantized() ? " (linears in NF4)" : "",
+               model_->quantized() ? " (linears in NF4)" : "", compute_name(config_.operands),
                format_count(model_->trained_count()).c_str());
   std::fprintf(stderr, "data    %s documents, %s tokens, %s %% trained on, %s rows of %s\n",
                format_count(store.document_count()).c_str(),

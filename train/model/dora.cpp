@@ -9,15 +9,6 @@
 namespace graft::train {
 namespace {
 
-// W [out, in], decoded where it is in 4 bits.
-at::Tensor dense(const Linear& linear) {
-  if (!linear.base.quantized()) return linear.base.dense;
-  at::Tensor decoded = empty_f32({linear.out, linear.in});
-  const graft_nf4_weight packed = linear.base.nf4();
-  check(graft_nf4_decode(&packed, f32(decoded), GRAFT_CPU, nullptr));
-  return decoded;
-}
-
 // [rows, columns] = x y^T, of y with `inner` columns.
 at::Tensor product(const at::Tensor& x, const at::Tensor& y) {
   const int64_t rows = x.size(0), columns = y.size(0), inner = x.size(1);
@@ -28,7 +19,7 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& y) {
 }
 
 void keep_base_squares(Linear& linear) {
-  const at::Tensor weight = dense(linear);
+  const at::Tensor weight = weight_of(linear);
   linear.lora.base_squares = empty_f32({linear.out});
   for (int64_t row = 0; row < linear.out; ++row) {
     const float* const w = f32(weight) + row * linear.in;
@@ -43,8 +34,8 @@ void keep_base_squares(Linear& linear) {
 // |row of W + scale * B A| of every row.
 std::vector<double> norms(const Linear& linear) {
   const Lora& lora = linear.lora;
-  const at::Tensor weight_a = product(dense(linear), lora.a);  // [out, r]
-  const at::Tensor a_a = product(lora.a, lora.a);              // [r, r]
+  const at::Tensor weight_a = product(weight_of(linear), lora.a);  // [out, r]
+  const at::Tensor a_a = product(lora.a, lora.a);                  // [r, r]
   const auto rank = static_cast<size_t>(lora.rank);
   const auto scale = static_cast<double>(lora.scale);
   std::vector<double> result(static_cast<size_t>(linear.out));

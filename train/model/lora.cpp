@@ -67,6 +67,13 @@ void check_combination(const LoraSettings& settings,
          "use_dora", "use one of the two");
   }
   for (const Linear* const linear : targets) {
+    if (init.changes_base && linear->operands == GRAFT_BF16) {
+      fail(ExitCode::kUsage,
+           std::string(init.name) +
+               " changes the weights, and bfloat16 would round what is left of them: the adapter "
+               "in its files would not be the one that was trained",
+           "compute", "set compute: fp32");
+    }
     if (settings.dora && linear->name.find(".experts.") != std::string::npos) {
       fail(ExitCode::kUsage, "PEFT has no DoRA for the linears of experts, such as " + linear->name,
            "use_dora", "name other linears in lora_target_modules, or leave out use_dora");
@@ -180,17 +187,9 @@ void add_lora_shapes(Model& model, const LoraSettings& settings) {
     }
     train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
   }
-  if (settings.saved.empty()) return;
-  const auto is_saved = [&](const Linear& linear) {
-    return std::any_of(settings.saved.begin(), settings.saved.end(), [&](const std::string& end) {
-      return last_part(end) == last_part(linear.name);
-    });
-  };
   for (const BaseTensor& tensor : base_tensors(model)) {
-    if (tensor.linear != nullptr && !is_saved(*tensor.linear)) continue;
-    int64_t count = 1;
-    for (const int64_t size : tensor.shape) count *= size;
-    *tensor.value = empty_f32({count}).view(tensor.shape);
+    if (!trains_module(model, tensor, settings.saved)) continue;
+    *tensor.value = empty_f32({tensor.count()}).view(tensor.shape);
   }
   train_modules(model, settings.saved);
 }

@@ -4,7 +4,10 @@
 #include <memory>
 
 #include "core/error.h"
+#include "kernels/elementwise.h"
+#include "train/engine/device.h"
 #include "train/engine/tensor.h"
+#include "train/model/saved.h"
 
 namespace graft::train {
 namespace {
@@ -183,9 +186,7 @@ int64_t Model::parameter_count() const {
   int64_t count = 0;
   // Only names and shapes are read.
   for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(*this))) {
-    int64_t product = 1;
-    for (const int64_t size : tensor.shape) product *= size;
-    count += product;
+    count += tensor.count();
   }
   return count;
 }
@@ -211,12 +212,22 @@ int64_t Model::mapped_bytes() const {
   return bytes;
 }
 
+int64_t BaseTensor::count() const {
+  int64_t product = 1;
+  for (const int64_t size : shape) product *= size;
+  return product;
+}
+
+int64_t BaseTensor::bytes() const {
+  return count() * size_of(type != nullptr ? *type : GRAFT_F32);
+}
+
 std::vector<BaseTensor> base_tensors(Model& model) {
   std::vector<BaseTensor> all;
   const std::vector<int64_t> table = {model.config.vocab_size, model.config.hidden_size};
   const auto add_norm = [&](Norm& norm) {
     if (norm.size > 0) {
-      all.push_back({norm.name + ".weight", {norm.size}, &norm.weight, &norm.grad, nullptr});
+      all.push_back({norm.name + ".weight", {norm.size}, &norm.weight, &norm.grad});
     }
   };
   const auto add_linear = [&](Linear& linear) {
@@ -224,14 +235,14 @@ std::vector<BaseTensor> base_tensors(Model& model) {
                    {linear.out, linear.in},
                    &linear.base.dense,
                    &linear.base_grad,
+                   &linear.operands,
                    &linear});
     if (linear.has_bias) {
-      all.push_back(
-          {linear.name + ".bias", {linear.out}, &linear.bias, &linear.bias_grad, nullptr});
+      all.push_back({linear.name + ".bias", {linear.out}, &linear.bias, &linear.bias_grad});
     }
   };
-  all.push_back(
-      {"model.embed_tokens.weight", table, &model.embedding, &model.embedding_grad, nullptr});
+  all.push_back({"model.embed_tokens.weight", table, &model.embedding, &model.embedding_grad,
+                 &model.embedding_type});
   for (Layer& layer : model.layers) {
     add_norm(layer.attention_norm);
     add_norm(layer.q_norm);
@@ -243,7 +254,7 @@ std::vector<BaseTensor> base_tensors(Model& model) {
   }
   add_norm(model.final_norm);
   if (!model.config.tied_embeddings) {
-    all.push_back({"lm_head.weight", table, &model.head, &model.head_grad, nullptr});
+    all.push_back({"lm_head.weight", table, &model.head, &model.head_grad, &model.head_operands});
   }
   return all;
 }
@@ -265,6 +276,30 @@ std::unique_ptr<Model> empty_model(const ModelConfig& config) {
   return model;
 }
 
+void round_operands(Model& model, const std::vector<std::string>& trained) {
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    const bool router = tensor.linear != nullptr && !tensor.linear->quantizes;
+    if (tensor.type == nullptr || router || trains_module(model, tensor, trained)) continue;
+    *tensor.type = GRAFT_BF16;
+  }
+  if (model.config.tied_embeddings) model.head_operands = model.embedding_type;
+}
+
+at::Tensor weight_of(const Linear& linear) {
+  const bool rounds = linear.operands == GRAFT_BF16;
+  if (!linear.base.quantized() && !rounds) return linear.base.dense;
+  at::Tensor weight = linear.base.dense;
+  if (linear.base.quantized()) {
+    weight = empty_of(linear.operands, {linear.out, linear.in});
+    decode({}, linear.base.nf4(), linear.operands, weight.data_ptr());
+  }
+  if (!rounds) return weight;
+  const at::Tensor wide = empty_f32({linear.out, linear.in});
+  check(graft_convert(bf16(weight), GRAFT_BF16, linear.in, f32(wide), GRAFT_F32, linear.in,
+                      linear.out, linear.in, 1));
+  return wide;
+}
+
 void train_everything(Model& model) {
   if (model.quantized()) {
     fail(ExitCode::kUsage, "the weights are stored in 4 bits and cannot be trained themselves",
@@ -275,6 +310,10 @@ void train_everything(Model& model) {
          "the language model is one part of a multimodal checkpoint; the others are not read and "
          "could not be saved",
          "adapter: none", "set adapter: lora or qlora, or use a text-only checkpoint");
+  }
+  if (model.embedding_type == GRAFT_BF16) {
+    fail(ExitCode::kUsage, "weights held in bfloat16 cannot be trained themselves", "compute: bf16",
+         "train every tensor with compute: fp32");
   }
   for (const BaseTensor& tensor : base_tensors(model)) {
     *tensor.grad = empty_f32({tensor.value->numel()}).view(tensor.value->sizes());

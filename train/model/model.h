@@ -22,10 +22,10 @@ struct Parameter {
   float lr_factor = 1;  // of the schedule's learning rate
 };
 
-// A frozen matrix [out, in]: float32, or 4-bit as kernels/nf4.h describes it.
+// A frozen matrix [out, in]: dense, or 4-bit as kernels/nf4.h describes it.
 struct BaseWeight {
-  at::Tensor dense;    // float32 [out, in]; undefined when quantized
-  at::Tensor decoded;  // float32 [out, in] of a 4-bit weight that stays decoded; else undefined
+  at::Tensor dense;    // [out, in] of Linear::operands; undefined when quantized
+  at::Tensor decoded;  // likewise, of a 4-bit weight that stays decoded; else undefined
   at::Tensor packed;
   at::Tensor absmax;   // undefined when nested
   at::Tensor absmax8;  // undefined when not nested
@@ -69,6 +69,8 @@ struct Linear {
   std::vector<int64_t> parts;  // rows of W of each array; together `out`
   bool has_bias = false;
   bool quantizes = true;  // false: stays in full precision (a router)
+  // What the products with W take, x or dy and W; W is held in it, or decoded to it from 4 bits.
+  graft_float_type operands = GRAFT_F32;
   BaseWeight base;
   at::Tensor base_grad;  // [out, in] in full-parameter training, else undefined
   at::Tensor bias;       // [out]
@@ -113,10 +115,12 @@ struct Layer {
 
 struct Model {
   ModelConfig config;
-  at::Tensor embedding;  // [vocab, hidden]
+  at::Tensor embedding;  // [vocab, hidden] of embedding_type
   at::Tensor embedding_grad;
+  graft_float_type embedding_type = GRAFT_F32;
   Norm final_norm;
-  at::Tensor head;       // [vocab, hidden]; the same tensor as `embedding` when tied
+  at::Tensor head;  // [vocab, hidden]; the same tensor as `embedding` when tied
+  graft_float_type head_operands = GRAFT_F32;  // as Linear::operands
   at::Tensor head_grad;  // of a tied head too: joins the embedding's at the end of a step
   std::vector<Layer> layers;
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
@@ -138,7 +142,12 @@ struct BaseTensor {
   std::vector<int64_t> shape;
   at::Tensor* value = nullptr;
   at::Tensor* grad = nullptr;
+  graft_float_type* type = nullptr;  // of a matrix that may be held in bfloat16; else it is float32
   Linear* linear = nullptr;  // whose weight it is; nullptr for norms, biases, embeddings and head
+
+  int64_t count() const;
+  // Of a tensor that is not in 4 bits, whether it is there or not yet.
+  int64_t bytes() const;
 };
 
 // Every tensor of the base, in a fixed order; without the head where it is tied.
@@ -147,8 +156,18 @@ std::vector<BaseTensor> base_tensors(Model& model);
 // Names and shapes; no weights yet.
 std::unique_ptr<Model> empty_model(const ModelConfig& config);
 
-// Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits, and for
-// a language model that is one part of its checkpoint.
+// Lets the products of the frozen matrices of a model without weights take operands of bfloat16
+// with float32 sums: all linears but routers, whose choice of experts a rounding would turn, and
+// the head. The embedding is held in bfloat16 too. Modules that `trained` names, as train_modules
+// does, stay float32.
+void round_operands(Model& model, const std::vector<std::string>& trained);
+
+// W [out, in] in float32 as the linear's products take it: decoded from 4 bits, rounded to
+// bfloat16. The weight itself where it is float32.
+at::Tensor weight_of(const Linear& linear);
+
+// Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits or
+// bfloat16, and for a language model that is one part of its checkpoint.
 void train_everything(Model& model);
 
 }  // namespace graft::train

@@ -37,6 +37,9 @@ bool is_saved(const Model& model, const std::string& module) {
 }
 
 void check_trainable(const BaseTensor& tensor) {
+  if (tensor.type != nullptr && *tensor.type == GRAFT_BF16) {
+    fail(ExitCode::kBug, module_of(tensor) + " was loaded in bfloat16 and is to be trained");
+  }
   if (tensor.linear == nullptr) return;
   if (tensor.linear->base.quantized()) {
     fail(ExitCode::kUsage, module_of(tensor) + " is stored in 4 bits and cannot be trained whole",
@@ -57,17 +60,27 @@ void train_tensor(Model& model, const BaseTensor& tensor) {
   model.saved.push_back(module_of(tensor));
 }
 
+bool is_named(const Model& model, const std::string& module, const std::string& end) {
+  return adapters::ends_in_parts(peft_path(model, module), end) ||
+         (model.config.tied_embeddings && module == kEmbedding && end == kHead);
+}
+
 }  // namespace
+
+bool trains_module(const Model& model,
+                   const BaseTensor& tensor,
+                   const std::vector<std::string>& ends) {
+  return std::any_of(ends.begin(), ends.end(), [&](const std::string& end) {
+    return is_named(model, module_of(tensor), end);
+  });
+}
 
 void train_modules(Model& model, const std::vector<std::string>& ends) {
   const bool tied = model.config.tied_embeddings;
   for (const std::string& end : ends) {
     bool found = false;
     for (const BaseTensor& tensor : base_tensors(model)) {
-      const std::string module = module_of(tensor);
-      const bool matches = adapters::ends_in_parts(peft_path(model, module), end) ||
-                           (tied && module == kEmbedding && end == kHead);
-      if (!matches) continue;
+      if (!is_named(model, module_of(tensor), end)) continue;
       train_tensor(model, tensor);
       found = true;
     }
@@ -125,7 +138,7 @@ void load_saved(Model& model,
     const at::IntArrayRef sizes = model.head.sizes();
     known.emplace(std::string(kHead) + ".weight",
                   BaseTensor{std::string(kHead) + ".weight", sizes.vec(), &model.head,
-                             &model.head_grad, nullptr});
+                             &model.head_grad, &model.head_operands});
   }
   for (const adapters::SavedTensor& one : saved) {
     const std::vector<std::string> names = adapters::names_of(one.name);
@@ -148,6 +161,7 @@ void load_saved(Model& model,
     at::Tensor values = empty_f32({static_cast<int64_t>(one.values.size())}).view(one.shape);
     std::memcpy(values.data_ptr(), one.values.data(), values.nbytes());
     *tensor.value = values;
+    if (tensor.type != nullptr) *tensor.type = GRAFT_F32;
     model.saved.push_back(module_of(tensor));
   }
 }

@@ -15,8 +15,14 @@
 namespace graft::train {
 
 // Makes the tensors of the modules whose names end in one of `ends` trained. Errors: kUsage for one
-// that matches nothing, is stored in 4 bits, or has an adapter.
+// that matches nothing, is stored in 4 bits, or has an adapter; kBug for one that was loaded in
+// bfloat16.
 void train_modules(Model& model, const std::vector<std::string>& ends);
+
+// Whether train_modules would train the tensor's module.
+bool trains_module(const Model& model,
+                   const BaseTensor& tensor,
+                   const std::vector<std::string>& ends);
 
 // The tensors of Model::saved, as an adapter's file has them: a tied matrix under both names.
 std::vector<adapters::SavedView> saved_tensors(Model& model);

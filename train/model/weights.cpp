@@ -1,6 +1,7 @@
 #include "train/model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 #include <sstream>
@@ -12,6 +13,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/safetensors.h"
+#include "kernels/elementwise.h"
 #include "kernels/optimizer.h"
 #include "train/engine/tensor.h"
 
@@ -88,18 +90,20 @@ class WeightReader {
     return std::any_of(all.begin(), all.end(), adapters::is_quantization_tensor);
   }
 
-  at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const {
+  at::Tensor read(const std::string& name,
+                  const std::vector<int64_t>& shape,
+                  graft_float_type type) const {
     const auto entry = files_.at(names_.of(name));
-    check_shape(entry.file->path() + ": " + entry.info->name, shape, entry.info->shape);
-    at::Tensor tensor = empty_f32({entry.info->count()}).view(shape);
+    const std::string where = entry.file->path() + ": " + entry.info->name;
+    check_shape(where, shape, entry.info->shape);
+    at::Tensor tensor = empty_of(type, {entry.info->count()}).view(shape);
+    if (type == GRAFT_BF16) {
+      read_rounded(entry, where, tensor);
+      return tensor;
+    }
     const auto count = static_cast<size_t>(tensor.numel());
     adapters::read_floats(*entry.file, *entry.info, 0, {f32(tensor), count});
-    int64_t not_finite = 0;
-    check(graft_count_not_finite(f32(tensor), tensor.numel(), &not_finite));
-    if (not_finite > 0) {
-      fail(ExitCode::kData, std::to_string(not_finite) + " weights are NaN or infinite",
-           entry.file->path() + ": " + entry.info->name, "fetch the checkpoint again");
-    }
+    check_finite(f32(tensor), tensor.numel(), where);
     return tensor;
   }
 
@@ -134,11 +138,44 @@ class WeightReader {
       return copy_owned(adapters::quantize_tensor(*entry.file, *entry.info, {}));
     }
     BaseWeight base;
-    base.dense = read(linear.name + ".weight", shape);
+    base.dense = read(linear.name + ".weight", shape, linear.operands);
     return base;
   }
 
  private:
+  static void check_finite(const float* values, int64_t count, const std::string& where) {
+    int64_t not_finite = 0;
+    check(graft_count_not_finite(values, count, &not_finite));
+    if (not_finite > 0) {
+      fail(ExitCode::kData, std::to_string(not_finite) + " weights are NaN or infinite", where,
+           "fetch the checkpoint again");
+    }
+  }
+
+  // Piece by piece, so that the tensor is never whole in float32.
+  static void read_rounded(const SafetensorsDirectory::Entry& entry,
+                           const std::string& where,
+                           at::Tensor& tensor) {
+    // bfloat16 has float32's exponents; what is nearer to 2^128 than to its largest value rounds to
+    // infinity.
+    constexpr float kTooLarge = 0x1.ffp127F;
+    constexpr int64_t kPiece = int64_t{1} << 18;
+    std::vector<float> piece(static_cast<size_t>(std::min(kPiece, tensor.numel())));
+    for (int64_t begin = 0; begin < tensor.numel(); begin += kPiece) {
+      const int64_t count = std::min(kPiece, tensor.numel() - begin);
+      const std::span<float> values = std::span(piece).first(static_cast<size_t>(count));
+      adapters::read_floats(*entry.file, *entry.info, begin, values);
+      check_finite(values.data(), count, where);
+      if (std::any_of(values.begin(), values.end(),
+                      [](float value) { return std::fabs(value) >= kTooLarge; })) {
+        fail(ExitCode::kData, "a weight is too large for bfloat16, whose largest is 3.39e38", where,
+             "set compute: fp32");
+      }
+      check(graft_convert(values.data(), GRAFT_F32, count, bf16(tensor) + begin, GRAFT_BF16, count,
+                          1, count, 1));
+    }
+  }
+
   static void check_shape(const std::string& where,
                           const std::vector<int64_t>& expected,
                           const std::vector<int64_t>& got) {
@@ -226,7 +263,8 @@ void fill_normal(const std::string& name, uint64_t seed, double deviation, at::T
 void read_weights(const WeightReader& reader, Precision precision, Model& model) {
   for (const BaseTensor& tensor : base_tensors(model)) {
     if (tensor.linear == nullptr) {
-      *tensor.value = reader.read(tensor.name, tensor.shape);
+      *tensor.value =
+          reader.read(tensor.name, tensor.shape, tensor.type != nullptr ? *tensor.type : GRAFT_F32);
     } else if (!tensor.linear->base.quantized()) {
       tensor.linear->base = reader.read_linear(*tensor.linear, precision);
     }
@@ -238,15 +276,18 @@ void read_weights(const WeightReader& reader, Precision precision, Model& model)
 
 std::unique_ptr<Model> load_model(const std::string& directory,
                                   Precision precision,
-                                  const QuantizedCache& cache) {
-  return load_model(read_model_config(directory), directory, precision, cache);
+                                  const QuantizedCache& cache,
+                                  const Rounding& rounding) {
+  return load_model(read_model_config(directory), directory, precision, cache, rounding);
 }
 
 std::unique_ptr<Model> load_model(const ModelConfig& config,
                                   const std::string& directory,
                                   Precision precision,
-                                  const QuantizedCache& cache) {
+                                  const QuantizedCache& cache,
+                                  const Rounding& rounding) {
   std::unique_ptr<Model> model = empty_model(config);
+  if (rounding.operands == GRAFT_BF16) round_operands(*model, rounding.trained);
   const SafetensorsDirectory files(directory);
   check_digests(files);
   const StoredNames names(config, files);
@@ -261,8 +302,10 @@ std::unique_ptr<Model> load_model(const ModelConfig& config,
 
 std::unique_ptr<Model> load_first_layers(const ModelConfig& config,
                                          const std::string& directory,
-                                         Precision precision) {
+                                         Precision precision,
+                                         const Rounding& rounding) {
   std::unique_ptr<Model> model = empty_model(config);
+  if (rounding.operands == GRAFT_BF16) round_operands(*model, rounding.trained);
   const SafetensorsDirectory files(directory);
   const StoredNames names(config, files);
   read_weights(WeightReader(files, names), precision, *model);
@@ -297,7 +340,7 @@ OriginalWeights::OriginalWeights(const std::string& directory)
 OriginalWeights::~OriginalWeights() = default;
 
 at::Tensor OriginalWeights::read(const Linear& linear) const {
-  return state_->reader.read(linear.name + ".weight", {linear.out, linear.in});
+  return state_->reader.read(linear.name + ".weight", {linear.out, linear.in}, GRAFT_F32);
 }
 
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed) {
@@ -308,8 +351,7 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, uint64_t seed) {
   std::unique_ptr<Model> model = empty_model(config);
   const float neutral_norm = config.norm == GRAFT_RMSNORM_ONE_PLUS_WEIGHT ? 0.0F : 1.0F;
   for (const BaseTensor& tensor : base_tensors(*model)) {
-    int64_t count = 1;
-    for (const int64_t size : tensor.shape) count *= size;
+    const int64_t count = tensor.count();
     at::Tensor& value = *tensor.value = empty_f32({count}).view(tensor.shape);
     if (tensor.shape.size() > 1) {
       fill_normal(tensor.name, seed, config.initializer_range, value);
@@ -328,8 +370,9 @@ void save_model(const Model& model,
   std::vector<TensorBytes> tensors;
   // Only names, shapes and values are read.
   for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
+    const bool half = tensor.type != nullptr && *tensor.type == GRAFT_BF16;
     tensors.push_back(
-        {{tensor.name, DType::kF32, tensor.shape},
+        {{tensor.name, half ? DType::kBF16 : DType::kF32, tensor.shape},
          {static_cast<const std::byte*>(tensor.value->data_ptr()), tensor.value->nbytes()}});
   }
   for (const std::string& name : list_directory(template_directory)) {

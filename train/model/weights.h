@@ -3,13 +3,22 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "train/model/model.h"
 #include "train/model/quantized_cache.h"
 
 namespace graft::train {
 
-enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and head stay float32
+enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and head stay dense
+
+// What the frozen products take (round_operands in model.h): GRAFT_F32 or GRAFT_BF16. Matrices that
+// are held in bfloat16 are rounded piece by piece while they are read. Modules to be trained whole,
+// by the names that train_modules takes, stay float32.
+struct Rounding {
+  graft_float_type operands = GRAFT_F32;
+  std::vector<std::string> trained = {};
+};
 
 // Loads a directory: safetensors in F32, F16 or BF16, whole or in shards, or a bitsandbytes-4bit
 // checkpoint. Files are read piece by piece, not mapped. With kNf4 each linear (a fused one as one
@@ -17,23 +26,26 @@ enum class Precision { kFull, kNf4 };  // of the linears; embeddings, norms and 
 // of experts stay as they are. Weights must be finite, and every tensor of a layer must be one that
 // the model has. Where the directory has a SHA256SUMS, the weight files that it names must agree.
 // Errors: kIo (missing file or shard); kData naming file and tensor (missing, surplus, shape,
-// dtype, not finite, a pickle, a digest that differs).
+// dtype, not finite or too large for bfloat16, a pickle, a digest that differs).
 // With a cache, 4-bit weights of an earlier start are taken from there, or kept there.
 std::unique_ptr<Model> load_model(const std::string& directory,
                                   Precision precision,
-                                  const QuantizedCache& cache = {});
+                                  const QuantizedCache& cache = {},
+                                  const Rounding& rounding = {});
 
 // The same with a config of the caller's in place of the directory's own.
 std::unique_ptr<Model> load_model(const ModelConfig& config,
                                   const std::string& directory,
                                   Precision precision,
-                                  const QuantizedCache& cache = {});
+                                  const QuantizedCache& cache = {},
+                                  const Rounding& rounding = {});
 
 // The first blocks of a directory's model with embeddings, final norm and head: `config` is the
 // directory's with fewer layers. What belongs to other blocks is not read.
 std::unique_ptr<Model> load_first_layers(const ModelConfig& config,
                                          const std::string& directory,
-                                         Precision precision);
+                                         Precision precision,
+                                         const Rounding& rounding = {});
 
 // Checks the weight files' headers against the config: names, shapes and types, missing shards,
 // surplus tensors. No weight is read. Errors: those of load_model, but for values and digests.

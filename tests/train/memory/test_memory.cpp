@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include <omp.h>
 
@@ -114,20 +115,35 @@ Batch rows(int64_t count, int64_t length, uint64_t seed) {
 struct Method {
   const char* name;
   bool quantizes, everything;
+  graft_float_type operands = GRAFT_F32;
+  // Trained whole beside the adapter; what is not stays in bfloat16.
+  std::vector<std::string> saved = {};
+
+  LoraSettings adapter() const {
+    return {.rank = 4, .alpha = 8, .dropout = 0.1, .targets = {"all-linear"}, .saved = saved};
+  }
+  std::unique_ptr<Model> load(const std::string& base) const {
+    return load_model(base, quantizes ? Precision::kNf4 : Precision::kFull, {}, {operands, saved});
+  }
 };
-constexpr Method kMethods[] = {
-    {"lora", false, false}, {"qlora", true, false}, {"none", false, true}};
+const Method kMethods[] = {
+    {"lora", false, false},
+    {"qlora", true, false},
+    {"none", false, true},
+    {"lora in bf16", false, false, GRAFT_BF16},
+    {"lora in bf16 with a trained head", false, false, GRAFT_BF16, {"lm_head"}},
+    {"qlora in bf16", true, false, GRAFT_BF16}};
 
 std::unique_ptr<Model> made(const test::TinyFamily& family, const Method& method) {
   const test::TempDir dir;
   const std::string config = test::write_family_config(dir.path(), family, 4);
   auto model = test::make_rough_model(config, 7);
   save_model(*model, config, dir.file("base"));
-  model = load_model(dir.file("base"), method.quantizes ? Precision::kNf4 : Precision::kFull);
+  model = method.load(dir.file("base"));
   if (method.everything) {
     train_everything(*model);
   } else {
-    add_lora(*model, {.rank = 4, .alpha = 8, .dropout = 0.1, .targets = {"all-linear"}}, 1);
+    add_lora(*model, method.adapter(), 1);
   }
   return model;
 }
@@ -145,6 +161,7 @@ TEST_CASE("memory: steps after the first allocate nothing", "[train][memory]") {
   for (const char* family : {"llama", "gemma2", "mixtral"}) {
     for (const Method& method : kMethods) {
       CAPTURE(family, method.name);
+      if (method.operands == GRAFT_BF16 && std::string_view(family) != "llama") continue;
       const auto model = made(test::tiny_family(family), method);
       StepPlan plan = StepPlan::of(*model, 2 * 300, Keep::kForBackward);
       mix(plan, method.quantizes);
@@ -193,7 +210,8 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
           test::write_family_config(dir.path(), test::tiny_family(family), 4);
       // Before anything is loaded.
       const auto shapes = empty_model(read_model_config(config));
-      if (!method.everything) add_lora(*shapes, {.rank = 4, .targets = {"all-linear"}}, 1);
+      if (method.operands == GRAFT_BF16) round_operands(*shapes, method.saved);
+      if (!method.everything) add_lora_shapes(*shapes, method.adapter());
       const PlanRequest request = {.rows = 2,
                                    .sequence_len = 100,
                                    .quantizes = method.quantizes,
@@ -204,15 +222,14 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
 
       save_model(*test::make_rough_model(config, 7), config, dir.file("base"));
       memory.requested = 0;
-      const auto model =
-          load_model(dir.file("base"), method.quantizes ? Precision::kNf4 : Precision::kFull);
+      const auto model = method.load(dir.file("base"));
       CHECK(memory.requested == plan.weights);
       CHECK(model->base_bytes() == plan.weights);
       memory.requested = 0;
       if (method.everything) {
         train_everything(*model);
       } else {
-        add_lora(*model, {.rank = 4, .targets = {"all-linear"}}, 1);
+        add_lora(*model, method.adapter(), 1);
       }
       CHECK(memory.requested == plan.trained + plan.gradients);
       memory.requested = 0;

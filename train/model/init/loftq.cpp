@@ -18,10 +18,7 @@ void init_loftq(Linear& linear, const InitContext& context) {
          "init_lora_weights", "set adapter: qlora, or init_lora_weights: pissa");
   }
   at::Tensor lost = context.original(linear);
-  at::Tensor decoded = empty_f32({linear.out, linear.in});
-  const graft_nf4_weight packed = linear.base.nf4();
-  check(graft_nf4_decode(&packed, f32(decoded), GRAFT_CPU, nullptr));
-  lost.sub_(decoded);
+  lost.sub_(weight_of(linear));
   const LowRank nearest = nearest_low_rank(lost, lora.rank, context.iterations,
                                            {context.seed, xxh3_64(linear.name + ".loftq")});
   const double share = 1 / std::sqrt(static_cast<double>(lora.scale));
