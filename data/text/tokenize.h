@@ -54,6 +54,7 @@ struct SpecialCount {
 struct TokenizeSummary {
   int64_t records = 0;
   int64_t documents = 0;
+  int64_t pairs = 0;  // of the documents: preference pairs
   int64_t tokens = 0;
   int64_t supervised = 0;              // tokens
   std::map<int64_t, int64_t> lengths;  // how many documents have so many tokens
