@@ -1,12 +1,12 @@
 #include "data/text/template_eval.h"
 
 #include <algorithm>
-#include <cmath>
-#include <ctime>
+#include <optional>
 
 #include "core/error.h"
+#include "data/text/template_globals.h"
 #include "data/text/template_library.h"
-#include "data/text/utf8.h"
+#include "data/text/template_operators.h"
 
 namespace graft::data::jinja {
 
@@ -116,17 +116,7 @@ class Evaluator {
     for (Scope* scope = scope_; scope; scope = scope->parent) {
       if (const Value* value = scope->find(node.name)) return *value;
     }
-    for (const char* known : {"raise_exception", "namespace", "range", "strftime_now", "dict"}) {
-      if (node.text == known) {
-        auto function = std::make_shared<Callable>();
-        function->kind = Callable::Kind::kGlobal;
-        function->name = node.text;
-        return Value(std::shared_ptr<const Callable>(std::move(function)));
-      }
-    }
-    for (const char* missing : {"cycler", "joiner", "lipsum"}) {
-      if (node.text == missing) bad("the function " + node.text + " is not supported");
-    }
+    if (std::optional<Value> function = global_function(node.text)) return std::move(*function);
     return Value::undefined(node.text);
   }
 
@@ -206,11 +196,7 @@ class Evaluator {
     fail(ExitCode::kBug, "an expression stands where a statement should");
   }
 
-  void write(Text& out, const Text& text) {
-    budget_.charge_text(text.size());
-    out.append(text);
-    if (out.size() > kMaxTextBytes) budget_.charge_text(out.size());
-  }
+  void write(Text& out, const Text& text) { append_text(budget_, text, out); }
 
   Value capture_body(const Node& node, const Node* filters) {
     Text text;
@@ -316,22 +302,6 @@ class Evaluator {
     for (size_t i = 0; i < items.size(); ++i) assign(*target.children[i], items[i]);
   }
 
-  // Values that could form a cycle are not stored.
-  static void refuse_cycle(const Value& value) {
-    if (value.name_space() || value.loop()) {
-      bad("storing a " + std::string(value.type_name()) + " in another value is not supported");
-    }
-  }
-
-  static void store(Namespace& space, const std::string& name, Value value) {
-    refuse_cycle(value);
-    if (Value* known = space.find(name)) {
-      *known = std::move(value);
-    } else {
-      space.items.emplace_back(name, std::move(value));
-    }
-  }
-
   // ---- calls
 
   Value closure(const Node& node, Callable::Kind kind) {
@@ -381,7 +351,7 @@ class Evaluator {
       case Callable::Kind::kMethod:
         return run_method(budget_, callable->name, callable->self, arguments);
       case Callable::Kind::kGlobal:
-        return call_global(callable->name, arguments);
+        return call_global(budget_, callable->name, arguments, input_.now);
       default:
         return call_macro(*callable, arguments, caller);
     }
@@ -420,120 +390,6 @@ class Evaluator {
     }
     --calls_;
     return budget_.string(std::move(text));
-  }
-
-  Value call_global(const std::string& name, const Arguments& arguments) {
-    if (name == "raise_exception") {
-      arguments.allow(1);
-      if (arguments.positional.empty()) bad("raise_exception needs a message");
-      bad(to_text(arguments.positional[0]).bytes());
-    }
-    if (name == "range") return make_range(arguments);
-    if (name == "strftime_now") return strftime_now(arguments);
-    auto space = std::make_shared<Namespace>();
-    std::vector<std::pair<std::shared_ptr<const Text>, Value>> items;
-    if (arguments.positional.size() > 1) bad(name + " takes at most one dict");
-    if (!arguments.positional.empty()) {
-      const Dict* dict = arguments.positional[0].dict();
-      if (!dict) bad(name + " takes a dict");
-      for (const auto& [key, value] : dict->items) {
-        store(*space, key->bytes(), value);
-        items.emplace_back(key, value);
-      }
-    }
-    for (const auto& [key, value] : arguments.keywords) {
-      store(*space, key, value);
-      items.emplace_back(std::make_shared<Text>(key, Tag{}), value);
-    }
-    if (name == "dict") return Value::dict(std::move(items));
-    return Value(Value::Data(std::move(space)));
-  }
-
-  Value make_range(const Arguments& arguments) {
-    arguments.allow(3);
-    std::vector<int64_t> numbers;
-    for (const Value& value : arguments.positional) {
-      if (!value.is_integer()) bad("range needs integers");
-      numbers.push_back(value.as_integer());
-    }
-    if (numbers.empty()) bad("range needs an end");
-    const int64_t begin = numbers.size() > 1 ? numbers[0] : 0;
-    const int64_t end = numbers.size() > 1 ? numbers[1] : numbers[0];
-    const int64_t step = numbers.size() > 2 ? numbers[2] : 1;
-    if (step == 0) bad("range() arg 3 must not be zero");
-    std::vector<Value> items;
-    for (int64_t i = begin; step > 0 ? i < end : i > end;) {
-      if (static_cast<int64_t>(items.size()) >= kMaxRange) {
-        bad("Range too big. The sandbox blocks ranges larger than MAX_RANGE (" +
-            std::to_string(kMaxRange) + ").");
-      }
-      items.push_back(Value::integer(i));
-      if (__builtin_add_overflow(i, step, &i)) break;
-    }
-    budget_.charge_items(items.size());
-    return Value::list(std::move(items));
-  }
-
-  Value strftime_now(const Arguments& arguments) {
-    arguments.allow(1);
-    if (arguments.positional.empty()) bad("strftime_now needs a format");
-    const std::string format = need_text(arguments.positional[0], "strftime_now").bytes();
-    if (input_.now.empty()) {
-      fail(ExitCode::kData, "the template writes today's date", "",
-           "give the date as YYYY-MM-DD, so that the same data gives the same tokens every day");
-    }
-    std::tm date{};
-    const char* end = strptime(input_.now.c_str(), "%Y-%m-%d", &date);
-    if (!end || *end != '\0') {
-      fail(ExitCode::kUsage, "the date must be YYYY-MM-DD, got \"" + input_.now + "\"", "now");
-    }
-    if (format.empty() || format.size() > 256) bad("strftime_now needs a format of 1..256 bytes");
-    std::string text(4096, '\0');
-    text.resize(std::strftime(text.data(), text.size(), format.c_str(), &date));
-    return budget_.string(Text(std::move(text), {Origin::kInput, -1, 0}));
-  }
-
-  static const std::vector<Value>& loop_items(const Loop& loop) {
-    if (!loop.items) bad("the loop has ended");
-    return *loop.items;
-  }
-
-  Value call_loop(Loop& loop, const std::string& name, const Arguments& arguments) {
-    loop_items(loop);
-    if (name == "cycle" && !arguments.positional.empty()) {
-      const auto count = static_cast<int64_t>(arguments.positional.size());
-      return arguments.positional[static_cast<size_t>(loop.index0 % count)];
-    }
-    if (name == "changed") {
-      Value now = Value::list(arguments.positional, true);
-      const bool changed = !loop.has_changed || !equal(loop.last_changed, now);
-      loop.has_changed = true;
-      loop.last_changed = std::move(now);
-      return Value::boolean(changed);
-    }
-    bad("loop." + name + " is not supported");
-  }
-
-  static Value loop_attribute(const Loop& loop, const std::string& name) {
-    const std::vector<Value>& items = loop_items(loop);
-    const auto length = static_cast<int64_t>(items.size());
-    const int64_t i = loop.index0;
-    if (name == "index") return Value::integer(i + 1);
-    if (name == "index0") return Value::integer(i);
-    if (name == "revindex") return Value::integer(length - i);
-    if (name == "revindex0") return Value::integer(length - i - 1);
-    if (name == "first") return Value::boolean(i == 0);
-    if (name == "last") return Value::boolean(i + 1 == length);
-    if (name == "length") return Value::integer(length);
-    if (name == "depth") return Value::integer(loop.depth0 + 1);
-    if (name == "depth0") return Value::integer(loop.depth0);
-    if (name == "previtem") {
-      return i > 0 ? items[static_cast<size_t>(i - 1)] : Value::undefined("loop.previtem");
-    }
-    if (name == "nextitem") {
-      return i + 1 < length ? items[static_cast<size_t>(i + 1)] : Value::undefined("loop.nextitem");
-    }
-    return Value::undefined("loop." + name);
   }
 
   Value filtered(const Node& node, const Value* block) {
@@ -588,7 +444,7 @@ class Evaluator {
       case NodeKind::kBinary:
         return binary(node);
       case NodeKind::kCompare:
-        return compare(node);
+        return compare_chain(node);
       case NodeKind::kConcat: {
         Text text;
         for (const NodePtr& part : node.children) write(text, to_text(evaluate(*part)));
@@ -648,12 +504,7 @@ class Evaluator {
   Value signed_number(const Node& node) {
     const Value value = evaluate(*node.children[0]);
     position_ = node.position;
-    if (value.is_undefined()) fail_undefined(value);
-    const int64_t sign = node.kind == NodeKind::kNegative ? -1 : 1;
-    if (value.is_integer()) return Value::integer(sign * value.as_integer());
-    if (!value.is_number())
-      bad("bad operand type for a sign: '" + std::string(value.type_name()) + "'");
-    return Value(Value::Data(static_cast<double>(sign) * value.as_double()));
+    return with_sign(value, node.kind == NodeKind::kNegative ? -1 : 1);
   }
 
   Value slice(const Node& node) {
@@ -670,65 +521,15 @@ class Evaluator {
     const auto stop = bound(2);
     const int64_t step = bound(3).value_or(1);
     position_ = node.position;
-    if (object.is_undefined()) fail_undefined(object);
-    if (step == 0) bad("slice step cannot be zero");
-    const Text* text = object.text();
-    const List* list = object.list();
-    if (!text && !list) bad("'" + std::string(object.type_name()) + "' object cannot be sliced");
-
-    std::vector<size_t> bounds;  // byte offsets of the characters
-    if (text) {
-      budget_.charge_items(text->size() / 8);
-      for (size_t at = 0; at < text->size(); at += utf8_length(text->bytes()[at])) {
-        bounds.push_back(at);
-      }
-      bounds.push_back(text->size());
-    }
-    const auto size = static_cast<int64_t>(text ? bounds.size() - 1 : list->items.size());
-    // Python's slice.indices
-    const auto clamp = [&](std::optional<int64_t> at, int64_t fallback) {
-      if (!at) return fallback;
-      const int64_t from_front = *at < 0 ? std::max(*at, -size - 1) + size : *at;
-      return step > 0 ? std::clamp<int64_t>(from_front, 0, size)
-                      : std::clamp<int64_t>(from_front, -1, size - 1);
-    };
-    const int64_t first = clamp(start, step > 0 ? 0 : size - 1);
-    const int64_t end = clamp(stop, step > 0 ? size : -1);
-    const int64_t stride = std::clamp<int64_t>(step, -size - 1, size + 1);
-    if (text && stride == 1) {
-      if (first >= end) return Value::string("");
-      return budget_.string(
-          text->part(bounds[static_cast<size_t>(first)], bounds[static_cast<size_t>(end)]));
-    }
-    Text part;
-    std::vector<Value> items;
-    for (int64_t i = first; stride > 0 ? i < end : i > end; i += stride) {
-      const auto at = static_cast<size_t>(i);
-      if (text) {
-        part.append(*text, bounds[at], bounds[at + 1]);
-      } else {
-        items.push_back(list->items[at]);
-      }
-    }
-    if (text) return budget_.string(std::move(part));
-    budget_.charge_items(items.size());
-    return Value::list(std::move(items), list->is_tuple, object.tag());
+    return slice_of(budget_, object, start, stop, step);
   }
 
-  Value compare(const Node& node) {
+  Value compare_chain(const Node& node) {
     Value left = evaluate(*node.children[0]);
     for (size_t i = 0; i < node.texts.size(); ++i) {
       Value right = evaluate(*node.children[i + 1]);
       position_ = node.position;
-      const std::string& operation = node.texts[i];
-      const bool holds = operation == "=="       ? equal(left, right)
-                         : operation == "!="     ? !equal(left, right)
-                         : operation == "in"     ? contains(right, left)
-                         : operation == "not in" ? !contains(right, left)
-                         : operation == "<"      ? less(left, right)
-                         : operation == ">"      ? less(right, left)
-                         : operation == "<="     ? !less(right, left)
-                                                 : !less(left, right);
+      const bool holds = compare(node.texts[i], left, right);
       if (!holds) return Value::boolean(false);
       left = std::move(right);
     }
@@ -739,87 +540,7 @@ class Evaluator {
     Value left = evaluate(*node.children[0]);
     const Value right = evaluate(*node.children[1]);
     position_ = node.position;
-    if (left.is_undefined()) fail_undefined(left);
-    const char operation = node.text == "//" ? 'd' : node.text[0];
-    if (operation == '%' && left.text()) bad("string formatting with % is not supported");
-    if (right.is_undefined()) fail_undefined(right);
-    if (left.is_number() && right.is_number()) return arithmetic(operation, left, right);
-    if (operation == '+' && left.text() && right.text()) {
-      Text text = take_text(std::move(left));
-      budget_.charge_text(text.size());
-      write(text, *right.text());
-      return Value::string(std::move(text));
-    }
-    if (operation == '+' && left.list() && right.list() &&
-        left.list()->is_tuple == right.list()->is_tuple) {
-      std::vector<Value> items = left.list()->items;
-      items.insert(items.end(), right.list()->items.begin(), right.list()->items.end());
-      budget_.charge_items(items.size());
-      return Value::list(std::move(items), left.list()->is_tuple);
-    }
-    if (operation == '*' && left.text() && right.is_integer()) return repeat(left, right);
-    if (operation == '*' && right.text() && left.is_integer()) return repeat(right, left);
-    bad("unsupported operand type(s) for " + node.text + ": '" + std::string(left.type_name()) +
-        "' and '" + std::string(right.type_name()) + "'");
-  }
-
-  // The text of a string; that of a temporary one without a copy.
-  static Text take_text(Value value) {
-    std::shared_ptr<const Text> text = value.shared_text();
-    value = Value();
-    // Every Text is made as a Text: the const is the variant's.
-    return text.use_count() == 1 ? std::move(const_cast<Text&>(*text)) : *text;
-  }
-
-  Value repeat(const Value& text, const Value& count) {
-    const int64_t times = std::max<int64_t>(count.as_integer(), 0);
-    const auto size = static_cast<int64_t>(text.text()->size());
-    if (size > 0 && times > static_cast<int64_t>(kMaxTextBytes) / size) {
-      budget_.charge_text(kMaxTextBytes + 1);
-    }
-    if (size == 0) return text;
-    Text result;
-    for (int64_t i = 0; i < times; ++i) result.append(*text.text());
-    return budget_.string(std::move(result));
-  }
-
-  static Value arithmetic(char operation, const Value& left, const Value& right) {
-    const bool is_exact = left.is_integer() && right.is_integer() && operation != '/';
-    if (!is_exact) {
-      const double a = left.as_double();
-      const double b = right.as_double();
-      if ((operation == '/' || operation == 'd' || operation == '%') && b == 0.0) {
-        bad("division by zero");
-      }
-      if (operation == '%') bad("% of floats is not supported");
-      return Value(Value::Data(operation == '+'   ? a + b
-                               : operation == '-' ? a - b
-                               : operation == '*' ? a * b
-                               : operation == 'd' ? std::floor(a / b)
-                                                  : a / b));
-    }
-    const int64_t a = left.as_integer();
-    const int64_t b = right.as_integer();
-    int64_t result = 0;
-    bool overflows = false;
-    if (operation == '+') {
-      overflows = __builtin_add_overflow(a, b, &result);
-    } else if (operation == '-') {
-      overflows = __builtin_sub_overflow(a, b, &result);
-    } else if (operation == '*') {
-      overflows = __builtin_mul_overflow(a, b, &result);
-    } else {
-      if (b == 0) bad("integer division or modulo by zero");
-      if (b == -1) {  // the quotient of the smallest integer does not fit
-        overflows = __builtin_sub_overflow(int64_t{0}, a, &result);
-        if (operation == '%') return Value::integer(0);
-      } else {  // rounds down, as Python does
-        const bool rounds = a % b != 0 && (a < 0) != (b < 0);
-        result = operation == 'd' ? a / b - (rounds ? 1 : 0) : a % b + (rounds ? b : 0);
-      }
-    }
-    if (overflows) bad("integers of more than 63 bits are not supported");
-    return Value::integer(result, left.tag());
+    return binary_operation(budget_, node.text, std::move(left), right);
   }
 
   const Tree& tree_;
