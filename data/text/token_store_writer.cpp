@@ -346,6 +346,8 @@ std::string TokenStoreWriter::commit() {
     std::copy_n(std::as_bytes(std::span(weights)).begin() + at, block.size(), block.begin());
   };
   bytes[kWeights] = static_cast<int64_t>(weights.size() * sizeof(float));
+  // Of the same input there is also a store without them.
+  if (state.segment) state.settings.set("preference_pairs", true);
   const std::string digest = store_digest(state.settings);
   const ArraySizes offsets = create_hdf5(state.temporary, bytes, digest);
 

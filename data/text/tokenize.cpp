@@ -302,7 +302,7 @@ TokenizeSummary tokenize_files(const TokenizeInput& input,
     Record record;
     try {
       record = read_record(source, item.raw, mapping_of(input, static_cast<size_t>(item.raw.file)),
-                           Pairs::kRead);
+                           options.pairs);
     } catch (const Error& error) {
       if (error.code() != ExitCode::kData) throw;
       item.unreadable = error.text().what;

@@ -30,7 +30,8 @@ struct TokenizeOptions {
                        // document that is refused or has a fault, {"file", "line", "row", "rule",
                        // "kept", "reason"}; written also when tokenize_files ends with an error
                        // about the data
-  int threads = 0;     // 0 = one per processor. The store's bytes do not depend on it.
+  Pairs pairs = Pairs::kRefuse;  // refused ones are unreadable records
+  int threads = 0;               // 0 = one per processor. The store's bytes do not depend on it.
 };
 
 // A record, or one document of it, that was left out.

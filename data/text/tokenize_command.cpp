@@ -234,6 +234,7 @@ int run_tokenize(const Args& args) {
   options.mask = mask_options(args);
   options.out = args.need("--out");
   options.report = args.text("--report");
+  options.pairs = Pairs::kRead;
   options.threads = static_cast<int>(args.integer("--threads", 0, 1024));
   const std::string model = args.need("--model");
   const auto tokenizer = load_tokenizer(model);

@@ -203,10 +203,19 @@ TEST_CASE("pairs: the store gives back the parts of each pair, among other docum
       {data}, {}, fixture.tokenizer.get(), &fixture.chat, fixture.dir.path()};
   TokenizeOptions options;
   options.out = fixture.dir.file("pairs.h5");
+  // A reader that wants none gets the other documents.
+  const TokenizeSummary without =
+      tokenize_files(input, tokenize_settings(input, options.mask), options);
+  CHECK(without.documents == 2);
+  CHECK(without.refused_by_rule == std::vector<std::pair<std::string, int64_t>>{{"unreadable", 1}});
+  CHECK(TokenStore::open(options.out).document_count() == 2);
+
+  options.pairs = Pairs::kRead;
   const TokenizeSummary summary =
       tokenize_files(input, tokenize_settings(input, options.mask), options);
   CHECK(summary.documents == 3);
   CHECK(summary.pairs == 1);
+  CHECK(summary.digest != without.digest);
   CHECK_THROWS_WITH(TokenStore::open(options.out), Catch::Contains("holds preference pairs"));
   const TokenStore store = TokenStore::open(options.out, Pairs::kRead);
   REQUIRE(store.document_count() == 3);
