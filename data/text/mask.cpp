@@ -410,8 +410,10 @@ Document encode_pair(const Record& record,
                      const MaskOptions& options) {
   MaskOptions half_options = options;
   half_options.sequence_len = 0;  // the pair as a whole has to fit
+  // The answer alone, whatever else the options train.
   half_options.train_on_inputs = false;
-  half_options.turns = Turns::kAll;
+  half_options.turns = Turns::kLast;
+  if (options.train_on_eos == TrainEos::kAll) half_options.train_on_eos = TrainEos::kTurn;
   Document doc = encode_half(record, tokenizer, chat, half_options);
   if (doc.refusal != Refusal::kNone) {
     return refused(doc.refusal, "chosen: " + doc.reason);

@@ -63,8 +63,12 @@ std::vector<T> operator+(std::vector<T> left, const std::vector<T>& right) {
 
 TEST_CASE("pairs: the prompt stands once, both answers are trained", "[data][mask]") {
   const Fixture fixture;
+  // Options that train more than answers do not: they would end the prompt.
+  MaskOptions options;
+  options.train_on_eos = GENERATE(TrainEos::kTurn, TrainEos::kAll);
+  options.train_on_inputs = GENERATE(false, true);
   const Document doc =
-      fixture.only(pair_of(R"({"prompt": "2+2", "chosen": "4", "rejected": "44"})"));
+      fixture.only(pair_of(R"({"prompt": "2+2", "chosen": "4", "rejected": "44"})"), options);
   // <|u|> 2 + 2 <|e|> <|a|> | 4 <|e|> | 4 4 <|e|>: both answers begin with 4, which is trained and
   // so no part of the prompt.
   CHECK(doc.ids == std::vector<int32_t>{kUser, of('2'), of('+'), of('2'), kStop, kAnswer,  //
