@@ -3,8 +3,10 @@
 
 Every arm trains a LoRA of rank 16 on all linears of one random Llama, AdamW at 1e-4, on the same
 random tokens, all supervised. Arms alternate, each run in a process of its own; a matrix product
-timed before each run tells a busy machine, whose rounds are repeated. Exit 1 where the losses of an
-arm's peer differ by more than 1 % at the first or the last step: then the speeds do not count.
+timed before each run tells a busy machine, whose rounds are repeated. The first round takes
+--agree-steps steps and compares the losses of graft and its peers: exit 1 where they differ by more
+than 1 % at the first or the last, for then the speeds do not count. bfloat16 arms run where the
+processor has instructions for it: elsewhere a step of theirs takes minutes.
 """
 import argparse
 import json
@@ -21,8 +23,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # hidden, layers, heads, key heads, intermediate, vocabulary
 SIZES = {"small": (128, 3, 4, 2, 352, 1000), "134m": (768, 12, 12, 4, 2048, 32000)}
-PEERS = {"lora-fp32": "float32", "lora-bf16": "bfloat16", "qlora-bf16": "bfloat16"}
+PEERS = {"lora-fp32": "float32", "qlora-fp32": "float32", "lora-bf16": "bfloat16", "qlora-bf16": "bfloat16"}
 GRAFT = {"lora": [], "qlora": ["--load-in-4bit", "--no-quantized-cache"]}
+AGREE = 0.01  # of a loss
 RANK, RATE = 16, 1e-4
 
 
@@ -39,7 +42,12 @@ def process_age():
     return float(open("/proc/uptime").read().split()[0]) - started
 
 
-def peer_main(directory, ids_path, arm):
+def has_bf16_instructions():
+    flags = open("/proc/cpuinfo").read()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def peer_main(directory, ids_path, arm, count):
     """One run of the peer: a JSON line with what `graft bench step --json` gives."""
     before = anonymous_bytes()
     import torch
@@ -61,7 +69,7 @@ def peer_main(directory, ids_path, arm):
         r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
     model.train()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=RATE, weight_decay=0.0)
-    steps = load_file(ids_path)["input_ids"]
+    steps = load_file(ids_path)["input_ids"][:count]
     begins, ends, peak, seconds, losses = process_age(), 0.0, 0, [], []
     for index, ids in enumerate(steps):
         start = time.perf_counter()
@@ -106,12 +114,12 @@ def probe():
     return max(rates)
 
 
-def run_arm(options, name, directory, ids_path):
+def run_arm(options, name, directory, ids_path, steps):
     if name in PEERS:
-        command = [sys.executable, __file__, "--peer", name, directory, ids_path]
+        command = [sys.executable, __file__, "--peer", name, directory, ids_path, steps]
     else:
         command = [options.graft, "bench", "step", "--model", directory, "--ids", ids_path, "--json",
-                   "--batch", options.batch, "--seq", options.seq, "--steps", options.steps,
+                   "--batch", options.batch, "--seq", options.seq, "--steps", steps,
                    "--lora-r", RANK, *GRAFT[name]]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
@@ -119,38 +127,51 @@ def run_arm(options, name, directory, ids_path):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
 def measure(options, arms, directory, ids_path):
-    """Kept runs of each arm: those of rounds in which the probe was never slow."""
-    kept = {name: [] for name in arms}
-    best, discarded = probe(), 0
+    """Runs of each arm, of rounds in which the probe was never slow; their losses; a remark on the rounds."""
+    kept, losses = {name: [] for name in arms}, {}
+    best, discarded, busy = probe(), 0, 0
     while len(kept[arms[0]]) < options.rounds:
+        steps = options.steps if losses else options.agree_steps
         rates, results = [], {}
         for name in arms:
             rates.append(probe())
-            results[name] = run_arm(options, name, directory, ids_path)
+            results[name] = run_arm(options, name, directory, ids_path, steps)
+        rates.append(probe())
         best = max(best, *rates)
-        quiet = min(rates) >= best / 1.15
+        losses = losses or {name: results[name]["losses"] for name in arms}
+        quiet = min(rates) >= 0.85 * best
+        say(f"probe {min(rates):.0f} to {max(rates):.0f} GFLOP/s, best {best:.0f}"
+            f"{'' if quiet else ', busy'}; tokens/s: "
+            + ", ".join(f"{name} {results[name]['tokens_per_s']:.0f}" for name in arms))
         if not quiet and discarded < options.discards:
             discarded += 1
             continue
+        busy += not quiet
         for name in arms:
             kept[name].append(results[name])
-    return kept, best, discarded
+    return kept, losses, f"{discarded} busy ones repeated, {busy} busy ones kept; probe {best:.0f} GFLOP/s"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("graft")
     parser.add_argument("--size", choices=SIZES, default="134m")
-    parser.add_argument("--arms", default=",".join([*GRAFT, *PEERS]))
+    parser.add_argument("--arms", help="of " + ", ".join([*GRAFT, *PEERS]))
     parser.add_argument("--rounds", type=int, default=5, help="rounds kept")
-    parser.add_argument("--discards", type=int, default=20, help="rounds on a busy machine that are repeated")
+    parser.add_argument("--discards", type=int, default=5, help="rounds on a busy machine that are repeated")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=4, help="of a round")
+    parser.add_argument("--agree-steps", type=int, default=20, help="of the first round")
     options = parser.parse_args()
     options.graft = pathlib.Path(options.graft).resolve()
-    arms = options.arms.split(",")
+    runs_here = [name for name in PEERS if PEERS[name] == "float32" or has_bf16_instructions()]
+    arms = options.arms.split(",") if options.arms else [*GRAFT, *runs_here]
     import torch
     from safetensors.torch import save_file
 
@@ -158,38 +179,35 @@ def main():
         directory, ids_path = f"{scratch}/base", f"{scratch}/ids.safetensors"
         vocab = make_base(options.size, directory)
         generator = torch.Generator().manual_seed(1)
-        shape = (options.steps, options.batch, options.seq)
+        shape = (max(options.steps, options.agree_steps), options.batch, options.seq)
         save_file({"input_ids": torch.randint(0, vocab, shape, generator=generator)}, ids_path)
-        kept, best, discarded = measure(options, arms, directory, ids_path)
+        kept, losses, remark = measure(options, arms, directory, ids_path)
 
-    print(f"{options.size}, {options.batch} x {options.seq} tokens, {options.steps} steps, rank {RANK}; "
-          f"medians of {options.rounds} rounds, {discarded} repeated; probe {best:.0f} GFLOP/s")
+    print(f"{options.size}, {options.batch} x {options.seq} tokens, rank {RANK}; "
+          f"medians of {options.rounds} rounds, {remark}")
     print(f"{'arm':<12}{'tokens/s':>10}{'memory MB':>11}{'first step s':>16}{'loss, first':>13}{'last':>10}")
     middle = {}
     for name in arms:
-        runs = kept[name]
-        middle[name] = statistics.median(run["tokens_per_s"] for run in runs)
-        first = statistics.median(run["first_step_begins_s"] for run in runs)
-        last = statistics.median(run["first_step_s"] for run in runs)
-        memory = statistics.median(run["peak_rss_bytes"] for run in runs) / 1e6
-        losses = runs[0]["losses"]
-        print(f"{name:<12}{middle[name]:>10.0f}{memory:>11.0f}{f'{first:.2f}-{last:.2f}':>16}"
-              f"{losses[0]:>13.5f}{losses[-1]:>10.5f}")
+        def median(key):
+            return statistics.median(run[key] for run in kept[name])
+        middle[name] = {key: median(key) for key in ("tokens_per_s", "peak_rss_bytes", "first_step_s")}
+        starts = f"{median('first_step_begins_s'):.2f}-{middle[name]['first_step_s']:.2f}"
+        print(f"{name:<12}{middle[name]['tokens_per_s']:>10.0f}{middle[name]['peak_rss_bytes'] / 1e6:>11.0f}"
+              f"{starts:>16}{losses[name][0]:>13.5f}{losses[name][-1]:>10.5f}")
     failed = False
-    for own in GRAFT:
-        for peer in PEERS:
-            if own not in kept or peer not in kept or peer.split("-")[0] != own:
-                continue
-            pairs = [(kept[own][0]["losses"][at], kept[peer][0]["losses"][at]) for at in (0, -1)]
-            worst = max(abs(a - b) / b for a, b in pairs)
-            failed = failed or worst > 0.01
-            print(f"{own} is {middle[own] / middle[peer]:.2f} x {peer}; losses differ by {100 * worst:.3f} %"
-                  f"{': MORE THAN 1 %' if worst > 0.01 else ''}")
+    for own in (name for name in GRAFT if name in kept):
+        for peer in (name for name in PEERS if name in kept and name.split("-")[0] == own.split("-")[0]):
+            ratio = {key: middle[own][key] / middle[peer][key] for key in middle[own]}
+            worst = max(abs(losses[own][at] - losses[peer][at]) / losses[peer][at] for at in (0, -1))
+            failed = failed or worst > AGREE
+            print(f"{own} / {peer}: {ratio['tokens_per_s']:.2f} x the speed, {ratio['peak_rss_bytes']:.2f} x the "
+                  f"memory, first step done after {ratio['first_step_s']:.2f} x the time; "
+                  f"losses differ by {100 * worst:.3f} %{': MORE THAN 1 %' if worst > AGREE else ''}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "--peer":
-        peer_main(sys.argv[3], sys.argv[4], sys.argv[2])
+        peer_main(sys.argv[3], sys.argv[4], sys.argv[2], int(sys.argv[5]))
     else:
         sys.exit(main())

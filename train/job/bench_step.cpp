@@ -30,7 +30,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The config.json of models that are timed without their weights.
+// The config.json of known models.
 struct Shape {
   std::string_view name;
   std::string_view config;
@@ -64,6 +64,7 @@ std::string shape_names() {
 
 ModelConfig config_of_shape(const std::string& name) {
   std::vector<std::string_view> known;
+  if (directory_exists(name)) return read_model_config(name);
   for (const Shape& shape : kShapes) {
     known.push_back(shape.name);
     if (shape.name != name) continue;
@@ -304,6 +305,7 @@ int run_bench_step(const Args& args) {
                                         {"step_s", step_seconds},
                                         {"peak_rss_bytes", peak},
                                         {"planned_bytes", plan.total() - model->mapped_bytes()},
+                                        {"fullest_phase", fullest_phase(*model, plan)},
                                         {"first_step_begins_s", first_begins},
                                         {"first_step_s", first_ends},
                                         {"breakdown", breakdown},
@@ -320,10 +322,11 @@ int run_bench_step(const Args& args) {
               format_count(static_cast<int64_t>(per_step / step_seconds)).c_str(),
               format_fixed(step_seconds, 3).c_str(), format_fixed(100 * mfu, 1).c_str(),
               format_fixed(rate / 1e9, 0).c_str());
-  std::printf("memory %s used, %s planned; first step from %s s to %s s after the start\n",
-              format_bytes(peak).c_str(),
-              format_bytes(plan.total() - model->mapped_bytes()).c_str(),
-              format_fixed(first_begins, 2).c_str(), format_fixed(first_ends, 2).c_str());
+  std::printf(
+      "memory %s used, %s planned, most in %s; first step from %s s to %s s after the start\n",
+      format_bytes(peak).c_str(), format_bytes(plan.total() - model->mapped_bytes()).c_str(),
+      fullest_phase(*model, plan).c_str(), format_fixed(first_begins, 2).c_str(),
+      format_fixed(first_ends, 2).c_str());
   std::vector<std::vector<std::string>> table = {{"part of a step", "ms", "share"}};
   for (const auto& [name, value] : breakdown.as_object()) {
     if (value.as_double() == 0) continue;
@@ -339,8 +342,9 @@ int run_bench_step(const Args& args) {
 }  // namespace
 
 Command bench_step_command() {
-  static const std::string shape_help = "a known shape with random weights: " + shape_names();
-  static const Option shape = {"--shape", "NAME", "", shape_help.c_str()};
+  static const std::string shape_help =
+      "random weights of a known shape, or of a directory's config.json: " + shape_names();
+  static const Option shape = {"--shape", "NAME|DIR", "", shape_help.c_str()};
   return {"step",
           "",
           0,

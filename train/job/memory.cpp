@@ -148,6 +148,10 @@ Estimate estimate_of(const TrainConfig& config, const MemoryPlan& plan) {
   return estimate;
 }
 
+int64_t bytes_in_use(const Layout& layout, int phase) {
+  return layout.live(phase, Place::kDevice) + layout.live(phase, Place::kHost);
+}
+
 // The largest phase of each kind.
 struct PhaseUse {
   std::string name;
@@ -160,8 +164,7 @@ std::vector<PhaseUse> phase_uses(const Model& model, const MemoryPlan& plan) {
   std::vector<PhaseUse> uses = {{"forward", 0}, {"head and loss", 0}, {"backward", 0}};
   for (int phase = 0; phase < layout.phases; ++phase) {
     PhaseUse& use = uses[phase < time.head() ? 0 : phase == time.head() ? 1 : 2];
-    const int64_t bytes = layout.live(phase, Place::kDevice) + layout.live(phase, Place::kHost);
-    if (bytes > use.bytes) use = {use.name, bytes};
+    use.bytes = std::max(use.bytes, bytes_in_use(layout, phase));
   }
   return uses;
 }
@@ -253,6 +256,15 @@ Json plan_to_json(const MemoryPlan& plan) {
                                                {"again", plan.flops.again}})}});
 }
 
+std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
+  const Layout layout = plan_layout(model, plan.training);
+  int fullest = 0;
+  for (int phase = 1; phase < layout.phases; ++phase) {
+    if (bytes_in_use(layout, phase) > bytes_in_use(layout, fullest)) fullest = phase;
+  }
+  return phase_name(Timeline(model, plan.training), fullest);
+}
+
 int run_plan(const Args& args) {
   const std::vector<std::string> overrides(args.positionals().begin() + 1,
                                            args.positionals().end());
@@ -270,6 +282,7 @@ int run_plan(const Args& args) {
     Json phases = Json::object();
     for (const PhaseUse& use : uses) phases.set(use.name, use.bytes);
     json.set("buffers_by_phase", phases);
+    json.set("fullest_phase", fullest_phase(*model, memory));
     json.set("limit_bytes", request.cap);
     json.set("tokens_per_step", estimate.tokens);
     json.set("product_flops_per_s", estimate.flops_per_s);
@@ -286,6 +299,7 @@ int run_plan(const Args& args) {
     rows.push_back({"buffers in " + use.name, format_count(use.bytes), format_bytes(use.bytes)});
   }
   std::printf("%s", format_table("<>>", rows).c_str());
+  std::printf("fullest  %s\n", fullest_phase(*model, memory).c_str());
   std::printf("limit    %s (%s)\n", format_bytes(request.cap).c_str(),
               config.max_memory > 0 ? "max_memory" : "what is free now");
   std::printf("blocks   %s\n", layers_text(memory.training).c_str());

@@ -40,6 +40,10 @@ double product_rate();
 
 Json plan_to_json(const MemoryPlan& plan);
 
+// The phase of a training step in which the most bytes of buffers are in use: "forward of block 3,
+// MLP".
+std::string fullest_phase(const Model& model, const MemoryPlan& plan);
+
 // graft plan CONFIG.yaml
 int run_plan(const Args& args);
 
