@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 # A second g++ of LibTorch's headers takes 0.6 GB; four gigabytes a job never swap.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help build demo test test-peers fuzz mutate mutants check format bench gpu-check install dist clean distclean setup-build setup-test setup-peers configure
+.PHONY: help build demo test test-peers fuzz mutate mutants check format bench asan gpu-check install dist clean distclean setup-build setup-test setup-peers configure
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -59,6 +59,13 @@ mutants: setup-test ## plant faults in the CUDA kernels: each must be found (6 m
 	@$(MAKE) --no-print-directory configure TESTS=ON
 	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check
 	@JOBS=$(JOBS) cmake/mutants.sh $(BUILD)
+
+asan: setup-test ## the kernels' tests under AddressSanitizer and UBSan, in build-asan (an hour)
+	@$(MAKE) --no-print-directory configure BUILD=build-asan TESTS=ON \
+	  CMAKE_ARGS="-DGRAFT_SANITIZE=address,undefined -DGRAFT_TORCH=OFF -DGRAFT_CUDA=off"
+	@cmake --build build-asan -j $(JOBS) --target test_kernels test_kernel_cases
+	@ctest --test-dir build-asan -j $(JOBS) --output-on-failure --no-tests=error \
+	  -R '^(kernels|kernel_cases)/' -E '^kernels/(mutants|gpu_check)$$'
 
 gpu-check: setup-test ## on a GPU: results, compute-sanitizer, speed (needs no toolchain from the bundle)
 	@$(MAKE) --no-print-directory configure TESTS=ON

@@ -26,6 +26,8 @@ constexpr Route kRoutes[] = {
     {"data", "graft-data", true, "curate, deduplicate and tokenize instruction data"},
     {"train", "graft-train", false, "train an adapter or a whole model from a config file"},
     {"plan", "graft-train", false, "memory, work and time of a training run"},
+    {"check", "graft-train", false, "all that is wrong with a config, its data and its model"},
+    {"doctor", "graft-train", false, "this machine, and the engine's promises on your own config"},
     {"eval", "graft-train", false, "loss, accuracy and exact match of a model or adapter"},
     {"logits", "graft-train", false, "logits for given token ids"},
     {"generate", "graft-train", false, "text from a model or adapter"},

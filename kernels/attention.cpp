@@ -12,8 +12,9 @@
 namespace graft::kernels {
 namespace {
 
-// Query rows of one forward task; at most kForwardRows of simd/attention.cpp.
-constexpr int64_t kTaskRows = 240;
+// Query rows of one forward task; at most kForwardRows of simd/attention.cpp. Whole tiles above
+// 256: a document of 256 tokens is one task, which lays out its keys once.
+constexpr int64_t kTaskRows = 264;
 
 // Keys that a query sees when nothing limits them.
 constexpr int64_t kNoWindow = std::numeric_limits<int32_t>::max();

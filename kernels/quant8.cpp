@@ -52,8 +52,29 @@ uint32_t bucket_entry(const float* values, uint32_t key, bool negative) {
   return ((std::bit_cast<uint32_t>(midpoint) & 0xffffu) - 1u) << 8 | code;
 }
 
-BuiltMap build(const float* values, float least) {
+// Runs of the signed dynamic map: zero with the first decade's one value, the six other decades of
+// 2^r values, and 1.
+Map8Runs runs_of(const float* values) {
+  constexpr double kPlaces = 65536.0;  // from one code to the next
+  const float* const magnitudes = values + 127;
+  Map8Runs runs{};
+  for (int r = 0; r < 8; ++r) {
+    const int first = r == 0 ? 0 : 1 << r, last = r == 7 ? first : (2 << r) - 1;
+    const double low = static_cast<double>(magnitudes[first]);
+    const double high = static_cast<double>(magnitudes[last]);
+    const double scale = first == last ? 0.0 : (last - first) / (high - low);
+    runs.above[r] = r == 0 ? -1.0f : (magnitudes[first - 1] + magnitudes[first]) * 0.5f;
+    runs.scale[r] = static_cast<float>(kPlaces * scale);
+    runs.offset[r] = static_cast<float>(kPlaces * (first + 0.5 - scale * low));
+    runs.last[r] = static_cast<float>(kPlaces * (last + 0.25));
+  }
+  return runs;
+}
+
+BuiltMap build(const float* values, float least, Map8Rule rule, const Map8Runs* runs = nullptr) {
   BuiltMap built;
+  built.map.rule = rule;
+  built.map.runs = runs;
   for (int i = 0; i < 256; ++i) built.map.value[i] = values[i];
   built.map.least = std::bit_cast<uint32_t>(least);
   built.map.first_key = built.map.least >> 16;
@@ -95,15 +116,16 @@ graft_status check(
 const Map8* map8(graft_map8 map) {
   // Below half of the least value all magnitudes have the code of zero.
   if (map == GRAFT_MAP_DYNAMIC_SIGNED) {
-    static const BuiltMap built = build(kDynamicMapSigned, 0x1p-23f);
+    static const Map8Runs runs = runs_of(kDynamicMapSigned);
+    static const BuiltMap built = build(kDynamicMapSigned, 0x1p-23f, Map8Rule::kRuns, &runs);
     return &built.map;
   }
   if (map == GRAFT_MAP_DYNAMIC_UNSIGNED) {
-    static const BuiltMap built = build(kDynamicMapUnsigned, 0x1p-23f);
+    static const BuiltMap built = build(kDynamicMapUnsigned, 0x1p-23f, Map8Rule::kBuckets);
     return &built.map;
   }
   if (map == GRAFT_MAP_LOG2) {
-    static const BuiltMap built = build(log2_values().data(), 0x1p-42f);
+    static const BuiltMap built = build(log2_values().data(), 0x1p-42f, Map8Rule::kRatio);
     return &built.map;
   }
   return nullptr;

@@ -1,6 +1,8 @@
 #include "data/records/record.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include "core/error.h"
@@ -14,7 +16,7 @@ struct SchemaRow {
   std::string_view shape;  // shown when no schema fits
 };
 
-constexpr std::array<SchemaRow, 7> kSchemas = {{
+constexpr std::array<SchemaRow, 8> kSchemas = {{
     {Schema::kAlpaca, "alpaca", R"({"instruction", "input"?, "output"})"},
     {Schema::kPromptCompletion, "prompt-completion", R"({"prompt", "completion"})"},
     {Schema::kMessages, "messages", R"({"messages": [{"role", "content"}]})"},
@@ -22,6 +24,7 @@ constexpr std::array<SchemaRow, 7> kSchemas = {{
     {Schema::kText, "text", R"({"text"})"},
     {Schema::kSegments, "segments", R"({"segments": [{"text", "label"}]})"},
     {Schema::kTokens, "tokens", R"({"input_ids", "labels"?})"},
+    {Schema::kPreference, "preference", R"({"prompt", "chosen", "rejected"})"},
 }};
 
 struct RoleAlias {
@@ -268,6 +271,67 @@ void parse_prompt_completion(const Json& object, Record& record, std::string_vie
   }
 }
 
+bool same_message(const Message& a, const Message& b) {
+  return a.role == b.role && a.content == b.content && a.given == b.given && a.extra == b.extra &&
+         a.parts == b.parts;
+}
+
+// The messages of "chosen" or "rejected": an answer, or a conversation with the answer at its end.
+std::vector<Message> parse_answer(const Json& object, std::string_view key, std::string_view name) {
+  if (!object.at(key).is_array()) {
+    return {{"assistant", string_member(object, key, name), {}, {}}};
+  }
+  Record answer;
+  append_messages(object.at(key), answer, key, name);
+  return std::move(answer.messages);
+}
+
+void parse_preference(const Json& object, Record& record, std::string_view name) {
+  std::vector<Message> chosen = parse_answer(object, "chosen", name);
+  record.rejected = parse_answer(object, "rejected", name);
+  const auto is_answer = [](const std::vector<Message>& messages) {
+    return messages.front().role == "assistant";
+  };
+  const Json* prompt = object.find("prompt");
+  if (is_answer(chosen) != is_answer(record.rejected)) {
+    fail(ExitCode::kData,
+         "one of \"chosen\" and \"rejected\" is an answer, the other a conversation",
+         place(name, object, ""), "write both in the same way");
+  }
+  if (is_answer(chosen) && (prompt == nullptr || prompt->is_null())) {
+    fail(ExitCode::kData, "the record has two answers and no \"prompt\"", place(name, object, ""),
+         "add \"prompt\" as a string or a list of messages");
+  }
+  append_system(object, record, name);
+  if (is_answer(chosen)) {
+    if (prompt->is_array()) {
+      append_messages(*prompt, record, "prompt", name);
+    } else {
+      record.messages.push_back({"user", string_member(object, "prompt", name), {}, {}});
+    }
+  }
+  // What both begin with is their prompt.
+  const auto [behind, rejected_behind] = std::mismatch(
+      chosen.begin(), chosen.end(), record.rejected.begin(), record.rejected.end(), same_message);
+  if (behind == chosen.end() || rejected_behind == record.rejected.end()) {
+    fail(ExitCode::kData,
+         behind == chosen.end() && rejected_behind == record.rejected.end()
+             ? "\"chosen\" and \"rejected\" are the same"
+             : "one of \"chosen\" and \"rejected\" is the beginning of the other",
+         place(name, object, ""), "leave the record out: it says nothing about what is better");
+  }
+  record.messages.insert(record.messages.end(), std::make_move_iterator(chosen.begin()),
+                         std::make_move_iterator(behind));
+  record.shared_messages = record.messages.size();
+  if (record.shared_messages == 0) {
+    fail(ExitCode::kData, "the conversations of \"chosen\" and \"rejected\" share no message",
+         place(name, object, ""), "both must begin with the same prompt");
+  }
+  record.messages.insert(record.messages.end(), std::make_move_iterator(behind),
+                         std::make_move_iterator(chosen.end()));
+  record.rejected.erase(record.rejected.begin(), rejected_behind);
+}
+
 void parse_segments(const Json& object, Record& record, std::string_view name) {
   const Json& segments = object.at("segments");
   if (!segments.is_array() || segments.size() == 0) {
@@ -354,7 +418,7 @@ Json renamed(const Json& object, const std::vector<FieldMapping::Rename>& rename
 
 Json mapped(const Json& object, const FieldMapping& mapping) {
   Json result = renamed(object, mapping.record);
-  for (const std::string_view key : {"messages", "conversations"}) {
+  for (const std::string_view key : {"messages", "conversations", "chosen", "rejected"}) {
     const Json* turns = result.find(key);
     if (turns == nullptr || !turns->is_array()) continue;
     Json list = Json::array();
@@ -378,7 +442,7 @@ Json mapped(const Json& object, const FieldMapping& mapping) {
   return result;
 }
 
-Schema detect(const Json& object, std::string_view name) {
+Schema detect(const Json& object, Pairs pairs, std::string_view name) {
   if (object.find("messages") != nullptr) {
     return Schema::kMessages;
   }
@@ -387,6 +451,13 @@ Schema detect(const Json& object, std::string_view name) {
   }
   if (object.find("instruction") != nullptr) {
     return Schema::kAlpaca;
+  }
+  if (object.find("chosen") != nullptr && object.find("rejected") != nullptr) {
+    if (pairs == Pairs::kRead) return Schema::kPreference;
+    fail(ExitCode::kData,
+         "the record is a preference pair (\"chosen\" and \"rejected\"), which only `graft data "
+         "tokenize` reads",
+         place(name, object, ""), R"(write the better answer as {"prompt", "completion"})");
   }
   if (object.find("prompt") != nullptr) {
     return Schema::kPromptCompletion;
@@ -460,16 +531,19 @@ std::string_view Record::answer() const {
   return "";
 }
 
-Record parse_record(const Json& object, std::string_view name, const FieldMapping& mapping) {
+Record parse_record(const Json& object,
+                    std::string_view name,
+                    const FieldMapping& mapping,
+                    Pairs pairs) {
   if (!object.is_object()) {
     fail(ExitCode::kData, "a record must be a JSON object, got " + std::string(object.type_name()),
          place(name, object, ""), "write one object per record");
   }
   if (!mapping.empty()) {
-    return parse_record(mapped(object, mapping), name);
+    return parse_record(mapped(object, mapping), name, {}, pairs);
   }
   Record record;
-  record.schema = detect(object, name);
+  record.schema = detect(object, pairs, name);
   if (const Json* id = object.find("id"); id != nullptr) {
     record.id = id->is_string() ? id->as_string()
                 : id->is_int()  ? std::to_string(id->as_int())
@@ -504,6 +578,9 @@ Record parse_record(const Json& object, std::string_view name, const FieldMappin
       break;
     case Schema::kTokens:
       parse_tokens(object, record, name);
+      break;
+    case Schema::kPreference:
+      parse_preference(object, record, name);
       break;
   }
   return record;

@@ -16,8 +16,9 @@ enum class Schema {
   kMessages,          // {"messages": [{"role", "content"}, …]}
   kShareGpt,          // {"conversations": [{"from", "value"}, …]}
   kText,              // {"text"}: no turns, everything is trained on
-  kSegments,  // {"segments": [{"text", "label": bool}, …]}: no template; label = trained on
-  kTokens,    // {"input_ids": […], "labels"?: […]}: tokens already; -100 = not trained on
+  kSegments,    // {"segments": [{"text", "label": bool}, …]}: no template; label = trained on
+  kTokens,      // {"input_ids": […], "labels"?: […]}: tokens already; -100 = not trained on
+  kPreference,  // {"prompt"?, "chosen", "rejected"}: two answers to the same messages
 };
 std::string_view schema_name(Schema schema);
 
@@ -48,6 +49,10 @@ struct Record {
   std::string id;      // the record's own "id" as text, or ""
   std::string source;  // the record's own "source", or ""
   std::vector<Message> messages;
+  // kPreference only: the messages that stand in the place of messages[shared_messages..] (the
+  // chosen answer) when the other answer is given. Both answers have at least one message.
+  std::vector<Message> rejected;
+  size_t shared_messages = 0;
   Json tools;  // "tools" of the record (given as a list or as its JSON text), or null
   // kTokens only; labels has input_ids' length or is empty (= all trained). Tokens that the
   // record's attention_mask hides (padding) are left out of both.
@@ -73,9 +78,15 @@ struct FieldMapping {
   bool empty() const { return record.empty() && message.empty() && roles.empty(); }
 };
 
+// Whether preference pairs are wanted: who looks at `messages` alone would miss half of one.
+enum class Pairs { kRefuse, kRead };
+
 // Turns one JSON object into a record. An alpaca `input` follows the instruction after a blank
 // line. Errors: kData naming the missing or mistyped member, and the known schemas when none fits.
-Record parse_record(const Json& object, std::string_view name, const FieldMapping& mapping = {});
+Record parse_record(const Json& object,
+                    std::string_view name,
+                    const FieldMapping& mapping = {},
+                    Pairs pairs = Pairs::kRefuse);
 
 // One item of an input file, exactly as it stands there.
 struct RawItem {
@@ -111,6 +122,7 @@ class RecordSource {
 // parse_json + parse_record of one item, with file and line in the error.
 Record read_record(const RecordSource& source,
                    const RawItem& item,
-                   const FieldMapping& mapping = {});
+                   const FieldMapping& mapping = {},
+                   Pairs pairs = Pairs::kRefuse);
 
 }  // namespace graft::data

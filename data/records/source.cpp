@@ -252,7 +252,10 @@ namespace {
 
 }  // namespace
 
-Record read_record(const RecordSource& source, const RawItem& item, const FieldMapping& mapping) {
+Record read_record(const RecordSource& source,
+                   const RawItem& item,
+                   const FieldMapping& mapping,
+                   Pairs pairs) {
   const std::string& name = source.files()[static_cast<size_t>(item.file)];
   if (item.end - item.begin > kMaxItemBytes) {
     fail(ExitCode::kData,
@@ -266,7 +269,7 @@ Record read_record(const RecordSource& source, const RawItem& item, const FieldM
          "compare the file with its origin, it may be cut; if nothing is lost, add the ]");
   }
   try {
-    return parse_record(parse_json(item.raw, name), name, mapping);
+    return parse_record(parse_json(item.raw, name), name, mapping, pairs);
   } catch (const Error& error) {
     fail_in_file(error, source, item, name);
   }

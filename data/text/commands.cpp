@@ -36,7 +36,9 @@ namespace {
 Json shown_json(int64_t document, const ShownDocument& shown) {
   Json segments = Json::array();
   for (const ShownSegment& segment : shown.segments) {
-    segments.push_back(Json::object({{"text", segment.text}, {"trained", segment.trained}}));
+    Json one = Json::object({{"text", segment.text}, {"trained", segment.trained}});
+    if (shown.is_pair) one.set("part", kSegmentNames[static_cast<size_t>(segment.part)]);
+    segments.push_back(std::move(one));
   }
   Json roles = Json::object();
   for (size_t i = 0; i < shown.tokens_by_role.size(); ++i) {
@@ -65,7 +67,15 @@ void print_shown(int64_t document, const ShownDocument& shown, const std::string
                    " tokens, " + format_count(shown.trained) + " trained" + roles,
                "2", is_terminal) +
         "\n");
+  Segment part = Segment::kPrompt;
   for (const ShownSegment& segment : shown.segments) {
+    if (segment.part != part) {
+      part = segment.part;
+      print("\n" +
+            styled("-- " + std::string(kSegmentNames[static_cast<size_t>(part)]) + ":", "2",
+                   is_terminal) +
+            "\n");
+    }
     if (!segment.trained) {
       print(segment.text);
     } else if (is_terminal) {
@@ -88,7 +98,7 @@ std::string file_name(const TokenStore& store, int32_t file) {
 }  // namespace
 
 int run_show(const Args& args) {
-  const TokenStore store = TokenStore::open(args.positionals().front());
+  const TokenStore store = TokenStore::open(args.positionals().front(), Pairs::kRead);
   std::string model = args.text("--model");
   if (model.empty()) {
     const Json* made_with = store.settings().find("model");

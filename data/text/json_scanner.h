@@ -69,6 +69,19 @@ class JsonScanner {
   // Nothing but white space may be left.
   void end();
 
+  // For reading an array in two halves at once. What is not read yet; a scanner that ends `bytes`
+  // from here; and to go on there, which must be in front of the comma behind an item.
+  std::string_view rest() const { return text_.substr(at_); }
+  JsonScanner until(size_t bytes) const {
+    JsonScanner part = *this;
+    part.text_ = text_.substr(0, at_ + bytes);
+    return part;
+  }
+  void skip_to_comma(size_t bytes) {
+    at_ += bytes;
+    is_first_ = false;
+  }
+
   [[noreturn]] void refuse(const std::string& what) const;
 
  private:

@@ -29,11 +29,6 @@ Document piece_of(const Document& doc, bool has_bos, int64_t begin, int64_t end,
   return piece;
 }
 
-std::string length_reason(int64_t length, const MaskOptions& options) {
-  return "the document has " + std::to_string(length) + " tokens, sequence_len is " +
-         std::to_string(options.sequence_len);
-}
-
 std::vector<Document> split(const Document& doc, bool has_bos, const MaskOptions& options) {
   const auto length = static_cast<int64_t>(doc.ids.size());
   std::vector<Document> pieces;
@@ -92,6 +87,11 @@ Document truncated(const Document& doc, bool has_bos, const MaskOptions& options
 }
 
 }  // namespace
+
+std::string length_reason(int64_t length, const MaskOptions& options) {
+  return "the document has " + std::to_string(length) + " tokens, sequence_len is " +
+         std::to_string(options.sequence_len);
+}
 
 Document refused(Refusal refusal, std::string reason) {
   Document doc;

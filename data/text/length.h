@@ -1,6 +1,7 @@
 // Documents against sequence_len (internal to data/text).
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "data/text/mask.h"
@@ -12,5 +13,8 @@ namespace graft::data {
 std::vector<Document> fit_length(Document doc, bool has_bos, const MaskOptions& options);
 
 Document refused(Refusal refusal, std::string reason);
+
+// What is said of a document of so many tokens that is too long.
+std::string length_reason(int64_t length, const MaskOptions& options);
 
 }  // namespace graft::data

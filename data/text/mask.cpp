@@ -368,6 +368,79 @@ std::vector<Document> encode_turns(const Record& record,
   return documents;
 }
 
+// One of the conversations of a pair, trained on its answer.
+Document encode_half(const Record& half,
+                     const Tokenizer& tokenizer,
+                     const ChatTemplate& chat,
+                     const MaskOptions& options) {
+  if (std::string wrong = bad_flag(half); !wrong.empty()) {
+    return refused(Refusal::kBadMember, std::move(wrong));
+  }
+  std::vector<int32_t> trained = trained_messages(half, options);
+  std::erase_if(trained, [&](int32_t message) {
+    return message < static_cast<int32_t>(half.shared_messages);
+  });
+  return checked(encode_conversation(half, trained, tokenizer, chat, options), tokenizer, options)
+      .front();
+}
+
+// Appends the rejected conversation's tokens behind the shared ones.
+void append_rejected(const Document& rejected, size_t shared, Document& doc) {
+  doc.segment.assign(doc.ids.size(), static_cast<uint8_t>(Segment::kChosen));
+  std::fill_n(doc.segment.begin(), shared, static_cast<uint8_t>(Segment::kPrompt));
+  doc.segment.resize(doc.ids.size() + rejected.ids.size() - shared,
+                     static_cast<uint8_t>(Segment::kRejected));
+  for (size_t i = shared; i < rejected.ids.size(); ++i) {
+    doc.ids.push_back(rejected.ids[i]);
+    doc.role.push_back(rejected.role[i]);
+    const uint8_t loss = rejected.loss[i];
+    doc.loss.push_back(loss < 2 ? loss : *weight_index(rejected.weights[loss - 2U], doc));
+  }
+  doc.supervised += rejected.supervised;
+  doc.turns += rejected.turns;
+  doc.turns_without_stop += rejected.turns_without_stop;
+  doc.turns_unlike_serving += rejected.turns_unlike_serving;
+  doc.straddling += rejected.straddling;
+}
+
+// Both conversations as they are alone; what they begin with, up to the first trained token, once.
+Document encode_pair(const Record& record,
+                     const Tokenizer& tokenizer,
+                     const ChatTemplate& chat,
+                     const MaskOptions& options) {
+  MaskOptions half_options = options;
+  half_options.sequence_len = 0;  // the pair as a whole has to fit
+  // The answer alone, whatever else the options train.
+  half_options.train_on_inputs = false;
+  half_options.turns = Turns::kLast;
+  if (options.train_on_eos == TrainEos::kAll) half_options.train_on_eos = TrainEos::kTurn;
+  Document doc = encode_half(record, tokenizer, chat, half_options);
+  if (doc.refusal != Refusal::kNone) {
+    return refused(doc.refusal, "chosen: " + doc.reason);
+  }
+  Record other = record;
+  other.messages.resize(record.shared_messages);
+  other.messages.insert(other.messages.end(), record.rejected.begin(), record.rejected.end());
+  const Document rejected = encode_half(other, tokenizer, chat, half_options);
+  if (rejected.refusal != Refusal::kNone) {
+    return refused(rejected.refusal, "rejected: " + rejected.reason);
+  }
+  if (doc.weights.size() + rejected.weights.size() > 254) {
+    return refused(Refusal::kBadMember, "a record can have at most 254 different weights");
+  }
+  size_t shared = 0;
+  while (doc.loss[shared] == 0 && rejected.loss[shared] == 0 &&
+         doc.ids[shared] == rejected.ids[shared]) {
+    ++shared;  // both have a trained token, which ends this
+  }
+  append_rejected(rejected, shared, doc);
+  const auto length = static_cast<int64_t>(doc.ids.size());
+  if (options.sequence_len > 0 && length > options.sequence_len) {
+    return refused(Refusal::kTooLong, length_reason(length, options) + "; a pair is not cut");
+  }
+  return doc;
+}
+
 }  // namespace
 
 std::string_view role_name(Role role) {
@@ -397,6 +470,8 @@ std::vector<Document> encode_record(const Record& record,
       return checked(encode_segment_record(record, tokenizer), tokenizer, options);
     case Schema::kTokens:
       return checked(encode_token_record(record, tokenizer), tokenizer, options);
+    case Schema::kPreference:
+      return {encode_pair(record, tokenizer, need_template(chat), options)};
     default:
       return encode_turns(record, tokenizer, need_template(chat), options);
   }

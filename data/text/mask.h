@@ -22,6 +22,11 @@
 //   kSegments  the segments joined as they stand and tokenized as one text, special tokens in it
 //              parsed; those with a label are trained on; BOS in front where the tokenizer adds it.
 //   kTokens    the ids as they are; trained on where the label is not -100.
+//
+// A preference pair is one document: the prompt's tokens once, then those of the chosen and those
+// of the rejected answer. Prompt + chosen and prompt + rejected are token for token what each
+// conversation gives alone, trained on its answer only; the prompt is what both begin with, up to
+// the first trained token. It is never cut: under truncation and splitting a longer one is refused.
 #pragma once
 
 #include <array>
@@ -47,6 +52,14 @@ enum class Role : uint8_t {
   kText = 5,
 };
 std::string_view role_name(Role role);
+
+// A token's part of a preference pair; the values are those of /segment in the token store.
+enum class Segment : uint8_t {
+  kPrompt = 0,  // what both answers follow; every token of a document that is no pair
+  kChosen = 1,
+  kRejected = 2,
+};
+inline constexpr std::array<std::string_view, 3> kSegmentNames = {"prompt", "chosen", "rejected"};
 Role role_of(std::string_view name);  // names other than the above are kUser
 
 // A special token's text in what a message says (or in tools).
@@ -136,6 +149,7 @@ struct Document {
   std::vector<uint8_t> loss;         // 0 = masked, 1 = trained, 2 + i = trained with weights[i]
   std::vector<float> weights;        // the document's weights other than 0 and 1; at most 254
   std::vector<uint8_t> role;         // Role
+  std::vector<uint8_t> segment;      // Segment, ascending; empty where the document is no pair
   int64_t supervised = 0;            // tokens with loss != 0
   int64_t turns = 0;                 // supervised turns
   int64_t turns_without_stop = 0;    // supervised turns whose stop token is not trained

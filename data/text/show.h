@@ -11,16 +11,18 @@
 
 namespace graft::data {
 
-// Neighbouring tokens that are all trained or all masked.
+// Neighbouring tokens of one part that are all trained or all masked.
 struct ShownSegment {
   std::string text;  // specials visible
   bool trained = false;
+  Segment part = Segment::kPrompt;
 };
 
 struct ShownDocument {
   DocumentSource source;
   int64_t tokens = 0;
   int64_t trained = 0;
+  bool is_pair = false;                     // a preference pair
   std::array<int64_t, 6> tokens_by_role{};  // by Role
   std::vector<ShownSegment> segments;
 };

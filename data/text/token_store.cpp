@@ -58,6 +58,17 @@ std::span<const T> as(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const T*>(bytes.data()), bytes.size() / sizeof(T)};
 }
 
+// 0…0, or 0…0 1…1 2…2.
+bool is_segmented(std::span<const uint8_t> segment) {
+  const auto rejected = static_cast<uint8_t>(Segment::kRejected);
+  if (segment.empty()) return true;
+  if (!std::is_sorted(segment.begin(), segment.end()) || segment.back() > rejected) return false;
+  const auto has = [&](Segment part) {
+    return std::binary_search(segment.begin(), segment.end(), static_cast<uint8_t>(part));
+  };
+  return has(Segment::kChosen) == has(Segment::kRejected);
+}
+
 }  // namespace
 
 std::string store_digest(const Json& settings) {
@@ -80,7 +91,7 @@ std::string store_digest(const Json& settings) {
                     dump_json(content, {.sort_keys = true}));
 }
 
-TokenStore TokenStore::open(const std::string& path) {
+TokenStore TokenStore::open(const std::string& path, Pairs pairs) {
   const std::string sidecar_path = path + ".json";
   if (!file_exists(path)) fail(ExitCode::kIo, "there is no token store", path);
   TokenStore store(path);
@@ -106,7 +117,13 @@ TokenStore TokenStore::open(const std::string& path) {
             path);
   }
   std::array<std::span<const std::byte>, kStoreArrayCount> arrays;
-  for (size_t i = 0; i < kStoreArrays.size(); ++i) {
+  const bool has_pairs = sidecar.at("datasets").find(kStoreArrays[kSegment].name) != nullptr;
+  if (has_pairs && pairs == Pairs::kRefuse) {
+    fail(ExitCode::kData,
+         "the store holds preference pairs, where documents of one text are needed", path,
+         R"(tokenize records with one answer each: {"prompt", "completion"})");
+  }
+  for (size_t i = 0; i < (has_pairs ? kStoreArrayCount : kSegment); ++i) {
     const Json& entry = sidecar.at("datasets").at(kStoreArrays[i].name);
     arrays[i] = checked_array(file, entry, kStoreArrays[i], path);
   }
@@ -114,10 +131,12 @@ TokenStore TokenStore::open(const std::string& path) {
   store.loss_ = as<uint8_t>(arrays[kLoss]);
   store.role_ = as<uint8_t>(arrays[kRole]);
   store.offsets_ = as<uint64_t>(arrays[kDocOffsets]);
+  store.segment_ = as<uint8_t>(arrays[kSegment]);
   store.source_ = as<uint64_t>(arrays[kSource]);
   store.weights_ = as<float>(arrays[kWeights]);
   const size_t tokens = store.tokens_.size();
   if (store.loss_.size() != tokens || store.role_.size() != tokens ||
+      (has_pairs && store.segment_.size() != tokens) ||
       store.offsets_.size() != store.source_.size() + 1 ||
       store.weights_.size() != static_cast<size_t>(kWeightCount)) {
     damaged("the arrays' lengths do not fit together", path);
@@ -125,6 +144,13 @@ TokenStore TokenStore::open(const std::string& path) {
   if (store.offsets_.front() != 0 || store.offsets_.back() != tokens ||
       !std::is_sorted(store.offsets_.begin(), store.offsets_.end())) {
     damaged("the offsets must ascend from 0 to " + std::to_string(tokens), path + ": /doc_offsets");
+  }
+  for (int64_t document = 0; has_pairs && document < store.document_count(); ++document) {
+    if (!is_segmented(store.segments(document))) {
+      damaged("document " + std::to_string(document) +
+                  " must be a prompt, a chosen and a rejected answer, or no pair",
+              path + ": /segment");
+    }
   }
   store.settings_ = sidecar.at("settings");
   store.digest_ = sidecar.at("digest").as_string();
@@ -158,6 +184,25 @@ std::span<const uint8_t> TokenStore::loss(int64_t document) const {
 std::span<const uint8_t> TokenStore::roles(int64_t document) const {
   const auto count = static_cast<size_t>(length(document));
   return role_.subspan(offsets_[static_cast<size_t>(document)], count);
+}
+
+std::span<const uint8_t> TokenStore::segments(int64_t document) const {
+  const auto count = static_cast<size_t>(length(document));
+  return segment_.subspan(offsets_[static_cast<size_t>(document)], count);
+}
+
+std::optional<PairParts> TokenStore::pair(int64_t document) const {
+  length(document);  // checks the range
+  if (segment_.empty()) return std::nullopt;
+  const std::span<const uint8_t> segment = segments(document);
+  if (segment.empty() || segment.back() == static_cast<uint8_t>(Segment::kPrompt)) {
+    return std::nullopt;
+  }
+  const auto begin_of = [&](Segment part) {
+    return std::lower_bound(segment.begin(), segment.end(), static_cast<uint8_t>(part)) -
+           segment.begin();
+  };
+  return PairParts{begin_of(Segment::kChosen), begin_of(Segment::kRejected)};
 }
 
 DocumentSource TokenStore::source(int64_t document) const {

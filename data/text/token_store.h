@@ -2,6 +2,7 @@
 //
 // /tokens i32[T]  /loss u8[T]  /role u8[T]  /doc_offsets u64[N+1]  /source u64[N]  /weights
 // f32[256] are contiguous, uncompressed and start at multiples of 4 KiB; h5py and h5dump read them.
+// A store with preference pairs has /segment u8[T] too.
 // Beside <store> stands <store>.json with each dataset's file offset, bytes and dtype, the XXH3 of
 // every MiB, the settings and the content address. TokenStore reads only the sidecar and maps the
 // data: the HDF5 library never runs on a file that is not trusted. Written once, synced, renamed;
@@ -10,12 +11,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/file.h"
 #include "core/json.h"
+#include "data/records/record.h"
 #include "data/text/mask.h"
 #include "data/text/template.h"
 #include "data/text/tokenizer.h"
@@ -42,11 +45,12 @@ class TokenStoreWriter {
   // Errors: kData (more than 254 of them).
   uint8_t weight_index(float weight);
   // ids, loss and role have the same length, at least 1; loss holds 0, 1 and what weight_index()
-  // gave. Errors: kIo, kBug.
+  // gave. segment: of a preference pair, as Document::segment; else empty. Errors: kIo, kBug.
   void add(std::span<const int32_t> ids,
            std::span<const uint8_t> loss,
            std::span<const uint8_t> role,
-           DocumentSource source);
+           DocumentSource source,
+           std::span<const uint8_t> segment = {});
   int64_t document_count() const;
   int64_t token_count() const;
   // Returns the content address. Errors: kIo, kData (no documents).
@@ -57,11 +61,20 @@ class TokenStoreWriter {
   std::unique_ptr<State> state_;
 };
 
+// A preference pair's parts, as ranges of its document's tokens: the prompt ends where the chosen
+// answer begins, that one where the rejected one begins.
+struct PairParts {
+  int64_t chosen_begin = 0;
+  int64_t rejected_begin = 0;
+  friend bool operator==(const PairParts&, const PairParts&) = default;
+};
+
 class TokenStore {
  public:
-  // Maps the store. Checks the sidecar, the sizes and the XXH3 of every MiB (about 10 GB/s), and
-  // that offsets are ascending. Errors: kIo, kData naming dataset and byte range.
-  static TokenStore open(const std::string& path);
+  // Maps the store. Checks the sidecar, the sizes and the XXH3 of every MiB (about 10 GB/s), that
+  // offsets are ascending and that segments are. Pairs::kRefuse: for a reader to which a document
+  // is one sequence. Errors: kIo, kData naming dataset and byte range, or that it holds pairs.
+  static TokenStore open(const std::string& path, Pairs pairs = Pairs::kRefuse);
 
   int64_t document_count() const { return static_cast<int64_t>(source_.size()); }
   int64_t token_count() const { return static_cast<int64_t>(tokens_.size()); }
@@ -70,6 +83,8 @@ class TokenStore {
   std::span<const uint8_t> loss(int64_t document) const;
   std::span<const uint8_t> roles(int64_t document) const;
   DocumentSource source(int64_t document) const;
+  // nullopt: the document is no preference pair.
+  std::optional<PairParts> pair(int64_t document) const;
   int64_t length(int64_t document) const;
   std::vector<uint32_t> lengths() const;                       // of every document, for pack()
   std::span<const float> weights() const { return weights_; }  // [256], weights()[0] = 0
@@ -83,10 +98,12 @@ class TokenStore {
 
  private:
   explicit TokenStore(const std::string& path) : file_(path) {}
+  std::span<const uint8_t> segments(int64_t document) const;
   MappedFile file_;
   std::span<const int32_t> tokens_;
   std::span<const uint8_t> loss_;
   std::span<const uint8_t> role_;
+  std::span<const uint8_t> segment_;  // empty: no document is a pair
   std::span<const uint64_t> offsets_;
   std::span<const uint64_t> source_;
   std::span<const float> weights_;

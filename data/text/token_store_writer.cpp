@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <functional>
 #include <mutex>
+#include <optional>
 
 #include <fcntl.h>
 #include <hdf5.h>
@@ -140,7 +141,8 @@ void write_attribute(hid_t file,
   check(H5Awrite(attribute.get(), type.get(), text.c_str()), path);
 }
 
-using ArraySizes = std::array<int64_t, kStoreArrayCount>;  // bytes of each
+// Bytes of each; -1 = the store has no such array.
+using ArraySizes = std::array<int64_t, kStoreArrayCount>;
 
 // Creates the file with room for every array and returns their file offsets. The data itself is
 // written past the library, straight to these offsets.
@@ -165,6 +167,7 @@ ArraySizes create_hdf5(const std::string& path,
   ArraySizes offsets{};
   for (size_t i = 0; i < kStoreArrays.size(); ++i) {
     const StoreArray& array = kStoreArrays[i];
+    if (bytes[i] < 0) continue;
     const auto count = static_cast<hsize_t>(bytes[i] / array.item_bytes);
     const Hdf5Id space(H5Screate_simple(1, &count, nullptr), H5Sclose, path);
     const Hdf5Id dataset(H5Dcreate2(file.get(), std::string(array.name).c_str(),
@@ -227,6 +230,15 @@ struct TokenStoreWriter::State {
   static void add_number(Spool& spool, uint64_t number) {
     spool.append(std::as_bytes(std::span(&number, 1)));
   }
+  // The segments of tokens that belong to no pair.
+  void add_prompts(uint64_t count) {
+    constexpr std::array<std::byte, 4096> zeros{};
+    for (uint64_t left = count; left > 0;) {
+      const auto some = static_cast<size_t>(std::min<uint64_t>(left, zeros.size()));
+      segment->append(std::span(zeros).first(some));
+      left -= some;
+    }
+  }
   std::string path;
   Json settings;
   std::string temporary;
@@ -236,6 +248,7 @@ struct TokenStoreWriter::State {
   Spool role;
   Spool offsets;
   Spool source;
+  std::optional<Spool> segment;  // once there is a pair
   int64_t document_count = 0;
   uint64_t token_count = 0;
   std::vector<float> weights = {0.0F, 1.0F};
@@ -271,14 +284,25 @@ uint8_t TokenStoreWriter::weight_index(float weight) {
 void TokenStoreWriter::add(std::span<const int32_t> ids,
                            std::span<const uint8_t> loss,
                            std::span<const uint8_t> role,
-                           DocumentSource source) {
-  if (ids.empty() || loss.size() != ids.size() || role.size() != ids.size() || source.file < 0 ||
-      source.row < 0 || source.row >= int64_t{1} << kFileShift) {
+                           DocumentSource source,
+                           std::span<const uint8_t> segment) {
+  if (ids.empty() || loss.size() != ids.size() || role.size() != ids.size() ||
+      (!segment.empty() && segment.size() != ids.size()) || source.file < 0 || source.row < 0 ||
+      source.row >= int64_t{1} << kFileShift) {
     fail(ExitCode::kBug, "a document's ids, loss and role must have one length, at least 1");
   }
   state_->tokens.append(std::as_bytes(ids));
   state_->loss.append(std::as_bytes(loss));
   state_->role.append(std::as_bytes(role));
+  if (!segment.empty() && !state_->segment) {
+    state_->segment.emplace(state_->temporary + ".segment");
+    state_->add_prompts(state_->token_count);
+  }
+  if (!segment.empty()) {
+    state_->segment->append(std::as_bytes(segment));
+  } else if (state_->segment) {
+    state_->add_prompts(ids.size());
+  }
   ++state_->document_count;
   state_->token_count += ids.size();
   State::add_number(state_->offsets, state_->token_count);
@@ -301,11 +325,18 @@ std::string TokenStoreWriter::commit() {
   }
   std::vector<float> weights = state.weights;
   weights.resize(kWeightCount, 0.0F);
-  const std::array<Spool*, 5> spools = {&state.tokens, &state.loss, &state.role, &state.offsets,
-                                        &state.source};
+  std::array<Spool*, kStoreArrayCount> spools{};
+  spools[kTokens] = &state.tokens;
+  spools[kLoss] = &state.loss;
+  spools[kRole] = &state.role;
+  spools[kDocOffsets] = &state.offsets;
+  spools[kSource] = &state.source;
+  if (state.segment) spools[kSegment] = &*state.segment;
   std::array<ReadBlock, kStoreArrayCount> readers;
-  ArraySizes bytes{};
+  ArraySizes bytes;
+  bytes.fill(-1);
   for (size_t i = 0; i < spools.size(); ++i) {
+    if (spools[i] == nullptr) continue;
     Spool& spool = *spools[i];
     spool.flush();
     readers[i] = [&](int64_t at, std::span<std::byte> block) { spool.read(at, block); };
@@ -315,6 +346,8 @@ std::string TokenStoreWriter::commit() {
     std::copy_n(std::as_bytes(std::span(weights)).begin() + at, block.size(), block.begin());
   };
   bytes[kWeights] = static_cast<int64_t>(weights.size() * sizeof(float));
+  // Of the same input there is also a store without them.
+  if (state.segment) state.settings.set("preference_pairs", true);
   const std::string digest = store_digest(state.settings);
   const ArraySizes offsets = create_hdf5(state.temporary, bytes, digest);
 
@@ -322,6 +355,7 @@ std::string TokenStoreWriter::commit() {
   {
     const Descriptor file(state.temporary, O_RDWR | O_CLOEXEC);
     for (size_t i = 0; i < kStoreArrays.size(); ++i) {
+      if (bytes[i] < 0) continue;
       datasets.set(std::string(kStoreArrays[i].name),
                    write_array(file, kStoreArrays[i], offsets[i], bytes[i], readers[i]));
     }

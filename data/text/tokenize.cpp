@@ -93,7 +93,7 @@ class Collector {
 
  private:
   void keep(const Item& item, const Document& doc) {
-    writer_.add(doc.ids, stored_loss(doc), doc.role, {item.raw.file, item.raw.index});
+    writer_.add(doc.ids, stored_loss(doc), doc.role, {item.raw.file, item.raw.index}, doc.segment);
     for (size_t i = 0; i < doc.ids.size(); ++i) {
       if (!tokenizer_.is_special(doc.ids[i])) continue;
       auto& [count, trained] = specials_[doc.ids[i]];
@@ -101,6 +101,7 @@ class Collector {
       trained += doc.loss[i] != 0 ? 1 : 0;
     }
     ++summary_.documents;
+    summary_.pairs += doc.segment.empty() ? 0 : 1;
     summary_.tokens += static_cast<int64_t>(doc.ids.size());
     summary_.supervised += doc.supervised;
     ++summary_.lengths[static_cast<int64_t>(doc.ids.size())];
@@ -300,7 +301,8 @@ TokenizeSummary tokenize_files(const TokenizeInput& input,
   const auto encode = [&](Item& item) {
     Record record;
     try {
-      record = read_record(source, item.raw, mapping_of(input, static_cast<size_t>(item.raw.file)));
+      record = read_record(source, item.raw, mapping_of(input, static_cast<size_t>(item.raw.file)),
+                           options.pairs);
     } catch (const Error& error) {
       if (error.code() != ExitCode::kData) throw;
       item.unreadable = error.text().what;

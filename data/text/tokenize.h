@@ -30,7 +30,8 @@ struct TokenizeOptions {
                        // document that is refused or has a fault, {"file", "line", "row", "rule",
                        // "kept", "reason"}; written also when tokenize_files ends with an error
                        // about the data
-  int threads = 0;     // 0 = one per processor. The store's bytes do not depend on it.
+  Pairs pairs = Pairs::kRefuse;  // refused ones are unreadable records
+  int threads = 0;               // 0 = one per processor. The store's bytes do not depend on it.
 };
 
 // A record, or one document of it, that was left out.
@@ -54,6 +55,7 @@ struct SpecialCount {
 struct TokenizeSummary {
   int64_t records = 0;
   int64_t documents = 0;
+  int64_t pairs = 0;  // of the documents: preference pairs
   int64_t tokens = 0;
   int64_t supervised = 0;              // tokens
   std::map<int64_t, int64_t> lengths;  // how many documents have so many tokens

@@ -147,6 +147,7 @@ Json summary_json(const TokenizeSummary& summary, int64_t sequence_len) {
                        {"digest", summary.digest},
                        {"records", summary.records},
                        {"documents", summary.documents},
+                       {"preference_pairs", summary.pairs},
                        {"tokens", summary.tokens},
                        {"supervised_tokens", summary.supervised},
                        {"lengths", lengths_json(summary.lengths)},
@@ -177,6 +178,7 @@ void print_summary(const TokenizeSummary& summary, int64_t sequence_len) {
       {"  with another context than at serving", format_count(summary.turns_unlike_serving)},
       {"tokens across a border", format_count(summary.straddling)},
   };
+  if (summary.pairs > 0) rows.push_back({"preference pairs", format_count(summary.pairs)});
   if (summary.double_bos > 0) {
     rows.push_back({"documents with BOS twice", format_count(summary.double_bos)});
   }
@@ -232,6 +234,7 @@ int run_tokenize(const Args& args) {
   options.mask = mask_options(args);
   options.out = args.need("--out");
   options.report = args.text("--report");
+  options.pairs = Pairs::kRead;
   options.threads = static_cast<int>(args.integer("--threads", 0, 1024));
   const std::string model = args.need("--model");
   const auto tokenizer = load_tokenizer(model);

@@ -19,10 +19,12 @@ namespace {
 // cache. Part of the result's definition, as the running maximum changes per chunk.
 constexpr int64_t kForwardKeys = 512;
 // Query rows that one task of the forward pass may have: their running maximum and sum.
-constexpr int64_t kForwardRows = 240;
-// Backward: two tiles of kBackwardRows x kBackwardKeys floats (96 KiB) and two transposed chunks.
+constexpr int64_t kForwardRows = 264;
+// Backward: two blocks of kBlockRows x kBackwardKeys floats (96 KiB) and two transposed chunks.
 constexpr int64_t kBackwardKeys = 256;
-constexpr int64_t kBackwardRows = 48;
+// Queries whose scores are there at once: a panel of 16 keys in the first-level cache meets them
+// all.
+constexpr int64_t kBlockRows = 48;
 // A row of scores is followed by zeros up to here, for tiles that end past the diagonal.
 constexpr int64_t kPadding = 16;
 
@@ -33,21 +35,38 @@ int64_t larger_of(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
-// Rows of an array as float32: where they lie, or widened into `room`.
+// Rows of an array as float32.
 struct Rows {
   const float* values;
   int64_t stride;
 };
-Rows as_floats(const float* from, int64_t stride, int64_t, int64_t, float*) {
-  return {from, stride};
+
+// Rows are fetched into the caches before their turn: the processor does not foresee such strides.
+constexpr int64_t kRowsAhead = 16;
+template <class Element>
+void fetch_ahead(const Element* from, int64_t stride, int64_t row, int64_t rows) {
+  if (row + kRowsAhead < rows) __builtin_prefetch(from + (row + kRowsAhead) * stride);
 }
-Rows as_floats(const Bf16* from, int64_t stride, int64_t rows, int64_t width, float* room) {
+
+// One behind the other in `room`: rows of many heads lie so far apart that they would share few
+// sets of the first-level cache.
+template <class Element>
+Rows gathered(const Element* from, int64_t stride, int64_t rows, int64_t width, float* room) {
   for (int64_t row = 0; row < rows; ++row) {
     for_lanes(width, [&](int64_t i, int64_t n) {
+      fetch_ahead(from + i, stride, row, rows);
       store_upto(room + row * width + i, load_upto(from + row * stride + i, n), n);
     });
   }
   return {room, width};
+}
+
+// Where they lie, or widened into `room`.
+Rows as_floats(const float* from, int64_t stride, int64_t, int64_t, float*) {
+  return {from, stride};
+}
+Rows as_floats(const Bf16* from, int64_t stride, int64_t rows, int64_t width, float* room) {
+  return gathered(from, stride, rows, width, room);
 }
 
 // rows [keys, head_dim] with a stride -> panels of kTileColumns keys, each [head_dim,
@@ -55,24 +74,56 @@ Rows as_floats(const Bf16* from, int64_t stride, int64_t rows, int64_t width, fl
 void pack_transposed(const Rows& rows, int64_t keys, int64_t head_dim, float* panels) {
   for (int64_t j = 0; j < keys; j += kTileColumns) {
     const int64_t width = smaller_of(kTileColumns, keys - j);
+    for (int64_t row = j; row < j + width; ++row) {
+      for (int64_t d = 0; d < head_dim; d += kLanes) {
+        fetch_ahead(rows.values + d, rows.stride, row, keys);
+      }
+    }
     transpose(rows.values + j * rows.stride, rows.stride, width, head_dim, panels + j * head_dim,
               kTileColumns);
   }
 }
 
-// scores [rows, keys] = a [rows, head_dim] times the packed keys.
-void score_tile(const float* a,
-                int64_t a_row,
-                int64_t rows,
-                const float* panels,
-                int64_t keys,
-                int64_t head_dim,
-                float* scores,
-                int64_t scores_row) {
-  for (int64_t j = 0; j < keys; j += kTileColumns) {
-    const Tile tile{head_dim,     a,          a_row,     1, panels + j * head_dim,
-                    kTileColumns, scores + j, scores_row};
-    multiply_tile(rows, smaller_of(kTileColumns, keys - j), tile, TileStart::kZero);
+// The keys of a chunk that some row of a tile of queries sees: [begin, end), begin at a panel's
+// beginning; and how their values meet what the tile's rows have.
+struct Span {
+  int64_t begin, end;
+  TileStart start;
+};
+
+// Up to kBlockRows queries in tiles of kTileRows.
+struct TileSpans {
+  int64_t rows;
+  Span span[kBlockRows / kTileRows];
+};
+
+// scores = a [rows, head_dim] times the packed keys, for the keys that each tile sees. Tile by tile
+// inside a panel, which stays in the first-level cache.
+void score_tiles(const float* a,
+                 int64_t a_row,
+                 const TileSpans& tiles,
+                 const float* panels,
+                 int64_t head_dim,
+                 float* scores,
+                 int64_t scores_row) {
+  int64_t end = 0;
+  for (int64_t t = 0; t * kTileRows < tiles.rows; ++t) end = larger_of(end, tiles.span[t].end);
+  for (int64_t j = 0; j < end; j += kTileColumns) {
+    for (int64_t t = 0; t * kTileRows < tiles.rows; ++t) {
+      const Span& span = tiles.span[t];
+      if (j < span.begin || j >= span.end) continue;
+      const int64_t row = t * kTileRows;
+      const Tile tile{head_dim,
+                      a + row * a_row,
+                      a_row,
+                      1,
+                      panels + j * head_dim,
+                      kTileColumns,
+                      scores + row * scores_row + j,
+                      scores_row};
+      multiply_tile(smaller_of(kTileRows, tiles.rows - row), smaller_of(kTileColumns, span.end - j),
+                    tile, TileStart::kZero);
+    }
   }
 }
 
@@ -88,8 +139,8 @@ int64_t padded(int64_t head_dim) {
   return (head_dim + kTileColumns - 1) / kTileColumns * kTileColumns;
 }
 
-// rows [rows, head_dim] with a stride -> panels [rows, kTileColumns], one behind the other: rows of
-// many heads lie so far apart that they would share few sets of the first-level cache.
+// rows [rows, head_dim] with a stride -> panels [rows, kTileColumns], one behind the other as in
+// gathered.
 template <class Element>
 Columns pack_columns(
     const Element* from, int64_t stride, int64_t rows, int64_t head_dim, float* panels) {
@@ -97,12 +148,42 @@ Columns pack_columns(
     const int64_t width = smaller_of(kTileColumns, head_dim - d);
     for (int64_t row = 0; row < rows; ++row) {
       for_lanes(width, [&](int64_t i, int64_t n) {
+        fetch_ahead(from + d + i, stride, row, rows);
         store_upto(panels + d * rows + row * kTileColumns + i,
                    load_upto(from + row * stride + d + i, n), n);
       });
     }
   }
   return {panels, kTileColumns, rows * kTileColumns};
+}
+
+// c [rows, head_dim] (+)= scores [rows, keys] times b [keys, head_dim], over the keys that each
+// tile sees; as score_tiles.
+void value_tiles(const float* scores,
+                 int64_t scores_row,
+                 const TileSpans& tiles,
+                 const Columns& b,
+                 int64_t head_dim,
+                 float* c,
+                 int64_t ldc) {
+  const float* panel = b.values;
+  for (int64_t d = 0; d < head_dim; d += kTileColumns, panel += b.panel) {
+    for (int64_t t = 0; t * kTileRows < tiles.rows; ++t) {
+      const Span& span = tiles.span[t];
+      if (span.begin >= span.end) continue;
+      const int64_t row = t * kTileRows;
+      const Tile tile{span.end - span.begin,
+                      scores + row * scores_row + span.begin,
+                      scores_row,
+                      1,
+                      panel + span.begin * b.row,
+                      b.row,
+                      c + row * ldc + d,
+                      ldc};
+      multiply_tile(smaller_of(kTileRows, tiles.rows - row), smaller_of(kTileColumns, head_dim - d),
+                    tile, span.start);
+    }
+  }
 }
 
 // c [rows, head_dim] (+)= a [rows, k] times b [k, head_dim].
@@ -204,7 +285,7 @@ float dot(const Element* a, const Element* b, int64_t count) {
   Lanes sum = all(0.0f);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t lanes = smaller_of(kLanes, count - i);
-    sum = fma(load_first(a + i, lanes), load_first(b + i, lanes), sum);
+    sum = fma(load_upto(a + i, lanes), load_upto(b + i, lanes), sum);
   }
   return sum_lanes(sum);
 }
@@ -270,10 +351,10 @@ struct ForwardScratch {
     panels = 0;
     values = panels + kForwardKeys * head_dim;
     scores = values + kForwardKeys * padded(head_dim);
-    rows = scores + kTileRows * kForwardStride;
+    rows = scores + kBlockRows * kForwardStride;
     keys = rows + 2 * kForwardRows;
     queries = keys + (widens ? kForwardKeys * head_dim : 0);
-    out = queries + (widens ? kForwardRows * head_dim : 0);
+    out = queries + kForwardRows * head_dim;
     total = out + (widens ? kForwardRows * head_dim : 0);
   }
 };
@@ -286,13 +367,13 @@ struct BackwardScratch {
     v_panels = k_panels + kBackwardKeys * head_dim;
     k_columns = v_panels + kBackwardKeys * head_dim;
     q_columns = k_columns + kBackwardKeys * padded(head_dim);
-    dout_columns = q_columns + kBackwardRows * padded(head_dim);
-    p = dout_columns + kBackwardRows * padded(head_dim);
-    ds = p + kBackwardRows * kBackwardStride;
-    keys = ds + kBackwardRows * kBackwardStride;
+    dout_columns = q_columns + kBlockRows * padded(head_dim);
+    p = dout_columns + kBlockRows * padded(head_dim);
+    ds = p + kBlockRows * kBackwardStride;
+    keys = ds + kBlockRows * kBackwardStride;
     queries = keys + (widens ? kBackwardKeys * head_dim : 0);
-    dout = queries + (widens ? kBackwardRows * head_dim : 0);
-    total = dout + (widens ? kBackwardRows * head_dim : 0);
+    dout = queries + kBlockRows * head_dim;
+    total = dout + kBlockRows * head_dim;
   }
 };
 
@@ -311,8 +392,8 @@ void attention_forward_of(const AttentionHead& head,
   const Element* const k = static_cast<const Element*>(head.k);
   const Element* const v = static_cast<const Element*>(head.v);
   // Row i of the piece is token q_begin + i.
-  const Rows q = as_floats(static_cast<const Element*>(head.q) + q_begin * head.q_stride,
-                           head.q_stride, q_end - q_begin, d, scratch + place.queries);
+  const Rows q = gathered(static_cast<const Element*>(head.q) + q_begin * head.q_stride,
+                          head.q_stride, q_end - q_begin, d, scratch + place.queries);
   Element* const result = static_cast<Element*>(head.out) + q_begin * head.out_stride;
   float* out = scratch + place.out;
   int64_t out_stride = d;
@@ -329,28 +410,36 @@ void attention_forward_of(const AttentionHead& head,
         chunk_end - key, d, panels);
     const Columns values = pack_columns(v + key * head.v_stride, head.v_stride, chunk_end - key, d,
                                         scratch + place.values);
-    for (int64_t row = q_begin; row < q_end; row += kTileRows) {
-      const int64_t rows = smaller_of(kTileRows, q_end - row);
-      const int64_t tile_first = first_key(head, row);  // of the row that looks back farthest
-      if (tile_first >= chunk_end || row + rows <= key) continue;
-      // Keys [skipped, skipped + keys) of the chunk, from a panel's beginning.
-      const int64_t skipped = larger_of(0, tile_first - key) / kTileColumns * kTileColumns;
-      const int64_t keys = smaller_of(row + rows, chunk_end) - key - skipped;
-      score_tile(q.values + (row - q_begin) * q.stride, q.stride, rows, panels + skipped * d, keys,
-                 d, scores, kForwardStride);
-      for (int64_t i = 0; i < rows; ++i) {
-        float* const score = scores + i * kForwardStride;
-        const int64_t first = larger_of(first_key(head, row + i), key) - key - skipped;
-        const int64_t seen = smaller_of(row + i + 1, chunk_end) - key - skipped - first;
-        float& top = maximum[row + i - q_begin];
-        float& sum = total[row + i - q_begin];
+    for (int64_t block = q_begin; block < q_end; block += kBlockRows) {
+      TileSpans tiles{smaller_of(kBlockRows, q_end - block), {}};
+      const int64_t block_end = block + tiles.rows;
+      for (int64_t row = block; row < block_end; row += kTileRows) {
+        const int64_t row_end = smaller_of(row + kTileRows, block_end);
+        const int64_t first = first_key(head, row);  // of the row that looks back farthest
+        if (first >= chunk_end || row_end <= key) continue;
+        tiles.span[(row - block) / kTileRows] = {
+            larger_of(0, first - key) / kTileColumns * kTileColumns,
+            smaller_of(row_end, chunk_end) - key,
+            first >= key ? TileStart::kZero : TileStart::kContinue};
+      }
+      score_tiles(q.values + (block - q_begin) * q.stride, q.stride, tiles, panels, d, scores,
+                  kForwardStride);
+      for (int64_t token = block; token < block_end; ++token) {
+        const Span& span = tiles.span[(token - block) / kTileRows];
+        const int64_t keys = span.end - span.begin;
+        if (keys <= 0) continue;
+        float* const score = scores + (token - block) * kForwardStride + span.begin;
+        const int64_t first = larger_of(first_key(head, token) - key, 0) - span.begin;
+        const int64_t seen = smaller_of(token + 1, chunk_end) - key - span.begin - first;
+        float& top = maximum[token - q_begin];
+        float& sum = total[token - q_begin];
         if (seen <= 0) {  // the chunk begins past this row of the tile, or ends before its window
           zero(score, keys);
           continue;
         }
         zero(score, first);
         shape_scores(score + first, seen, shape);
-        const bool starts = first_key(head, row + i) >= key;
+        const bool starts = first_key(head, token) >= key;
         const float largest = row_maximum(score + first, seen);
         const float new_top = starts || largest > top ? largest : top;
         const float chunk_sum = exponentials(score + first, seen, keys - first, new_top);
@@ -359,13 +448,12 @@ void attention_forward_of(const AttentionHead& head,
         } else {
           const float correction = exponential_of(top - new_top);
           sum = sum * correction + chunk_sum;
-          scale_row(out + (row + i - q_begin) * out_stride, d, correction);
+          scale_row(out + (token - q_begin) * out_stride, d, correction);
         }
         top = new_top;
       }
-      value_tile(scores, kForwardStride, 1, rows, keys, values.from(skipped), d,
-                 out + (row - q_begin) * out_stride, out_stride,
-                 tile_first >= key ? TileStart::kZero : TileStart::kContinue);
+      value_tiles(scores, kForwardStride, tiles, values, d, out + (block - q_begin) * out_stride,
+                  out_stride);
     }
   }
   for (int64_t row = 0; row < q_end - q_begin; ++row) {
@@ -404,54 +492,55 @@ void attention_backward_of(const AttentionHeadGradient& gradient, float* scratch
                                                chunk_end - key, d, scratch + place.k_columns);
     // Queries that see some key of the chunk.
     const int64_t queries_end = smaller_of(head.length, chunk_end - 1 + head.window);
-    for (int64_t block = key; block < queries_end; block += kBackwardRows) {
-      const int64_t block_end = smaller_of(block + kBackwardRows, queries_end);
-      const Rows queries = as_floats(static_cast<const Element*>(head.q) + block * head.q_stride,
-                                     head.q_stride, block_end - block, d, scratch + place.queries);
-      const Rows gradients = as_floats(dout + block * head.out_stride, head.out_stride,
-                                       block_end - block, d, scratch + place.dout);
+    for (int64_t block = key; block < queries_end; block += kBlockRows) {
+      const int64_t block_end = smaller_of(block + kBlockRows, queries_end);
+      const Rows queries = gathered(static_cast<const Element*>(head.q) + block * head.q_stride,
+                                    head.q_stride, block_end - block, d, scratch + place.queries);
+      const Rows gradients = gathered(dout + block * head.out_stride, head.out_stride,
+                                      block_end - block, d, scratch + place.dout);
       const Columns query_columns = pack_columns(queries.values, queries.stride, block_end - block,
                                                  d, scratch + place.q_columns);
       const Columns gradient_columns = pack_columns(
           gradients.values, gradients.stride, block_end - block, d, scratch + place.dout_columns);
-      for (int64_t row = block; row < block_end; row += kTileRows) {
-        const int64_t rows = smaller_of(kTileRows, block_end - row);
-        const int64_t tile_first = first_key(head, row);
-        const int64_t skipped = larger_of(0, tile_first - key) / kTileColumns * kTileColumns;
-        const int64_t keys = smaller_of(row + rows, chunk_end) - key - skipped;
-        float* const p_tile = p + (row - block) * kBackwardStride;
-        float* const ds_tile = ds + (row - block) * kBackwardStride;
-        score_tile(queries.values + (row - block) * queries.stride, queries.stride, rows,
-                   k_panels + skipped * d, keys, d, p_tile + skipped, kBackwardStride);
-        score_tile(gradients.values + (row - block) * gradients.stride, gradients.stride, rows,
-                   v_panels + skipped * d, keys, d, ds_tile + skipped, kBackwardStride);
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t token = row + i;
-          float* const p_row = p_tile + i * kBackwardStride;
-          float* const ds_row = ds_tile + i * kBackwardStride;
-          const int64_t first = smaller_of(larger_of(first_key(head, token), key), chunk_end) - key;
-          const int64_t seen = smaller_of(token + 1, chunk_end) - key;
-          // A tile of keys that begins at or before this row may end past it.
-          const int64_t until = smaller_of(seen + kPadding, chunk_end - key + kPadding);
-          zero(p_row, first);
-          zero(ds_row, first);
-          const float delta = dot(dout + token * head.out_stride, out + token * head.out_stride, d);
-          const RowGradient here{p_row + first,
-                                 ds_row + first,
-                                 seen - first,
-                                 until - first,
-                                 head.lse[token * head.lse_stride],
-                                 delta};
-          if (shape.cap == 0.0f) {
-            row_gradient<false>(here, shape);
-          } else {
-            row_gradient<true>(here, shape);
-          }
-        }
-        value_tile(ds_tile + skipped, kBackwardStride, 1, rows, keys, keys_of_chunk.from(skipped),
-                   d, gradient.dq + row * gradient.dq_stride, gradient.dq_stride,
-                   TileStart::kContinue);
+      // Before anything else of the block: what is far away is then fetched for many rows at once.
+      float delta[kBlockRows];
+      for (int64_t token = block; token < block_end; ++token) {
+        delta[token - block] =
+            dot(dout + token * head.out_stride, out + token * head.out_stride, d);
       }
+      TileSpans tiles{block_end - block, {}};
+      for (int64_t row = block; row < block_end; row += kTileRows) {
+        const int64_t before = larger_of(0, first_key(head, row) - key);
+        tiles.span[(row - block) / kTileRows] = {
+            before / kTileColumns * kTileColumns,
+            smaller_of(smaller_of(row + kTileRows, block_end), chunk_end) - key,
+            TileStart::kContinue};
+      }
+      score_tiles(queries.values, queries.stride, tiles, k_panels, d, p, kBackwardStride);
+      score_tiles(gradients.values, gradients.stride, tiles, v_panels, d, ds, kBackwardStride);
+      for (int64_t token = block; token < block_end; ++token) {
+        float* const p_row = p + (token - block) * kBackwardStride;
+        float* const ds_row = ds + (token - block) * kBackwardStride;
+        const int64_t first = smaller_of(larger_of(first_key(head, token), key), chunk_end) - key;
+        const int64_t seen = smaller_of(token + 1, chunk_end) - key;
+        // A tile of keys that begins at or before this row may end past it.
+        const int64_t until = smaller_of(seen + kPadding, chunk_end - key + kPadding);
+        zero(p_row, first);
+        zero(ds_row, first);
+        const RowGradient here{p_row + first,
+                               ds_row + first,
+                               seen - first,
+                               until - first,
+                               head.lse[token * head.lse_stride],
+                               delta[token - block]};
+        if (shape.cap == 0.0f) {
+          row_gradient<false>(here, shape);
+        } else {
+          row_gradient<true>(here, shape);
+        }
+      }
+      value_tiles(ds, kBackwardStride, tiles, keys_of_chunk, d,
+                  gradient.dq + block * gradient.dq_stride, gradient.dq_stride);
       const int64_t keys_end = smaller_of(block_end, chunk_end);
       const int64_t unseen = larger_of(0, first_key(head, block) - key) / kTileRows * kTileRows;
       for (int64_t row = key + unseen; row < keys_end; row += kTileRows) {

@@ -54,6 +54,23 @@ struct Bf16Block {
   float alpha, beta;
 };
 
+// How the codes of a map may be had by arithmetic.
+enum class Map8Rule {
+  kBuckets,  // by none
+  kRatio,    // the log2 map
+  kRuns      // Map8Runs
+};
+
+// A signed map by magnitude: run r holds the magnitudes above above[r]. In 65536ths, the place
+// scale[r] * |x| + offset[r], last[r] at most, is a whole number at a midpoint and has the code of
+// x, less 127, as its whole part.
+struct Map8Runs {
+  alignas(32) float above[8];
+  alignas(32) float scale[8];
+  alignas(32) float offset[8];
+  alignas(32) float last[8];
+};
+
 // An 8-bit map and the search in it (quant8.cpp builds them). A magnitude's upper 16 bits name a
 // bucket with at most one midpoint: entry = lower 16 bits of it << 8 | code below it.
 struct Map8 {
@@ -62,6 +79,8 @@ struct Map8 {
   uint32_t first_key;     // of `least`
   uint32_t keys;
   uint32_t least;  // bits; a smaller magnitude has the same code
+  Map8Rule rule;
+  const Map8Runs* runs;  // with kRuns
 };
 
 // One run of an 8-bit AdamW step: whole blocks of 256, the last may be short.

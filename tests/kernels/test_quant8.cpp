@@ -1,3 +1,4 @@
+#include <bit>
 #include <limits>
 
 #include "core/json.h"
@@ -126,6 +127,26 @@ TEST_CASE("quant8: midpoints and their neighbours take the right code", "[kernel
   same_everywhere([&] {
     const Quantized got = quantize(map, x, 4096);
     CHECK(got.codes == expected);
+    return got.absmax;
+  });
+}
+
+TEST_CASE("quant8: magnitudes of every octave take the nearest code", "[kernels][quant8]") {
+  const graft_map8 map = GENERATE(from_range(std::begin(kMaps), std::end(kMaps)));
+  const float sign = GENERATE(1.0f, -1.0f);
+  if (sign < 0.0f && map != GRAFT_MAP_DYNAMIC_SIGNED) return;
+  // Every 4,799th float32 from 2^-44 to 1, 1,748 an octave, in blocks whose absmax of 1 leaves them
+  // as they are.
+  std::vector<float> x;
+  const uint32_t begin = std::bit_cast<uint32_t>(0x1p-44f), end = std::bit_cast<uint32_t>(1.0f);
+  for (uint32_t bits = begin; bits < end; bits += 4799) {
+    if (x.size() % 4096 == 0) x.push_back(1.0f);
+    x.push_back(sign * std::bit_cast<float>(bits));
+  }
+  const oracle::Quant8 expected = oracle::quant8_quantize(x, graft_map8_values(map), 4096);
+  same_everywhere([&] {
+    const Quantized got = quantize(map, x, 4096);
+    CHECK(got.codes == expected.codes);
     return got.absmax;
   });
 }

@@ -6,9 +6,11 @@ Usage: bench_tokenizers.py path/to/graft-tokenizer-arm path/to/graft [text of a 
 One thread each, rows in memory, deduplicated, a fresh cache every round. The arms of a row take turns;
 before and after each a fixed piece of work is timed, and a round beside a slow one, or in which an arm
 got less than 95 % of a processor, is thrown away.
-Figures are medians of five rounds; where the machine was never quiet they are marked "busy" and taken
-from processor time over all rounds, which other work slows down less. Prints each row's target; exit
-code 1 when a quiet row misses it. --quick: two rounds over a twentieth of the rows, to see that it runs. Needs ../shared (or $GRAFT_SHARED).
+Figures are medians of five rounds; where the machine was not quiet for so long (15 rounds, or a minute a
+row) they are marked "busy" and taken from processor time over all rounds, which other work slows down less.
+Prints each row's target; exit code 1 when a quiet row misses it. Takes 5 minutes, on a busy machine up to 10.
+--quick: two rounds over a twentieth of the rows, to see that it runs; its figures mean little, for the
+caches of words stay cold. Needs ../shared (or $GRAFT_SHARED).
 """
 import json
 import os
@@ -33,8 +35,9 @@ TOKENIZERS, TEMPLATES = SHARED / "data/tokenizers", SHARED / "data/chat_template
 ARM, GRAFT = (pathlib.Path(p).resolve() for p in sys.argv[1:3])
 QUICK = "--quick" in sys.argv
 ONLY = next((a for a in sys.argv[3:] if a != "--quick"), "")
-# Rounds kept; a probe this much slower than the fastest discards its round; rounds tried at most.
-ROUNDS, SLOW, TRIES = (2, 1.2, 2) if QUICK else (5, 1.2, 15)
+# Rounds kept; a probe this much slower than the fastest discards its round; rounds tried at most, and
+# no further one begins after this many seconds.
+ROUNDS, SLOW, TRIES, SECONDS = (2, 1.2, 2, 20) if QUICK else (5, 1.2, 15, 60)
 DATASETS = ("alpaca_5000", "gsm_8k_train", "gpteacher_roleplay")
 
 
@@ -76,7 +79,10 @@ FASTEST = min(probe() for _ in range(20))
 def measure(arms):
     """{name: (seconds, last answer)}, and whether the machine was quiet."""
     quiet, busy, answers = {n: [] for n in arms}, {n: [] for n in arms}, {}
+    begin = time.perf_counter()
     for _ in range(TRIES):
+        if busy["graft"] and time.perf_counter() - begin > SECONDS:
+            break
         taken, slowest = {}, 0
         for name, arm in arms.items():
             before = probe()
@@ -133,8 +139,10 @@ def encode_rows(texts, lines):
     report("llama2 ids / sentencepiece", "MB/s", size, 5,
            {"graft": lambda: graft_arm(path, lines, "ids"), "peer": lambda: timed(lambda: model.encode(texts, num_threads=1))})
     path = TOKENIZERS / "llama3/tokenizer.json"
-    report("llama3 load", "loads/s", 1, None, {"graft": lambda: graft_arm(path, lines, "load"),
-                                               "peer": lambda: timed(lambda: Tokenizer.from_file(str(path)))}, round(1 / 0.06, 2))
+    took = report("llama3 load", "loads/s", 1, None, {"graft": lambda: graft_arm(path, lines, "load"),
+                                                      "peer": lambda: timed(lambda: Tokenizer.from_file(str(path)))}, round(1 / 0.06, 2))
+    if took:
+        print("    = " + " against ".join(f"{took[name][0] * 1000:.0f} ms" for name in ("graft", "peer")), flush=True)
     report("llama3 graft data encode, load included", "MB/s", os.path.getsize(lines) / 1e6, None,
            {"graft": lambda: timed_program([GRAFT, "data", "encode", "--tokenizer", path], lines)}, 30)
 

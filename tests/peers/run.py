@@ -261,7 +261,15 @@ def token_store_opens_in_h5py():
         begin, end = int(offsets[index]), int(offsets[index + 1])
         trained = tokens[begin:end][loss[begin:end] != 0]
         assert tokenizer.decode(trained) == row["output"] + "</s>", row
-    print(f"    {len(rows)} documents, exactly the answers are trained on")
+    pairs = WORK / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "the sky", "chosen": "is blue", "rejected": "is not"}) + "\n")
+    graft("data", "tokenize", pairs, "--model", BASE, "--out", store)
+    with h5py.File(store) as file:
+        tokens, loss, segment = file["tokens"][:], file["loss"][:], file["segment"][:]
+    for part, answer in ((1, "is blue"), (2, "is not")):
+        assert tokenizer.decode(tokens[(segment == part) & (loss != 0)]) == answer + "</s>", part
+    assert not loss[segment == 0].any()
+    print(f"    {len(rows)} documents, exactly the answers are trained on; a pair's answers are told apart")
 
 
 @case

@@ -3,13 +3,11 @@
 #include <cstring>
 #include <string_view>
 
-#include <omp.h>
-
 #include "core/hash.h"
 #include "tests/support/support.h"
 #include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
-#include "train/engine/decoder.h"
+#include "train/engine/arrangement.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/planner.h"
 #include "train/engine/tensor.h"
@@ -106,30 +104,10 @@ struct Step {
   std::vector<at::Tensor> gradients;
 };
 
-struct Split {
-  size_t rows = 8;  // of a micro-batch
-  int threads = 2;
-  int64_t head_chunk = kHeadChain;
-  std::vector<LayerPlan> layers = {};  // empty = everything is kept
-};
-
 // The gradients of the eight rows, one optimizer step's.
-Step run(Model& model, const Split& split) {
-  omp_set_num_threads(split.threads);
-  StepPlan plan = test::poisoned(model, rows_of(0, kRows.size()).tokens(), Keep::kForBackward);
-  plan.head_chunk = split.head_chunk;
-  if (!split.layers.empty()) plan.layers = split.layers;
-  Decoder decoder(model, plan);
-  for (Parameter& parameter : model.trained) parameter.grad.zero_();
-  HeadResult sums;
-  for (size_t row = 0; row < kRows.size(); row += split.rows) {
-    const Batch batch = rows_of(row, row + split.rows);
-    const float* residual = decoder.forward(batch, 77);
-    sums = decoder.head_loss(batch, residual, 0.01, decoder.gradient_buffer(), nullptr, sums);
-    decoder.backward(batch, decoder.gradient_buffer());
-  }
-  decoder.finish_gradients();
-  omp_set_num_threads(2);
+Step run(Model& model, const Arrangement& how) {
+  const HeadResult sums = compute_step(
+      model, {.count = kRows.size(), .batch = rows_of, .scale = 0.01, .dropout_seed = 77}, how);
   Step step{sums.loss_sum, {}};
   for (const Parameter& parameter : model.trained) step.gradients.push_back(parameter.grad.clone());
   return step;
@@ -251,13 +229,12 @@ TEST_CASE("invariance: the emulated GPU gives the processor's gradients to the b
     }
   }
   const auto step_on = [&](Model& model, graft_device kind) {
-    for (Parameter& parameter : model.trained) parameter.grad.zero_();
-    Decoder decoder(model, test::poisoned(model, batch.tokens(), Keep::kForBackward), {kind});
-    const float* residual = decoder.forward(batch, 77);
-    const HeadResult head =
-        decoder.head_loss(batch, residual, 0.01, decoder.gradient_buffer(), nullptr);
-    decoder.backward(batch, decoder.gradient_buffer());
-    decoder.finish_gradients();
+    const HeadResult head = compute_step(model,
+                                         {.count = 1,
+                                          .batch = [&](size_t, size_t) { return batch; },
+                                          .scale = 0.01,
+                                          .dropout_seed = 77},
+                                         {.device = {kind}});
     Step step{head.loss_sum, {}};
     for (const Parameter& parameter : model.trained) {
       step.gradients.push_back(parameter.grad.clone());

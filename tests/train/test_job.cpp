@@ -58,6 +58,19 @@ class Fixture {
   TempDir dir_;
 };
 
+// The quickstart's base model, to be changed.
+std::string copy_base(const Fixture& fixture) {
+  const std::string base = fixture.dir().file("base");
+  graft::make_directories(base);
+  for (const std::string& name : graft::list_directory(source_path("examples/quickstart/base"))) {
+    const std::string from = source_path("examples/quickstart/base") + "/" + name;
+    if (graft::file_exists(from)) {
+      graft::write_file_atomically(base + "/" + name, graft::read_file(from));
+    }
+  }
+  return base;
+}
+
 // Starts the training and kills it with SIGKILL after `ms`; returns whether it was still running.
 bool kill_training(const Fixture& fixture, const std::string& name, int ms) {
   const pid_t child = ::fork();
@@ -127,6 +140,11 @@ TEST_CASE("train: a run that cannot fit is refused before a weight is read, with
   CHECK(refused.err.find("micro_batch_size: 1 with gradient_accumulation_steps: 4") !=
         std::string::npos);
   CHECK(refused.err.find("max_memory: ") != std::string::npos);
+  size_t changes = 0;
+  for (size_t at = 0; (at = refused.err.find("\n         ", at)) != std::string::npos; ++at) {
+    ++changes;
+  }
+  CHECK(changes == 3);
   const RunResult wrong = fixture.train("wrong", {"max_memory=lots"});
   CHECK(wrong.exit_code == 2);
   CHECK(wrong.err.find("write a number and a unit: max_memory: 8GiB") != std::string::npos);
@@ -288,20 +306,46 @@ TEST_CASE("train: bad input is named, with its place and its exit code", "[train
   fails({"adapter=none", "base_weights=fresh"}, 2, "unknown value \"fresh\"");
   graft::write_file_atomically(fixture.dir().file("empty.jsonl"), "");
   fails({"datasets=[" + fixture.dir().file("empty.jsonl") + "]"}, 3, "empty.jsonl");
+  graft::write_file_atomically(fixture.dir().file("masked.jsonl"),
+                               R"({"input_ids": [5, 6, 7], "labels": [-100, -100, -100]})"
+                               "\n");
+  const std::string masked = "datasets=[" + fixture.dir().file("masked.jsonl") + "]";
+  fails({masked}, 3, "none of the 1 records gives a document");
+  fails({masked}, 3, "masked.jsonl:1: row 0: ");
   graft::write_file_atomically(fixture.config(), "base_model: x\nlora_r: 8\nlora_r: 9\n");
   fails({}, 2, "run.yaml:3:1");
 }
 
+TEST_CASE("train: steps that are not finite change nothing, name their rows, and end the run",
+          "[train][job]") {
+  const Fixture fixture;
+  const std::string base = copy_base(fixture);
+  // Finite weights whose products are not: 128 times 3e38 is above the largest float32.
+  const std::unique_ptr<graft::train::Model> model =
+      graft::train::load_model(base, graft::train::Precision::kFull);
+  model->layers[2].o.base.dense.fill_(3e38F);
+  graft::train::save_model(*model, base, base);
+  const RunResult result = fixture.train(
+      "a", {"base_model=" + base, "adapter=lora", "max_skipped_steps=2", "save_steps=1"});
+  INFO(result.err);
+  CHECK(result.exit_code == 5);
+  for (const char* text :
+       {"warning: step 1 skipped: the loss is not finite (rows: train.jsonl:", "step 2 skipped",
+        "step 3 skipped", "error: 3 steps had losses or gradients that are not finite"}) {
+    CAPTURE(text);
+    CHECK(result.err.find(text) != std::string::npos);
+  }
+  CHECK(result.err.find("step 4") == std::string::npos);
+  // The checkpoints behind the first and the second skipped step hold the same adapter.
+  const auto trained = [&](const char* step) {
+    return graft::read_file(fixture.out("a") + "/checkpoints/" + step + "/trained.safetensors");
+  };
+  CHECK(trained("step-00000001") == trained("step-00000002"));
+}
+
 TEST_CASE("train: a truncated weight file and a foreign tokenizer are refused", "[train][job]") {
   const Fixture fixture;
-  const std::string base = fixture.dir().file("base");
-  graft::make_directories(base);
-  for (const std::string& name : graft::list_directory(source_path("examples/quickstart/base"))) {
-    const std::string from = source_path("examples/quickstart/base") + "/" + name;
-    if (graft::file_exists(from)) {
-      graft::write_file_atomically(base + "/" + name, graft::read_file(from));
-    }
-  }
+  const std::string base = copy_base(fixture);
   const std::string weights = graft::read_file(base + "/model.safetensors");
   graft::write_file_atomically(base + "/model.safetensors", weights.substr(0, weights.size() - 9));
   const RunResult truncated = fixture.train("a", {"base_model=" + base});

@@ -1,8 +1,7 @@
 // LibTorch brings an OpenMP runtime along and graft's kernels are compiled against the compiler's:
 // two in one process would each keep threads of their own, and a setting would reach only one.
-#include <fstream>
-#include <set>
 #include <string>
+#include <vector>
 
 #include <omp.h>
 
@@ -11,6 +10,7 @@
 
 #include "kernels/elementwise.h"
 #include "tests/train/catch_aten.h"
+#include "train/job/machine.h"
 
 TEST_CASE("OpenMP: the process has one runtime, which LibTorch and the kernels share", "[train]") {
   // Both have worked before the process is looked at.
@@ -18,16 +18,7 @@ TEST_CASE("OpenMP: the process has one runtime, which LibTorch and the kernels s
   REQUIRE(values.sum().item<double>() == 1 << 20);
   REQUIRE(graft_scale(values.data_ptr<float>(), 2.0F, values.numel()) == GRAFT_OK);
 
-  std::ifstream maps("/proc/self/maps");
-  std::set<std::string> runtimes;
-  for (std::string line; std::getline(maps, line);) {
-    const size_t slash = line.rfind('/');
-    if (slash == std::string::npos) continue;
-    const std::string name = line.substr(slash + 1);
-    for (const char* runtime : {"libgomp", "libiomp", "libomp"}) {
-      if (name.rfind(runtime, 0) == 0) runtimes.insert(line.substr(line.find('/')));
-    }
-  }
+  const std::vector<std::string> runtimes = graft::train::openmp_runtimes();
   CAPTURE(runtimes);
   CHECK(runtimes.size() == 1);
 

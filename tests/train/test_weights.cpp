@@ -201,6 +201,54 @@ TEST_CASE("weights: what does not fit the config is refused with file and tensor
   }
 }
 
+TEST_CASE("weights: the first blocks are read without the others", "[train][weights]") {
+  Checkpoint checkpoint;
+  checkpoint.write();
+  ModelConfig config = read_model_config(checkpoint.path());
+  config.layers.resize(1);
+  const Precision precision = GENERATE(Precision::kFull, Precision::kNf4);
+  const auto whole = load_model(checkpoint.path(), precision);
+  const float bad = NAN;  // in block 1
+  std::memcpy(checkpoint.at(kWeight).bytes.data(), &bad, 4);
+  checkpoint.write();
+  const auto first = load_first_layers(config, checkpoint.path(), precision);
+  whole->layers.resize(1);
+  CHECK(same_weights(*whole, *first));
+  CHECK_THROWS_WITH(
+      load_first_layers(read_model_config(checkpoint.path()), checkpoint.path(), precision),
+      Catch::Contains("finite"));
+}
+
+TEST_CASE("weights: headers are checked without the values", "[train][weights]") {
+  Checkpoint checkpoint;
+  const ModelConfig config = read_model_config(checkpoint.path());
+  const float bad = NAN;
+  std::memcpy(checkpoint.at(kWeight).bytes.data(), &bad, 4);
+  checkpoint.write();
+  CHECK_NOTHROW(check_weight_files(config, checkpoint.path()));
+  const std::string packed = checkpoint.path() + "-4bit";
+  SECTION("another type") {
+    checkpoint.at(kWeight).spec.dtype = DType::kI32;
+    checkpoint.write();
+    CHECK_THROWS_WITH(check_weight_files(config, checkpoint.path()), Catch::Contains("I32"));
+  }
+  SECTION("another shape") {
+    Tensor& tensor = checkpoint.at(kWeight);
+    std::swap(tensor.spec.shape[0], tensor.spec.shape[1]);
+    checkpoint.write();
+    CHECK_THROWS_WITH(check_weight_files(config, checkpoint.path()), Catch::Contains("[32, 56]"));
+  }
+  SECTION("in 4 bits") {
+    std::memset(checkpoint.at(kWeight).bytes.data(), 0, 4);
+    checkpoint.write();
+    adapters::quantize_directory(checkpoint.path(), packed, {});
+    CHECK_NOTHROW(check_weight_files(config, packed));
+    ModelConfig other = config;
+    other.layers[1].intermediate_size = 64;
+    CHECK_THROWS_WITH(check_weight_files(other, packed), Catch::Contains("expected shape"));
+  }
+}
+
 TEST_CASE("weights: damaged directories are refused with the file", "[train][weights]") {
   const Checkpoint checkpoint;
   SECTION("nothing there") {

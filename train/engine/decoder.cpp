@@ -187,7 +187,7 @@ void Decoder::backward(const Batch& batch, float* d_residual) {
     end_phase(time_.backward_mlp(index));
     attention_half_backward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
                             block.attention, block.input, d_residual,
-                            index > plan_.lowest || trains_embedding);
+                            index > plan_.lowest || trains_embedding || plan_.input_gradient);
     end_phase(time_.backward_attention(index));
   }
   if (!trains_embedding) return;

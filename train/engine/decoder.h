@@ -46,7 +46,7 @@ class Decoder {
 
   // d_residual [T, D], the loss's gradient by forward's result, is overwritten. Adds to the
   // gradients of everything trained. Needs Keep::kForBackward and the same batch as the last
-  // forward.
+  // forward. With StepPlan::input_gradient it is left as the gradient by what entered block 0.
   void backward(const Batch& batch, float* d_residual);
 
   // To be called when the last micro-batch of a step went backward: adds what a tied embedding got

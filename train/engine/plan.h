@@ -32,8 +32,9 @@ struct StepPlan {
   int64_t tokens = 0;  // of the largest micro-batch
   Keep keep = Keep::kForBackward;
   std::vector<LayerPlan> layers;
-  int64_t head_chunk = 0;  // rows of logits at a time
-  size_t lowest = 0;       // the first block that the backward pass reaches
+  int64_t head_chunk = 0;       // rows of logits at a time
+  size_t lowest = 0;            // the first block that the backward pass reaches
+  bool input_gradient = false;  // it goes on to what enters block 0; `lowest` must be 0
   bool trains_head = false;
   bool quantizes = false;  // the model has no weights yet and its linears will be in 4 bits
   Poison poison = Poison::kNo;

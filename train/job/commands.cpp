@@ -4,8 +4,10 @@
 
 #include "core/error.h"
 #include "core/progress.h"
+#include "train/job/check.h"
 #include "train/job/compute.h"
 #include "train/job/device_option.h"
+#include "train/job/doctor.h"
 #include "train/job/inference.h"
 #include "train/job/memory.h"
 #include "train/job/trainer.h"
@@ -57,6 +59,25 @@ std::vector<Command> train_commands() {
        {},
        {"graft plan configs/qlora.yaml", "graft plan run.yaml max_memory=4GiB --json"},
        run_plan},
+      {"check",
+       "CONFIG.yaml [key=value …]",
+       1,
+       -1,
+       "all that is wrong with a config, its data and its model, in one run; exit 1 where training "
+       "would end with an error",
+       {},
+       {"graft check configs/qlora.yaml", "graft check run.yaml datasets=[mine.jsonl] --json"},
+       run_check},
+      {"doctor",
+       "[CONFIG.yaml [key=value …]]",
+       0,
+       -1,
+       "this machine, and the engine's promises tried on a config's model, adapter and data; exit "
+       "1 "
+       "where one is broken",
+       {{"--layers", "N", "0", "blocks of the model to try; 0 = as many as a minute or two allow"}},
+       {"graft doctor", "graft doctor run.yaml", "graft doctor run.yaml --layers 2 --json"},
+       run_doctor},
       {"eval",
        "[MORE FILES…]",
        0,

@@ -395,17 +395,7 @@ Json mix_to_json(const TrainConfig& config) {
   return list;
 }
 
-}  // namespace
-
-std::span<const ConfigKey> config_keys() {
-  return kKeys;
-}
-
-std::span<const ConfigKey> dataset_keys() {
-  return kDatasetKeys;
-}
-
-TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides) {
+Json read_tree(const std::string& path, const std::vector<std::string>& overrides) {
   Json tree = read_yaml_file(path);
   if (!tree.is_object()) {
     fail(ExitCode::kUsage,
@@ -421,6 +411,10 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
     value.set_mark({});
     set_path(tree, text.substr(0, equals), std::move(value));
   }
+  return tree;
+}
+
+TrainConfig config_of(const Json& tree, const std::string& path) {
   ConfigReader reader(tree, path, "");
   TrainConfig config;
   config.base_model = reader.need_string("base_model", "add `base_model: DIRECTORY` to the config");
@@ -457,6 +451,63 @@ TrainConfig read_train_config(const std::string& path, const std::vector<std::st
                    "set adapter: none, or base_weights: pretrained");
   }
   return config;
+}
+
+// "datasets" of "run.yaml:3:1: datasets[0].path".
+std::string key_at(const std::string& where) {
+  const size_t colon = where.rfind(": ");
+  const std::string full = colon == std::string::npos ? where : where.substr(colon + 2);
+  return full.substr(0, full.find_first_of(".["));
+}
+
+// A key that cannot be read, or a missing one that has no fallback: the rest is read without it.
+void take_out(Json& tree, const std::string& key) {
+  Json::Object& members = tree.as_object();
+  const auto found = std::find_if(members.begin(), members.end(),
+                                  [&](const Json::Member& member) { return member.first == key; });
+  if (found != members.end()) {
+    members.erase(found);
+  } else {
+    members.emplace_back(key, key == "datasets" ? Json::array({"-"}) : Json("-"));
+  }
+}
+
+}  // namespace
+
+std::span<const ConfigKey> config_keys() {
+  return kKeys;
+}
+
+std::span<const ConfigKey> dataset_keys() {
+  return kDatasetKeys;
+}
+
+TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides) {
+  return config_of(read_tree(path, overrides), path);
+}
+
+ConfigReport report_config(const std::string& path, const std::vector<std::string>& overrides) {
+  Json tree = read_tree(path, overrides);
+  ConfigReport report;
+  while (true) {
+    try {
+      report.config = config_of(tree, path);
+      return report;
+    } catch (const Error& error) {
+      const std::string key = key_at(error.text().where);
+      const bool again = report.is_bad(key);
+      if (again && tree.find(key) != nullptr) throw;  // it is not the key's value
+      if (!again) {
+        report.problems.push_back(error.text());
+        report.bad_keys.push_back(key);
+      }
+      take_out(tree, key);
+    }
+  }
+}
+
+bool ConfigReport::is_bad(std::string_view key) const {
+  return std::find(bad_keys.begin(), bad_keys.end(), key) != bad_keys.end();
 }
 
 Json config_to_json(const TrainConfig& config) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "core/json.h"
 #include "data/text/mask.h"
 #include "train/engine/optimizer.h"
@@ -75,6 +76,16 @@ std::span<const ConfigKey> dataset_keys();
 // Reads a YAML file, applies `overrides` ("key=value"), checks every key and range.
 // Errors: kIo; kUsage with file:line:column: key.
 TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides);
+
+// All that is wrong with a config at once.
+struct ConfigReport {
+  TrainConfig config;                 // without the keys that are wrong
+  std::vector<ErrorText> problems;    // as read_train_config throws them, one for each such key
+  std::vector<std::string> bad_keys;  // wrong or missing
+  bool is_bad(std::string_view key) const;
+};
+// Errors: kIo; kUsage for a file that is no YAML mapping, and for an override without a key.
+ConfigReport report_config(const std::string& path, const std::vector<std::string>& overrides);
 
 // Every key with its value, in the order of config_keys().
 Json config_to_json(const TrainConfig& config);

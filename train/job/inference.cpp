@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <optional>
 
 #include <omp.h>
-#include <unistd.h>
 
 #include "core/error.h"
 #include "core/file.h"
@@ -22,6 +20,7 @@
 #include "train/job/dataset.h"
 #include "train/job/evaluate.h"
 #include "train/job/generate.h"
+#include "train/job/scratch.h"
 #include "train/model/lora.h"
 #include "train/model/weights.h"
 
@@ -49,27 +48,6 @@ std::unique_ptr<Model> load(const Args& args) {
   if (args.has("--adapter")) load_adapter(*model, args.text("--adapter"));
   return model;
 }
-
-// A directory that is removed at the end of the command.
-class ScratchDirectory {
- public:
-  ScratchDirectory() {
-    path_ = (std::filesystem::temp_directory_path() / "graft-XXXXXX").string();
-    if (::mkdtemp(path_.data()) == nullptr) {
-      fail_io("cannot create a temporary directory", path_, "set TMPDIR to a writable directory");
-    }
-  }
-  ~ScratchDirectory() {
-    std::error_code code;
-    std::filesystem::remove_all(path_, code);
-  }
-  ScratchDirectory(const ScratchDirectory&) = delete;
-  ScratchDirectory& operator=(const ScratchDirectory&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 std::string trimmed(std::string_view text) {
   constexpr std::string_view kBlank = " \t\r\n";

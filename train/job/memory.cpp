@@ -70,19 +70,6 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config) {
   return model;
 }
 
-PlanRequest request_of(const TrainConfig& config) {
-  PlanRequest request;
-  request.rows = config.micro_batch_size;
-  request.sequence_len = config.sequence_len;
-  const Json content = read_json_file(join_path(config.base_model, "config.json"));
-  request.quantizes =
-      config.method == Method::kQlora || content.find("quantization_config") != nullptr;
-  request.trains_everything = config.method == Method::kFull;
-  request.moments = config.optimizer.moments;
-  request.cap = config.max_memory > 0 ? config.max_memory : free_memory();
-  return request;
-}
-
 // One change of a config, and the plan that it would give.
 struct Change {
   std::string text;
@@ -208,9 +195,22 @@ int64_t anonymous_memory() {
   return std::max<int64_t>(kilobytes_at("/proc/self/status", "RssAnon"), 0);
 }
 
+PlanRequest plan_request(const TrainConfig& config) {
+  PlanRequest request;
+  request.rows = config.micro_batch_size;
+  request.sequence_len = config.sequence_len;
+  const Json content = read_json_file(join_path(config.base_model, "config.json"));
+  request.quantizes =
+      config.method == Method::kQlora || content.find("quantization_config") != nullptr;
+  request.trains_everything = config.method == Method::kFull;
+  request.moments = config.optimizer.moments;
+  request.cap = config.max_memory > 0 ? config.max_memory : free_memory();
+  return request;
+}
+
 RunPlan plan_run(const TrainConfig& config) {
   RunPlan plan;
-  plan.request = request_of(config);
+  plan.request = plan_request(config);
   plan.memory = choose_plan(*shapes_of(config), plan.request);
   return plan;
 }
@@ -279,7 +279,7 @@ int run_plan(const Args& args) {
   const TrainConfig config = read_train_config(args.positionals()[0], overrides);
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
   const auto model = shapes_of(config);
-  const PlanRequest request = request_of(config);
+  const PlanRequest request = plan_request(config);
   const RunPlan plan{choose_plan(*model, request), request};
   refuse_unfit(config, plan);
   const MemoryPlan& memory = plan.memory;

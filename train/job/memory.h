@@ -23,6 +23,9 @@ int64_t free_memory();
 // RssAnon of this process.
 int64_t anonymous_memory();
 
+// What a plan of the config has to keep to; reads the model's config.json.
+PlanRequest plan_request(const TrainConfig& config);
+
 struct RunPlan {
   MemoryPlan memory;
   PlanRequest request;  // its cap is max_memory, or what is free

@@ -25,6 +25,7 @@
 #include "train/job/export.h"
 #include "train/job/memory.h"
 #include "train/job/report.h"
+#include "train/job/run_file.h"
 #include "train/model/dora.h"
 #include "train/model/weights.h"
 
@@ -64,54 +65,6 @@ std::string base_digest(const TrainConfig& config) {
     }
   }
   return hash.hex_digest();
-}
-
-// run.json: who this directory belongs to.
-class RunFile {
- public:
-  explicit RunFile(const std::string& directory) : path_(join_path(directory, "run.json")) {
-    if (file_exists(path_)) {
-      content_ = read_json_file(path_);
-    }
-  }
-  bool exists() const { return content_.is_object(); }
-  bool finished() const { return exists() && content_.at("status").as_string() == "finished"; }
-  // Nothing was trained yet: the directory may still become another run's.
-  bool preparing() const { return exists() && content_.at("status").as_string() == "preparing"; }
-  const Json& content() const { return content_; }
-  void write(Json content) {
-    content_ = std::move(content);
-    write_file_atomically(path_, dump_json(content_, {.indent = 2}) + "\n");
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-  Json content_;
-};
-
-// "lora_r: 8 there, 16 now" for each key that differs.
-std::string differences(const Json& before, const Json& now) {
-  std::string text;
-  for (const auto& [key, value] : now.as_object()) {
-    const Json* old = before.find(key);
-    if (decides_result(key) && (old == nullptr || !(*old == value))) {
-      text += (text.empty() ? "" : ", ") + key + ": " +
-              (old == nullptr ? "absent" : dump_json(*old)) + " there, " + dump_json(value) +
-              " now";
-    }
-  }
-  return text;
-}
-
-void refuse_foreign_files(const std::string& directory) {
-  for (const std::string& name : list_directory(directory)) {
-    if (name[0] != '.' && name.find(".tmp-") == std::string::npos) {
-      fail(ExitCode::kUsage,
-           "the output directory holds \"" + name + "\" but no run of graft (no run.json)",
-           directory, "choose an empty or new output_dir; nothing was changed");
-    }
-  }
 }
 
 // `share` of `steps`, rounded up. 1.1 * 10 is a little above 11 in double and must not become 12.
@@ -175,26 +128,17 @@ bool Training::claim_directory() {
   make_directories(directory_);
   lock_ = std::make_unique<DirectoryLock>(directory_);
   run_file_ = std::make_unique<RunFile>(directory_);
+  if (run_file_->exists() && !run_file_->preparing() && options_.resume == "none") {
+    fail(ExitCode::kUsage, "the output directory already holds a run", run_file_->path(),
+         "choose another output_dir, or leave out --resume none; nothing was changed");
+  }
+  check_output_directory(config_, *run_file_);
   if (!run_file_->exists() || run_file_->preparing()) {
-    if (!run_file_->exists()) {
-      refuse_foreign_files(directory_);
-    }
     run_file_->write(Json::object({{"graft", GRAFT_VERSION},
                                    {"status", "preparing"},
                                    {"config_digest", config_digest(config_)},
                                    {"config", config_to_json(config_)}}));
     return false;
-  }
-  const Json& before = run_file_->content();
-  if (options_.resume == "none") {
-    fail(ExitCode::kUsage, "the output directory already holds a run", run_file_->path(),
-         "choose another output_dir, or leave out --resume none; nothing was changed");
-  }
-  if (before.at("config_digest").as_string() != config_digest(config_)) {
-    fail(ExitCode::kUsage,
-         "the output directory holds a run of another config (" +
-             differences(before.at("config"), config_to_json(config_)) + ")",
-         run_file_->path(), "choose another output_dir; nothing was changed");
   }
   return run_file_->finished();
 }

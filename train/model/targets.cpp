@@ -15,6 +15,7 @@ namespace {
 using adapters::ModulePattern;
 
 constexpr std::string_view kTargetsKey = "lora_target_modules";
+constexpr std::string_view kExcludeKey = "lora_exclude_modules";
 constexpr std::string_view kAll = "all-linear";
 constexpr std::string_view kPeftDefault = "peft-default";
 constexpr std::string_view kLayers = "layers.";
@@ -51,43 +52,13 @@ Matcher matcher_of(const std::string& pattern, std::string_view key) {
   return [expression](std::string_view path) { return expression->matches(path); };
 }
 
-// How many linears of each layer a pattern matches.
-struct Matches {
-  std::string pattern;
-  std::vector<int64_t> of_layer;
-};
-
-Matches count(const Model& model,
-              const std::vector<Place>& places,
-              const std::string& pattern,
-              const Matcher& matches) {
-  Matches result{pattern, std::vector<int64_t>(model.layers.size(), 0)};
+Coverage count(const Model& model,
+               const std::vector<Place>& places,
+               const std::string& pattern,
+               const Matcher& matches) {
+  Coverage result{pattern, std::vector<int64_t>(model.layers.size(), 0)};
   for (const Place& place : places) result.of_layer[place.layer] += matches(place.path) ? 1 : 0;
   return result;
-}
-
-// One column for each run of layers in which all patterns match alike.
-std::string table_of(const std::vector<Matches>& all) {
-  const size_t layers = all[0].of_layer.size();
-  std::vector<std::vector<std::string>> rows = {{"pattern"}};
-  for (const Matches& one : all) rows.push_back({one.pattern});
-  for (size_t begin = 0; begin < layers;) {
-    const auto alike = [&](size_t layer) {
-      return std::all_of(all.begin(), all.end(), [&](const Matches& one) {
-        return one.of_layer[layer] == one.of_layer[begin];
-      });
-    };
-    size_t end = begin + 1;
-    while (end < layers && alike(end)) ++end;
-    const bool single = end == begin + 1;
-    rows[0].push_back(single ? "layer " + std::to_string(begin)
-                             : "layers " + std::to_string(begin) + "-" + std::to_string(end - 1));
-    for (size_t i = 0; i < all.size(); ++i) {
-      rows[i + 1].push_back(std::to_string(all[i].of_layer[begin]));
-    }
-    begin = end;
-  }
-  return format_table("<" + std::string(rows[0].size() - 1, '>'), rows);
 }
 
 std::vector<std::string> short_names(const std::vector<Place>& places) {
@@ -97,11 +68,11 @@ std::vector<std::string> short_names(const std::vector<Place>& places) {
 }
 
 // Refuses patterns without a match, and those that match in some of `layers` only.
-void check_matches(const std::vector<Matches>& all,
+void check_matches(const std::vector<Coverage>& all,
                    const std::vector<int64_t>& layers,
                    const std::vector<std::string>& known,
                    std::string_view key) {
-  for (const Matches& one : all) {
+  for (const Coverage& one : all) {
     const auto matched = [&](int64_t layer) {
       return one.of_layer[static_cast<size_t>(layer)] > 0;
     };
@@ -115,7 +86,7 @@ void check_matches(const std::vector<Matches>& all,
                                  ? "\"" + one.pattern + "\" matches in " + std::to_string(count) +
                                        " of " + std::to_string(layers.size()) + " layers"
                                  : unknown_name("linear", one.pattern, names);
-    fail(ExitCode::kUsage, what + "\n" + table_of(all), std::string(key),
+    fail(ExitCode::kUsage, what + "\n" + coverage_table(all), std::string(key),
          count > 0 ? "name the layers, in lora_layers_to_transform or in the pattern (layers.0.…)"
                    : "name linears of the model");
   }
@@ -167,6 +138,56 @@ std::string peft_path(const Model& model, std::string_view name) {
                : std::string(name);
 }
 
+std::string coverage_table(const std::vector<Coverage>& all) {
+  const size_t layers = all[0].of_layer.size();
+  std::vector<std::vector<std::string>> rows = {{"pattern"}};
+  for (const Coverage& one : all) rows.push_back({one.pattern});
+  for (size_t begin = 0; begin < layers;) {
+    const auto alike = [&](size_t layer) {
+      return std::all_of(all.begin(), all.end(), [&](const Coverage& one) {
+        return one.of_layer[layer] == one.of_layer[begin];
+      });
+    };
+    size_t end = begin + 1;
+    while (end < layers && alike(end)) ++end;
+    const bool single = end == begin + 1;
+    rows[0].push_back(single ? "layer " + std::to_string(begin)
+                             : "layers " + std::to_string(begin) + "-" + std::to_string(end - 1));
+    for (size_t i = 0; i < all.size(); ++i) {
+      rows[i + 1].push_back(std::to_string(all[i].of_layer[begin]));
+    }
+    begin = end;
+  }
+  return format_table("<" + std::string(rows[0].size() - 1, '>'), rows);
+}
+
+std::vector<Coverage> coverage_of(Model& model, const LoraSettings& settings) {
+  const std::vector<Linear*> targets = find_targets(model, settings);
+  const std::vector<Place> places = places_of(model);
+  std::vector<Coverage> all;
+  for (const std::string& pattern : settings.targets) {
+    if (pattern == kAll) {
+      all.push_back(count(model, places, pattern, [](std::string_view) { return true; }));
+      continue;
+    }
+    for (const std::string& name :
+         pattern == kPeftDefault ? peft_default(model) : std::vector<std::string>{pattern}) {
+      all.push_back(count(model, places, name, matcher_of(name, kTargetsKey)));
+    }
+  }
+  for (const std::string& pattern : settings.exclude) {
+    all.push_back(count(model, places, pattern, matcher_of(pattern, kExcludeKey)));
+    all.back().pattern = "not " + pattern;
+  }
+  Coverage adapted{"adapted", std::vector<int64_t>(model.layers.size(), 0)};
+  for (const Place& place : places) {
+    const bool is_target = std::find(targets.begin(), targets.end(), place.linear) != targets.end();
+    adapted.of_layer[place.layer] += is_target ? 1 : 0;
+  }
+  all.push_back(std::move(adapted));
+  return all;
+}
+
 std::vector<Linear*> find_targets(Model& model, const LoraSettings& settings) {
   std::vector<Place> places = places_of(model);
   const std::vector<std::string> known = short_names(places);
@@ -178,7 +199,7 @@ std::vector<Linear*> find_targets(Model& model, const LoraSettings& settings) {
   places.erase(std::remove_if(places.begin(), places.end(), outside), places.end());
 
   std::vector<Matcher> matchers;
-  std::vector<Matches> counted;
+  std::vector<Coverage> counted;
   std::vector<std::string> patterns = settings.targets;
   for (size_t i = 0; i < patterns.size(); ++i) {
     if (patterns[i] == kAll) {
@@ -204,12 +225,12 @@ std::vector<Linear*> find_targets(Model& model, const LoraSettings& settings) {
                places.end());
 
   std::vector<Matcher> excluded;
-  std::vector<Matches> counted_out;
+  std::vector<Coverage> counted_out;
   for (const std::string& pattern : settings.exclude) {
-    excluded.push_back(matcher_of(pattern, "lora_exclude_modules"));
+    excluded.push_back(matcher_of(pattern, kExcludeKey));
     counted_out.push_back(count(model, places, pattern, excluded.back()));
   }
-  if (!counted_out.empty()) check_matches(counted_out, layers, known, "lora_exclude_modules");
+  if (!counted_out.empty()) check_matches(counted_out, layers, known, kExcludeKey);
 
   std::vector<Linear*> targets;
   for (const Place& place : places) {
@@ -231,16 +252,17 @@ void check_keys(Model& model,
   };
   std::vector<Place> places = places_of(model);
   places.erase(std::remove_if(places.begin(), places.end(), is_other), places.end());
-  std::vector<Matches> all;
+  std::vector<Coverage> all;
   for (const std::string& pattern : patterns) {
     const ModulePattern expression(pattern, ModulePattern::Form::kEnd, ExitCode::kUsage,
                                    std::string(key));
     all.push_back(count(model, places, pattern,
                         [&](std::string_view path) { return expression.matches(path); }));
   }
-  for (const Matches& one : all) {
+  for (const Coverage& one : all) {
     if (std::accumulate(one.of_layer.begin(), one.of_layer.end(), int64_t{0}) > 0) continue;
-    fail(ExitCode::kUsage, "\"" + one.pattern + "\" matches no adapted linear\n" + table_of(all),
+    fail(ExitCode::kUsage,
+         "\"" + one.pattern + "\" matches no adapted linear\n" + coverage_table(all),
          std::string(key), "name linears that lora_target_modules has");
   }
 }

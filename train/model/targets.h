@@ -25,6 +25,20 @@ namespace graft::train {
 // layer.
 std::vector<Linear*> find_targets(Model& model, const LoraSettings& settings);
 
+// How many linears of each layer a pattern means.
+struct Coverage {
+  std::string pattern;
+  std::vector<int64_t> of_layer;
+};
+
+// One for each pattern of LoraSettings::targets (peft-default as what it stands for) and of
+// LoraSettings::exclude ("not NAME"), and "adapted" for the linears that get a pair. Errors: those
+// of find_targets.
+std::vector<Coverage> coverage_of(Model& model, const LoraSettings& settings);
+
+// Patterns by layers; one column for each run of layers in which all patterns match alike.
+std::string coverage_table(const std::vector<Coverage>& all);
+
 // A linear's or another module's path in the model that transformers makes of the checkpoint, which
 // is PEFT's name for it.
 std::string peft_path(const Model& model, std::string_view name);

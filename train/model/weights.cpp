@@ -107,6 +107,22 @@ class WeightReader {
     return tensor;
   }
 
+  // What read() and read_linear() check before they read.
+  void check_header(const BaseTensor& tensor) const {
+    const std::string name = names_.of(tensor.name);
+    if (tensor.linear != nullptr) {
+      const std::string module = name.substr(0, name.rfind('.'));
+      if (const auto packed = adapters::find_nf4(files_, module)) {
+        check_shape(files_.directory() + ": " + name, tensor.shape, packed->shape());
+        return;
+      }
+    }
+    const auto entry = files_.at(name);
+    const std::string where = entry.file->path() + ": " + name;
+    check_shape(where, tensor.shape, entry.info->shape);
+    adapters::read_floats(*entry.file, *entry.info, 0, {});  // no values: its type is looked at
+  }
+
   BaseWeight read_linear(const Linear& linear, Precision precision) const {
     const std::string name = names_.of(linear.name + ".weight");
     const std::string module = name.substr(0, name.rfind('.'));
@@ -243,6 +259,19 @@ void fill_normal(const std::string& name, uint64_t seed, double deviation, at::T
   }
 }
 
+// What the model has not got yet.
+void read_weights(const WeightReader& reader, Precision precision, Model& model) {
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    if (tensor.linear == nullptr) {
+      *tensor.value =
+          reader.read(tensor.name, tensor.shape, tensor.type != nullptr ? *tensor.type : GRAFT_F32);
+    } else if (!tensor.linear->base.quantized()) {
+      tensor.linear->base = reader.read_linear(*tensor.linear, precision);
+    }
+  }
+  if (model.config.tied_embeddings) model.head = model.embedding;
+}
+
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& directory,
@@ -266,17 +295,30 @@ std::unique_ptr<Model> load_model(const ModelConfig& config,
   const WeightReader reader(files, names);
   const bool quantizes = precision == Precision::kNf4 && !reader.holds_packed_weights();
   const bool cached = quantizes && load_quantized(cache, files, *model);
-  for (const BaseTensor& tensor : base_tensors(*model)) {
-    if (tensor.linear == nullptr) {
-      *tensor.value =
-          reader.read(tensor.name, tensor.shape, tensor.type != nullptr ? *tensor.type : GRAFT_F32);
-    } else if (!tensor.linear->base.quantized()) {
-      tensor.linear->base = reader.read_linear(*tensor.linear, precision);
-    }
-  }
+  read_weights(reader, precision, *model);
   if (quantizes && !cached) keep_quantized(cache, files, *model);
-  if (model->config.tied_embeddings) model->head = model->embedding;
   return model;
+}
+
+std::unique_ptr<Model> load_first_layers(const ModelConfig& config,
+                                         const std::string& directory,
+                                         Precision precision,
+                                         const Rounding& rounding) {
+  std::unique_ptr<Model> model = empty_model(config);
+  if (rounding.operands == GRAFT_BF16) round_operands(*model, rounding.trained);
+  const SafetensorsDirectory files(directory);
+  const StoredNames names(config, files);
+  read_weights(WeightReader(files, names), precision, *model);
+  return model;
+}
+
+void check_weight_files(const ModelConfig& config, const std::string& directory) {
+  const std::unique_ptr<Model> model = empty_model(config);
+  const SafetensorsDirectory files(directory);
+  const StoredNames names(config, files);
+  check_surplus(*model, names, files);
+  const WeightReader reader(files, names);
+  for (const BaseTensor& tensor : base_tensors(*model)) reader.check_header(tensor);
 }
 
 struct OriginalWeights::State {
@@ -302,8 +344,11 @@ at::Tensor OriginalWeights::read(const Linear& linear) const {
 }
 
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed) {
-  std::unique_ptr<Model> model = empty_model(read_model_config(directory));
-  const ModelConfig& config = model->config;
+  return make_model(read_model_config(directory), seed);
+}
+
+std::unique_ptr<Model> make_model(const ModelConfig& config, uint64_t seed) {
+  std::unique_ptr<Model> model = empty_model(config);
   const float neutral_norm = config.norm == GRAFT_RMSNORM_ONE_PLUS_WEIGHT ? 0.0F : 1.0F;
   for (const BaseTensor& tensor : base_tensors(*model)) {
     const int64_t count = tensor.count();

@@ -40,6 +40,17 @@ std::unique_ptr<Model> load_model(const ModelConfig& config,
                                   const QuantizedCache& cache = {},
                                   const Rounding& rounding = {});
 
+// The first blocks of a directory's model with embeddings, final norm and head: `config` is the
+// directory's with fewer layers. What belongs to other blocks is not read.
+std::unique_ptr<Model> load_first_layers(const ModelConfig& config,
+                                         const std::string& directory,
+                                         Precision precision,
+                                         const Rounding& rounding = {});
+
+// Checks the weight files' headers against the config: names, shapes and types, missing shards,
+// surplus tensors. No weight is read. Errors: those of load_model, but for values and digests.
+void check_weight_files(const ModelConfig& config, const std::string& directory);
+
 // The weights of a directory's linears one by one in full precision, for a model that was loaded
 // from it in 4 bits.
 class OriginalWeights {
@@ -58,6 +69,7 @@ class OriginalWeights {
 // A model of the directory's config.json with fresh weights: normal(0, initializer_range) matrices,
 // norms that change nothing, biases 0.
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed);
+std::unique_ptr<Model> make_model(const ModelConfig& config, uint64_t seed);
 
 // Writes base weights as a Hugging Face directory beside the files of `template_directory` (config,
 // tokenizer). Dense models only.

@@ -89,14 +89,22 @@ void BpeModel::find_bytes(const std::string& name) {
   for (size_t id = 0; id < lengths_.size(); ++id) {
     lengths_[id] = static_cast<uint32_t>(utf8_count(vocabulary_->text(static_cast<int32_t>(id))));
   }
-  byte_pair_ranks_.resize(size_t{256} * 256);
-  for (size_t left = 0; left < 256; ++left) {
-    for (size_t right = 0; right < 256; ++right) {
-      byte_pair_ranks_[left << 8 | right] = byte_ids_[left] < 0 || byte_ids_[right] < 0
-                                                ? MergeTable::kNoRank
-                                                : merges_.rank(byte_ids_[left], byte_ids_[right]);
+  byte_pair_ranks_.assign(size_t{256} * 256, MergeTable::kNoRank);
+  // The byte of each id; those of bytes are the lowest ones as a rule.
+  const int32_t highest = *std::max_element(byte_ids_.begin(), byte_ids_.end());
+  std::vector<int16_t> byte_of(static_cast<size_t>(highest) + 1, -1);
+  for (size_t byte = 0; byte < 256; ++byte) {
+    if (byte_ids_[byte] >= 0) {
+      byte_of[static_cast<size_t>(byte_ids_[byte])] = static_cast<int16_t>(byte);
     }
   }
+  merges_.for_each([&](int32_t left, int32_t right, uint32_t rank) {
+    if (left > highest || right > highest) return;
+    const int left_byte = byte_of[static_cast<size_t>(left)];
+    const int right_byte = byte_of[static_cast<size_t>(right)];
+    if (left_byte < 0 || right_byte < 0) return;
+    byte_pair_ranks_[static_cast<size_t>(left_byte << 8 | right_byte)] = rank;
+  });
 }
 
 void BpeModel::find_characters(const std::string& name) {

@@ -41,6 +41,17 @@ class MergeTable {
       if (entry == kEmpty) return kNoRank;
     }
   }
+  // Calls see(left, right, rank) for every pair, in no order: less than a look-up of each.
+  template <class See>
+  void for_each(const See& see) const {
+    constexpr uint64_t kId = (uint64_t{1} << 22) - 1;
+    for (const uint64_t entry : slots_) {
+      if (entry == kEmpty) continue;
+      const uint64_t pair = entry >> kRankBits;
+      see(static_cast<int32_t>(pair >> 22), static_cast<int32_t>(pair & kId),
+          static_cast<uint32_t>(entry & kRankMask));
+    }
+  }
   int32_t result(uint32_t rank) const { return results_[rank]; }
 
   // Merges symbols in place until no pair is known: the lowest rank first, then the leftmost.

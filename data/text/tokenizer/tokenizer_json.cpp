@@ -4,11 +4,11 @@
 // tables. Everything else is small and goes through the tree of core/json.h.
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <set>
 
 #include "core/error.h"
 #include "data/text/json_scanner.h"
+#include "data/text/tokenizer/json_merges.h"
 #include "data/text/tokenizer/json_steps.h"
 #include "data/text/tokenizer/tokenizer_parts.h"
 #include "data/text/utf8.h"
@@ -33,8 +33,7 @@ class Reader {
       : name_(name), vocabulary_(vocabulary), file_(file) {}
 
   void read(std::string_view text) {
-    file_begin_ = text.data();
-    file_end_ = text.data() + text.size();
+    file_bytes_ = text.size();
     JsonScanner scanner(text, name_);
     std::set<std::string, std::less<>> seen;
     std::string_view key;
@@ -51,7 +50,7 @@ class Reader {
     if (merges_text_.empty()) return;
     // Merges that stand before the vocabulary.
     JsonScanner merges(merges_text_, name_ + ": model.merges");
-    read_merges(merges);
+    file_.merges = read_json_merges(merges, vocabulary_, name_);
   }
 
  private:
@@ -85,7 +84,7 @@ class Reader {
       } else if (member == "merges") {
         file_.has_merges = true;
         if (file_.has_vocabulary) {
-          read_merges(scanner);
+          file_.merges = read_json_merges(scanner, vocabulary_, name_);
         } else {
           merges_text_ = scanner.raw_value();
         }
@@ -110,8 +109,8 @@ class Reader {
   void read_vocabulary(JsonScanner& scanner) {
     // The known models have 32,000 to 262,144 tokens of 6 bytes, and need 60 bytes a token with
     // their merges.
-    const auto size = static_cast<size_t>(file_end_ - file_begin_);
-    vocabulary_.reserve(std::min(size_t{1} << 17, size / 60), std::min(size_t{1} << 20, size));
+    vocabulary_.reserve(std::min(size_t{1} << 17, file_bytes_ / 60),
+                        std::min(size_t{1} << 20, file_bytes_));
     struct Token {
       std::string_view text;
       std::string buffer;
@@ -136,123 +135,15 @@ class Reader {
     add_group();
   }
 
-  // Tokens and merges are looked up in groups, so that the cache misses of a group overlap.
+  // Tokens are looked up in groups, so that the cache misses of a group overlap.
   static constexpr size_t kGroup = 32;
-  struct Merge {
-    std::string_view left;
-    std::string_view right;
-    std::string_view whole;
-    std::array<char, 32> short_whole;
-    std::string long_whole;
-    std::string buffers[2];
-    uint64_t left_hash = 0;
-    uint64_t right_hash = 0;
-    uint64_t whole_hash = 0;
-    int32_t left_id = -1;
-    int32_t right_id = -1;
-    int32_t whole_id = -1;
-  };
-
-  void read_merges(JsonScanner& scanner) {
-    // From one (GPT-2) to 2.2 (Llama 3) merges a token in the known models.
-    file_.merges.reserve(
-        std::min(static_cast<size_t>(vocabulary_.count()) * 9 / 4, MergeTable::kMaxMerges));
-    std::vector<Merge> group(kGroup);
-    size_t count = 0;
-    for (scanner.enter('['); scanner.next_item();) {
-      Merge& merge = group[count];
-      read_merge(scanner, merge);
-      join(merge);
-      merge.left_hash = hash_bytes(merge.left);
-      merge.right_hash = hash_bytes(merge.right);
-      merge.whole_hash = hash_bytes(merge.whole);
-      vocabulary_.prefetch_entry(merge.left_hash);
-      vocabulary_.prefetch_entry(merge.right_hash);
-      vocabulary_.prefetch_entry(merge.whole_hash);
-      if (++count == kGroup) {
-        add_merges({group.data(), count});
-        count = 0;
-      }
-    }
-    add_merges({group.data(), count});
-  }
-
-  // Nearly every merge is of two short strings that stand in the file: 16 bytes of each are copied
-  // whatever their sizes are.
-  void join(Merge& merge) const {
-    constexpr size_t kShort = 16;
-    const auto is_short = [&](std::string_view part) {
-      const bool is_in_file = part.data() >= file_begin_ && part.data() < file_end_;
-      return part.size() <= kShort && is_in_file &&
-             static_cast<size_t>(file_end_ - part.data()) >= kShort;
-    };
-    if (!is_short(merge.left) || !is_short(merge.right)) {
-      merge.long_whole.assign(merge.left).append(merge.right);
-      merge.whole = merge.long_whole;
-      return;
-    }
-    std::memcpy(merge.short_whole.data(), merge.left.data(), kShort);
-    std::memcpy(merge.short_whole.data() + merge.left.size(), merge.right.data(), kShort);
-    merge.whole = {merge.short_whole.data(), merge.left.size() + merge.right.size()};
-  }
-
-  static void read_merge(JsonScanner& scanner, Merge& merge) {
-    if (scanner.peek() == '[') {
-      scanner.enter('[');
-      if (!scanner.next_item()) scanner.refuse("a merge must be two tokens");
-      merge.left = scanner.string(merge.buffers[0]);
-      if (!scanner.next_item()) scanner.refuse("a merge must be two tokens");
-      merge.right = scanner.string(merge.buffers[1]);
-      if (scanner.next_item()) scanner.refuse("a merge must be two tokens");
-      return;
-    }
-    const std::string_view text = scanner.string(merge.buffers[0]);
-    const size_t space = text.find(' ');
-    if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) {
-      scanner.refuse("a merge must be two tokens apart by one space, got \"" + std::string(text) +
-                     "\"");
-    }
-    merge.left = text.substr(0, space);
-    merge.right = text.substr(space + 1);
-  }
-
-  void add_merges(std::span<Merge> merges) {
-    for (const Merge& merge : merges) {
-      vocabulary_.prefetch_token(merge.left_hash);
-      vocabulary_.prefetch_token(merge.right_hash);
-      vocabulary_.prefetch_token(merge.whole_hash);
-    }
-    for (Merge& merge : merges) {
-      merge.left_id = vocabulary_.find(merge.left, merge.left_hash);
-      merge.right_id = vocabulary_.find(merge.right, merge.right_hash);
-      merge.whole_id = vocabulary_.find(merge.whole, merge.whole_hash);
-      if (merge.left.empty() || merge.right.empty() || merge.left_id < 0 || merge.right_id < 0 ||
-          merge.whole_id < 0) {
-        fail(ExitCode::kData,
-             "merge " + std::to_string(file_.merges.size()) + " (\"" + std::string(merge.left) +
-                 "\", \"" + std::string(merge.right) +
-                 "\") has a part or a result that is not in the vocabulary",
-             name_);
-      }
-      file_.merges.prefetch(merge.left_id, merge.right_id);
-    }
-    if (file_.merges.size() + merges.size() > MergeTable::kMaxMerges) {
-      fail(ExitCode::kData,
-           "a model must have at most " + std::to_string(MergeTable::kMaxMerges) + " merges",
-           name_);
-    }
-    for (const Merge& merge : merges) {
-      file_.merges.add(merge.left_id, merge.right_id, merge.whole_id);
-    }
-  }
 
   const std::string& name_;
   Vocabulary& vocabulary_;
   File& file_;
   std::string key_;  // of a string with escapes
   std::string_view merges_text_;
-  const char* file_begin_ = nullptr;
-  const char* file_end_ = nullptr;
+  size_t file_bytes_ = 0;
 };
 
 // A member that is absent or null reads as `fallback`.

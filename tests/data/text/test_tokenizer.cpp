@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "data/text/tokenizer.h"
+#include "data/text/tokenizer/bpe.h"  // byte_level_text
 #include "data/text/utf8.h"
 #include "tests/data/text/golden.h"
 #include "tests/data/text/model_proto.h"
@@ -47,6 +48,48 @@ std::unique_ptr<Tokenizer> load_text(const std::string& text) {
   const test::TempDir dir;
   write_file_atomically(dir.file("tokenizer.json"), text);
   return load_tokenizer(dir.file("tokenizer.json"));
+}
+
+// A byte-level file with 27,900 merges: of two letters, then of those and one more. `gap` stands
+// behind each comma of the merges; `broken` is left out of the vocabulary.
+std::string long_merges(const std::string& gap, const std::string& broken = "") {
+  constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcd";
+  std::string vocab;
+  std::string merges;
+  int64_t id = 0;
+  const auto add_token = [&](std::string_view token) {
+    if (token == broken) return;
+    vocab += (id == 0 ? "" : ",") + dump_json(Json(std::string(token))) + ":" + std::to_string(id);
+    ++id;
+  };
+  const auto add_merge = [&](const std::string& left, const std::string& right) {
+    add_token(left + right);
+    const std::string comma = merges.empty() ? "" : "," + gap;
+    merges += comma + "[" + gap + "\"" + left + "\"," + gap + "\"" + right + "\"" + gap + "]";
+  };
+  for (int byte = 0; byte < 256; ++byte) {
+    add_token(byte_level_text(static_cast<unsigned char>(byte)));
+  }
+  for (const char first : letters) {
+    for (const char second : letters) add_merge({first}, {second});
+  }
+  for (const char first : letters) {
+    for (const char second : letters) {
+      for (const char third : letters) add_merge({first, second}, {third});
+    }
+  }
+  return R"({"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"use_regex":true},)"
+         R"("decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)" +
+         vocab + "}," + gap + "\"merges\":[" + merges + gap + "]}}";
+}
+
+std::string load_error(const std::string& text) {
+  try {
+    load_text(text);
+  } catch (const Error& error) {
+    return error.text().what;
+  }
+  return "";
 }
 
 }  // namespace
@@ -278,6 +321,45 @@ TEST_CASE("tokenizer: ignore_merges takes a word that is a token without asking 
   }
   const std::vector<int32_t> ids = load_text(dump_json(root))->encode_ids(" zqzqzq");
   CHECK(ids == (ignores ? std::vector<int32_t>{id} : old->encode_ids(" zqzqzq")));
+}
+
+TEST_CASE("tokenizer: a long list of merges, read in two halves, is that of one",
+          "[data][tokenizer]") {
+  // A list is cut at the end of a line: the one without lines is read as a whole.
+  const std::string gap = "\n              ";
+  const auto halves = load_text(long_merges(gap));
+  const auto whole = load_text(long_merges(""));
+  // 256 bytes, 900 pairs, 27,000 triples. By rank: "AB" (rank 1, id 257), then "ABC" (the triples
+  // begin at rank 900; A * 900 + B * 30 + C = 32, id 256 + 900 + 32); "dd" is the last pair and
+  // "ddd" the last triple.
+  CHECK(halves->encode_ids("ABC") == std::vector<int32_t>{256 + 900 + 32});
+  CHECK(halves->encode_ids("AB") == std::vector<int32_t>{257});
+  CHECK(halves->encode_ids("ddd") == std::vector<int32_t>{256 + 900 + 26999});
+  const Philox random(7, 0);
+  for (uint64_t text = 0; text < 500; ++text) {
+    std::string letters;
+    for (uint64_t i = 0; i < 20; ++i) {
+      letters += static_cast<char>('A' + random.below(text * 20 + i, 26));
+    }
+    REQUIRE(halves->encode_ids(letters) == whole->encode_ids(letters));
+  }
+}
+
+TEST_CASE("tokenizer: what is wrong with a long list of merges is said as with a short one",
+          "[data][tokenizer]") {
+  const std::string gap = "\n              ";
+  // In the first half, in the second, and the very last one.
+  const std::string broken = GENERATE("ABC", "cAA", "ddd");
+  const std::string message = load_error(long_merges(gap, broken));
+  CHECK(message.find("has a part or a result that is not in the vocabulary") != std::string::npos);
+  CHECK(message == load_error(long_merges("", broken)));
+  std::string text = long_merges(gap);
+  text.insert(text.rfind("}}") - 1, ",");  // a comma in front of the closing bracket
+  CHECK(load_error(text) == "expected '\"', found ']'");
+  text = long_merges(gap);
+  const size_t pair = text.find("\"Q\",", text.find("merges"));
+  text.replace(pair, 3, "\"\x01\"");
+  CHECK(load_error(text) == "a control character in a string");
 }
 
 TEST_CASE("utf8: characters are counted whatever their place in the text", "[data][tokenizer]") {
