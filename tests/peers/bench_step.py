@@ -23,8 +23,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # hidden, layers, heads, key heads, intermediate, vocabulary
 SIZES = {"small": (128, 3, 4, 2, 352, 1000), "134m": (768, 12, 12, 4, 2048, 32000)}
-PEERS = {"lora-fp32": "float32", "qlora-fp32": "float32", "lora-bf16": "bfloat16", "qlora-bf16": "bfloat16"}
-GRAFT = {"lora": [], "qlora": ["--load-in-4bit", "--no-quantized-cache"]}
+# An arm is who, what is trained, and what the frozen products take.
+METHODS = {"lora": [], "qlora": ["--load-in-4bit", "--no-quantized-cache"]}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+ARMS = [f"{who}-{method}-{dtype}" for dtype in DTYPES for who in ("graft", "peft") for method in METHODS]
 AGREE = 0.01  # of a loss
 RANK, RATE = 16, 1e-4
 
@@ -56,14 +58,15 @@ def peer_main(directory, ids_path, arm, count):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     torch.manual_seed(0)
-    dtype = getattr(torch, PEERS[arm])
+    _, method, short = arm.split("-")
+    dtype = getattr(torch, DTYPES[short])
     options = {"dtype": dtype}
-    if arm.startswith("qlora"):
+    if method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(directory, **options)
-    if arm.startswith("qlora"):
+    if method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, LoraConfig(
         r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -115,12 +118,13 @@ def probe():
 
 
 def run_arm(options, name, directory, ids_path, steps):
-    if name in PEERS:
+    who, method, dtype = name.split("-")
+    if who == "peft":
         command = [sys.executable, __file__, "--peer", name, directory, ids_path, steps]
     else:
         command = [options.graft, "bench", "step", "--model", directory, "--ids", ids_path, "--json",
                    "--batch", options.batch, "--seq", options.seq, "--steps", steps,
-                   "--lora-r", RANK, *GRAFT[name]]
+                   "--lora-r", RANK, "--compute", dtype, *METHODS[method]]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}")
@@ -161,7 +165,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("graft")
     parser.add_argument("--size", choices=SIZES, default="134m")
-    parser.add_argument("--arms", help="of " + ", ".join([*GRAFT, *PEERS]))
+    parser.add_argument("--arms", help="of " + ", ".join(ARMS))
     parser.add_argument("--rounds", type=int, default=5, help="rounds kept")
     parser.add_argument("--discards", type=int, default=5, help="rounds on a busy machine that are repeated")
     parser.add_argument("--batch", type=int, default=4)
@@ -170,8 +174,10 @@ def main():
     parser.add_argument("--agree-steps", type=int, default=20, help="of the first round")
     options = parser.parse_args()
     options.graft = pathlib.Path(options.graft).resolve()
-    runs_here = [name for name in PEERS if PEERS[name] == "float32" or has_bf16_instructions()]
-    arms = options.arms.split(",") if options.arms else [*GRAFT, *runs_here]
+    runs_here = [name for name in ARMS if name.endswith("fp32") or has_bf16_instructions()]
+    arms = options.arms.split(",") if options.arms else runs_here
+    if unknown := set(arms) - set(ARMS):
+        parser.error("no such arm: " + ", ".join(sorted(unknown)))
     import torch
     from safetensors.torch import save_file
 
@@ -185,24 +191,26 @@ def main():
 
     print(f"{options.size}, {options.batch} x {options.seq} tokens, rank {RANK}; "
           f"medians of {options.rounds} rounds, {remark}")
-    print(f"{'arm':<12}{'tokens/s':>10}{'memory MB':>11}{'first step s':>16}{'loss, first':>13}{'last':>10}")
+    print(f"{'arm':<18}{'tokens/s':>10}{'memory MB':>11}{'first step s':>16}{'loss, first':>13}{'last':>10}")
     middle = {}
     for name in arms:
         def median(key):
             return statistics.median(run[key] for run in kept[name])
         middle[name] = {key: median(key) for key in ("tokens_per_s", "peak_rss_bytes", "first_step_s")}
         starts = f"{median('first_step_begins_s'):.2f}-{middle[name]['first_step_s']:.2f}"
-        print(f"{name:<12}{middle[name]['tokens_per_s']:>10.0f}{middle[name]['peak_rss_bytes'] / 1e6:>11.0f}"
+        print(f"{name:<18}{middle[name]['tokens_per_s']:>10.0f}{middle[name]['peak_rss_bytes'] / 1e6:>11.0f}"
               f"{starts:>16}{losses[name][0]:>13.5f}{losses[name][-1]:>10.5f}")
     failed = False
-    for own in (name for name in GRAFT if name in kept):
-        for peer in (name for name in PEERS if name in kept and name.split("-")[0] == own.split("-")[0]):
-            ratio = {key: middle[own][key] / middle[peer][key] for key in middle[own]}
-            worst = max(abs(losses[own][at] - losses[peer][at]) / losses[peer][at] for at in (0, -1))
-            failed = failed or worst > AGREE
-            print(f"{own} / {peer}: {ratio['tokens_per_s']:.2f} x the speed, {ratio['peak_rss_bytes']:.2f} x the "
-                  f"memory, first step done after {ratio['first_step_s']:.2f} x the time; "
-                  f"losses differ by {100 * worst:.3f} %{': MORE THAN 1 %' if worst > AGREE else ''}")
+    for own in (name for name in arms if name.startswith("graft")):
+        peer = own.replace("graft", "peft")
+        if peer not in arms:
+            continue
+        ratio = {key: middle[own][key] / middle[peer][key] for key in middle[own]}
+        worst = max(abs(losses[own][at] - losses[peer][at]) / losses[peer][at] for at in (0, -1))
+        failed = failed or worst > AGREE
+        print(f"{own} / {peer}: {ratio['tokens_per_s']:.2f} x the speed, {ratio['peak_rss_bytes']:.2f} x the "
+              f"memory, first step done after {ratio['first_step_s']:.2f} x the time; "
+              f"losses differ by {100 * worst:.3f} %{': MORE THAN 1 %' if worst > AGREE else ''}")
     return 1 if failed else 0
 
 

@@ -82,7 +82,7 @@ def check_close(name, a, b, bound):
 
 def train_adapter(name, base, data, method, *overrides):
     config = WORK / f"{name}.yaml"
-    config.write_text(f"base_model: {base}\ndatasets: [{data}]\nadapter: {method}\nlora_r: 8\n"
+    config.write_text(f"base_model: {base}\ndatasets: [{data}]\nadapter: {method}\ncompute: fp32\nlora_r: 8\n"
                       f"sequence_len: 128\nmicro_batch_size: 4\nlearning_rate: 0.005\nmax_steps: 12\n"
                       f"output_dir: {WORK / name}\n")
     graft("train", config, *overrides)
@@ -537,7 +537,7 @@ def training_steps_lose_what_the_peers_lose():
     script = pathlib.Path(__file__).parent / "bench_step.py"
     done = subprocess.run(
         [sys.executable, script, GRAFT, "--size", "small", "--seq", "64", "--rounds", "1", "--discards", "0",
-         "--arms", "lora,qlora,lora-fp32,qlora-fp32"], capture_output=True, text=True)
+         "--arms", "graft-lora-fp32,graft-qlora-fp32,graft-qlora-bf16,peft-lora-fp32,peft-qlora-fp32,peft-qlora-bf16"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -15,6 +15,7 @@
 #include "core/progress.h"
 #include "kernels/memory.h"
 #include "kernels/simd/table.h"  // table().name
+#include "train/job/compute.h"
 #include "train/job/memory.h"
 
 namespace graft::train {
@@ -99,13 +100,15 @@ std::vector<MachineFact> machine_facts() {
   for (const std::string& runtime : openmp_runtimes()) {
     runtimes += (runtimes.empty() ? "" : ", ") + runtime;
   }
+  const graft_float_type operands = operands_of("auto");
   return {
       {"processor", model.empty() ? "not known" : model},
       {"instructions", instruction_sets()},
       {"kernels", kernels::table().name},
       {"threads", std::to_string(omp_get_max_threads()) + " of " +
                       std::to_string(allowed_processors()) + " processors"},
-      {"matrix product", format_fixed(product_rate() / 1e9, 0) + " GFLOP/s in float32"},
+      {"matrix product", format_fixed(product_rate(operands) / 1e9, 0) + " GFLOP/s in " +
+                             compute_name(operands) + ", which compute: auto takes"},
       {"memory", memory_text()},
       {"OpenMP", runtimes.empty() ? "none" : runtimes},
       {"CUDA", cuda_text()},
