@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-typedef enum graft_ce_mode {
+typedef enum graft_ce_mode GRAFT_ANY_INT {
   GRAFT_CE_LOSS_ONLY = 0,     // logits are left as they are
   GRAFT_CE_WITH_GRADIENT = 1  // logits are replaced by the gradient
 } graft_ce_mode;

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-typedef enum graft_transpose { GRAFT_N = 0, GRAFT_T = 1 } graft_transpose;
+typedef enum graft_transpose GRAFT_ANY_INT { GRAFT_N = 0, GRAFT_T = 1 } graft_transpose;
 
 // C = alpha * op(A) * op(B) + beta * C, row-major.
 //   a  op(A) is [m, k]: stored [m, k] for GRAFT_N, [k, m] for GRAFT_T; lda >= stored columns

@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 // Where the adapter's part is added.
-typedef enum graft_lora_layout {
+typedef enum graft_lora_layout GRAFT_ANY_INT {
   // W's rows are followed by s B and x's rows by u = x A^T, so that one product of depth
   // in_features +
   // rank gives y, summed and rounded once, and one with the gradient gives dx and du.

@@ -17,7 +17,7 @@ extern "C" {
 // Blocks of absmax that share one nested_absmax.
 #define GRAFT_NF4_NESTED_BLOCK 256
 
-typedef enum graft_quant4_type { GRAFT_NF4 = 0, GRAFT_FP4 = 1 } graft_quant4_type;
+typedef enum graft_quant4_type GRAFT_ANY_INT { GRAFT_NF4 = 0, GRAFT_FP4 = 1 } graft_quant4_type;
 
 // The 16 values of a type by code; NF4's ascend from -1 to 1 with 0 at index 7. Static storage;
 // NULL for a value that is no type.

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-typedef enum graft_map8 {
+typedef enum graft_map8 GRAFT_ANY_INT {
   // bitsandbytes' dynamic maps (nf4_tables.h has their values).
   GRAFT_MAP_DYNAMIC_SIGNED = 0,
   GRAFT_MAP_DYNAMIC_UNSIGNED = 1,

@@ -9,7 +9,7 @@ extern "C" {
 
 // What the normalised value is multiplied by, and where 16-bit activations are rounded; the first
 // and the last differ in that only, so not for float32.
-typedef enum graft_rmsnorm_kind {
+typedef enum graft_rmsnorm_kind GRAFT_ANY_INT {
   GRAFT_RMSNORM_WEIGHT = 0,           // weight, after x * inv_rms was rounded to the type of out:
                                       // Llama, Mistral, Qwen, Phi
   GRAFT_RMSNORM_ONE_PLUS_WEIGHT = 1,  // 1 + weight, one rounding of the product: Gemma

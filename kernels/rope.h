@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-typedef enum graft_rope_direction {
+typedef enum graft_rope_direction GRAFT_ANY_INT {
   GRAFT_ROPE_FORWARD = 0,
   GRAFT_ROPE_INVERSE = 1  // the transpose, which is the gradient of the forward rotation
 } graft_rope_direction;

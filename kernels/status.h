@@ -14,7 +14,15 @@
 extern "C" {
 #endif
 
-typedef enum graft_status {
+// Enumerations hold any int in C++ as they do in C, so that a value that does not exist can be
+// passed, and refused.
+#ifdef __cplusplus
+#define GRAFT_ANY_INT : int
+#else
+#define GRAFT_ANY_INT
+#endif
+
+typedef enum graft_status GRAFT_ANY_INT {
   GRAFT_OK = 0,
   GRAFT_BAD_SHAPE,     // a negative count, a stride below the row, a size out of its range
   GRAFT_BAD_ARGUMENT,  // a null pointer, an id out of range, an enum value that does not exist
@@ -25,7 +33,7 @@ typedef enum graft_status {
 
 // Where a function runs and where its pointers point. GRAFT_EMU runs the CUDA sources on the host,
 // each thread of a block as a fiber, to prove them without a GPU; its memory is host memory.
-typedef enum graft_device { GRAFT_CPU = 0, GRAFT_CUDA, GRAFT_EMU } graft_device;
+typedef enum graft_device GRAFT_ANY_INT { GRAFT_CPU = 0, GRAFT_CUDA, GRAFT_EMU } graft_device;
 
 // A cudaStream_t for GRAFT_CUDA; ignored (pass NULL) elsewhere.
 typedef void* graft_stream;
@@ -36,7 +44,11 @@ typedef void* graft_stream;
 // a GRAFT_BAD_ARGUMENT): bfloat16 values are widened when they are read, everything is computed in
 // float32, and a result is rounded once when it is written, to nearest with ties to even; NaN
 // becomes 0x7fff. Strides count elements.
-typedef enum graft_float_type { GRAFT_F32 = 0, GRAFT_BF16 = 1, GRAFT_F16 = 2 } graft_float_type;
+typedef enum graft_float_type GRAFT_ANY_INT {
+  GRAFT_F32 = 0,
+  GRAFT_BF16 = 1,
+  GRAFT_F16 = 2
+} graft_float_type;
 
 // A value that a C++ caller may leave out; C has no such thing.
 #ifdef __cplusplus

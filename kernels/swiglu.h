@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-typedef enum graft_gate {
+typedef enum graft_gate GRAFT_ANY_INT {
   GRAFT_SILU = 0,      // SwiGLU: gate * sigmoid(gate)
   GRAFT_GELU_TANH = 1  // GeGLU with the tanh form of GELU (arXiv 1606.08415; Gemma), taken as gate
                        // * sigmoid(2 sqrt(2 / pi) * (gate + 0.044715 gate^3)), which does not

@@ -61,7 +61,9 @@ int run_doctor(const Args& args) {
     const TrainConfig config =
         read_train_config(words[0], std::vector<std::string>(words.begin() + 1, words.end()));
     if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
-    report = run_checks(config, {.layers = args.integer("--layers", 0, 1 << 20)});
+    DoctorOptions options;
+    options.layers = args.integer("--layers", 0, 1 << 20);
+    report = run_checks(config, options);
   }
   report.checks.insert(report.checks.begin(), check_openmp());
   if (args.json()) {
