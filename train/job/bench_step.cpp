@@ -23,6 +23,7 @@
 #include "train/job/compute.h"
 #include "train/job/device_option.h"
 #include "train/job/memory.h"
+#include "train/job/scratch.h"
 #include "train/model/lora.h"
 #include "train/model/weights.h"
 
@@ -69,16 +70,9 @@ ModelConfig config_of_shape(const std::string& name) {
   for (const Shape& shape : kShapes) {
     known.push_back(shape.name);
     if (shape.name != name) continue;
-    std::string directory = "/tmp/graft-shape-XXXXXX";
-    if (::mkdtemp(directory.data()) == nullptr) {
-      fail(ExitCode::kIo, "cannot make a directory", directory);
-    }
-    const std::string file = join_path(directory, "config.json");
-    write_file_atomically(file, shape.config);
-    ModelConfig config = read_model_config(directory);
-    ::unlink(file.c_str());
-    ::rmdir(directory.c_str());
-    return config;
+    const ScratchDirectory directory;
+    write_file_atomically(join_path(directory.path(), "config.json"), shape.config);
+    return read_model_config(directory.path());
   }
   fail(ExitCode::kUsage, unknown_name("shape", name, known), "--shape");
 }

@@ -16,11 +16,8 @@ namespace graft::train {
 namespace {
 
 int run_train(const Args& args) {
-  const std::string path = args.positionals()[0];
-  const std::vector<std::string> overrides(args.positionals().begin() + 1,
-                                           args.positionals().end());
   const RunResult result =
-      run_training(read_train_config(path, overrides), {args.text("--resume"), device_of(args)});
+      run_training(read_train_config(args), {args.text("--resume"), device_of(args)});
   if (args.json()) {
     std::printf("%s\n", dump_json(result.summary).c_str());
   }

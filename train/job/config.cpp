@@ -482,6 +482,11 @@ std::span<const ConfigKey> dataset_keys() {
   return kDatasetKeys;
 }
 
+TrainConfig read_train_config(const Args& args) {
+  const std::vector<std::string>& words = args.positionals();
+  return read_train_config(words[0], {words.begin() + 1, words.end()});
+}
+
 TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides) {
   return config_of(read_tree(path, overrides), path);
 }

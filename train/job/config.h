@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/args.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "data/text/mask.h"
@@ -76,6 +77,8 @@ std::span<const ConfigKey> dataset_keys();
 // Reads a YAML file, applies `overrides` ("key=value"), checks every key and range.
 // Errors: kIo; kUsage with file:line:column: key.
 TrainConfig read_train_config(const std::string& path, const std::vector<std::string>& overrides);
+// The same of a command's words, CONFIG.yaml [key=value …].
+TrainConfig read_train_config(const Args& args);
 
 // All that is wrong with a config at once.
 struct ConfigReport {

@@ -54,12 +54,10 @@ void print_report(const std::vector<MachineFact>& facts, const DoctorReport& rep
 }  // namespace
 
 int run_doctor(const Args& args) {
-  const std::vector<std::string>& words = args.positionals();
   DoctorReport report;
   const std::vector<MachineFact> facts = machine_facts();
-  if (!words.empty()) {
-    const TrainConfig config =
-        read_train_config(words[0], std::vector<std::string>(words.begin() + 1, words.end()));
+  if (!args.positionals().empty()) {
+    const TrainConfig config = read_train_config(args);
     if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
     DoctorOptions options;
     options.layers = args.integer("--layers", 0, 1 << 20);

@@ -6,7 +6,6 @@
 #include "core/error.h"
 #include "core/progress.h"
 #include "train/job/memory.h"
-#include "train/model/lora.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -19,13 +18,6 @@ constexpr int64_t kMostWeights = int64_t{1} << 27;
 ModelConfig first_layers(ModelConfig config, int64_t layers) {
   config.layers.resize(static_cast<size_t>(layers));
   return config;
-}
-
-std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& part) {
-  auto model = empty_model(part);
-  if (config.operands == GRAFT_BF16) round_operands(*model, config.lora.saved);
-  if (config.method != Method::kFull) add_lora_shapes(*model, config.lora);
-  return model;
 }
 
 // The adapter of a config may name blocks that the first ones do not have.

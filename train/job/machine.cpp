@@ -59,9 +59,8 @@ int allowed_processors() {
 }
 
 std::string memory_text() {
-  const std::string total = value_at("/proc/meminfo", "MemTotal");
-  const int64_t free = free_memory();
-  return (total.empty() ? "" : format_bytes(std::stoll(total) * 1024) + ", ") +
+  const int64_t total = total_memory(), free = free_memory();
+  return (total < 0 ? "" : format_bytes(total) + ", ") +
          (free == std::numeric_limits<int64_t>::max() ? "free: not known"
                                                       : format_bytes(free) + " free");
 }

@@ -62,14 +62,6 @@ int64_t left_in_group() {
   return left;
 }
 
-// Names, shapes and adapters.
-std::unique_ptr<Model> shapes_of(const TrainConfig& config) {
-  auto model = empty_model(read_model_config(config.base_model));
-  if (config.operands == GRAFT_BF16) round_operands(*model, config.lora.saved);
-  if (config.method != Method::kFull) add_lora_shapes(*model, config.lora);
-  return model;
-}
-
 // One change of a config, and the plan that it would give.
 struct Change {
   std::string text;
@@ -191,6 +183,10 @@ int64_t free_memory() {
   return available < 0 ? group : std::min(available, group);
 }
 
+int64_t total_memory() {
+  return kilobytes_at("/proc/meminfo", "MemTotal");
+}
+
 int64_t anonymous_memory() {
   return std::max<int64_t>(kilobytes_at("/proc/self/status", "RssAnon"), 0);
 }
@@ -208,10 +204,17 @@ PlanRequest plan_request(const TrainConfig& config) {
   return request;
 }
 
+std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& model) {
+  auto shapes = empty_model(model);
+  if (config.operands == GRAFT_BF16) round_operands(*shapes, config.lora.saved);
+  if (config.method != Method::kFull) add_lora_shapes(*shapes, config.lora);
+  return shapes;
+}
+
 RunPlan plan_run(const TrainConfig& config) {
   RunPlan plan;
   plan.request = plan_request(config);
-  plan.memory = choose_plan(*shapes_of(config), plan.request);
+  plan.memory = choose_plan(*shapes_of(config, read_model_config(config.base_model)), plan.request);
   return plan;
 }
 
@@ -274,11 +277,9 @@ std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
 }
 
 int run_plan(const Args& args) {
-  const std::vector<std::string> overrides(args.positionals().begin() + 1,
-                                           args.positionals().end());
-  const TrainConfig config = read_train_config(args.positionals()[0], overrides);
+  const TrainConfig config = read_train_config(args);
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
-  const auto model = shapes_of(config);
+  const auto model = shapes_of(config, read_model_config(config.base_model));
   const PlanRequest request = plan_request(config);
   const RunPlan plan{choose_plan(*model, request), request};
   refuse_unfit(config, plan);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -20,6 +21,9 @@ int64_t parse_bytes(std::string_view text);
 // groups leave. INT64_MAX where nobody says.
 int64_t free_memory();
 
+// What the machine has. -1 where nobody says.
+int64_t total_memory();
+
 // RssAnon of this process.
 int64_t anonymous_memory();
 
@@ -30,6 +34,9 @@ struct RunPlan {
   MemoryPlan memory;
   PlanRequest request;  // its cap is max_memory, or what is free
 };
+
+// Names, shapes and adapters of a config's model, of which `model` may be the first blocks.
+std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& model);
 
 // The plan of a run, made from its config.json before any weight is read. `fits` may be false.
 RunPlan plan_run(const TrainConfig& config);

@@ -20,6 +20,12 @@ void refuse(Sample& sample,
       source.files()[static_cast<size_t>(item.file)] + ":" + std::to_string(item.line) + ": " + why;
 }
 
+// The first place that is trained. A document's first token is predicted by nothing.
+std::vector<uint8_t>::const_iterator first_trained(const data::Document& document) {
+  return std::find_if(document.loss.begin() + 1, document.loss.end(),
+                      [](uint8_t loss) { return loss != 0; });
+}
+
 void take(Sample& sample,
           const data::RecordSource& source,
           const data::RawItem& item,
@@ -33,10 +39,8 @@ void take(Sample& sample,
   sample.supervised += document.supervised;
   sample.turns += document.turns;
   sample.turns_without_stop += document.turns_without_stop;
-  // The first token of a document is predicted by nothing.
-  const auto trained = std::find_if(document.loss.begin() + 1, document.loss.end(),
-                                    [](uint8_t loss) { return loss != 0; });
-  if (trained != document.loss.end()) sample.documents.push_back(std::move(document));
+  if (first_trained(document) != document.loss.end())
+    sample.documents.push_back(std::move(document));
 }
 
 enum class Trains { kYes, kNo };
@@ -48,9 +52,7 @@ void add_cut(
   std::copy(document.weights.begin(), document.weights.end(), weights.begin() + 2);
   const auto size = static_cast<int64_t>(document.ids.size());
   const int64_t length = std::min(size, most);
-  const auto trained = std::find_if(document.loss.begin() + 1, document.loss.end(),
-                                    [](uint8_t loss) { return loss != 0; });
-  const int64_t middle = trained - document.loss.begin();
+  const int64_t middle = first_trained(document) - document.loss.begin();
   const int64_t begin = std::clamp<int64_t>(middle - length / 2, 0, size - length);
   const auto first = static_cast<size_t>(begin), count = static_cast<size_t>(length);
   const std::vector<uint8_t> nothing(count, 0);
