@@ -120,7 +120,8 @@ void write_checkpoint(const SafetensorsDirectory& model,
                       const std::string& out,
                       const Json& config,
                       const TensorPlan& plan,
-                      const std::string& label) {
+                      const std::string& label,
+                      const std::string& tokenizer) {
   OutputDirectory output(out);
   Json weight_map = Json::object();
   Progress progress(label, total_bytes(model), "bytes");
@@ -146,8 +147,36 @@ void write_checkpoint(const SafetensorsDirectory& model,
   write_file_atomically(join_path(output.temporary(), "config.json"),
                         dump_json(config, style) + "\n");
   copy_other_files(model.directory(), output.temporary());
+  if (!tokenizer.empty()) copy_tokenizer(tokenizer, output.temporary());
   output.commit();
   progress.finish();
+}
+
+bool has_tokenizer(const std::string& directory) {
+  return file_exists(join_path(directory, "tokenizer.json")) ||
+         file_exists(join_path(directory, "tokenizer.model"));
+}
+
+void copy_tokenizer(const std::string& from, const std::string& to) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+                           "special_tokens_map.json", "chat_template.jinja"}) {
+    const std::string path = join_path(from, name);
+    if (file_exists(path)) copy_file(path, join_path(to, name));
+  }
+}
+
+Json with_vocab_size(const Json& config, int64_t vocab_size) {
+  constexpr std::string_view kKey = "vocab_size";
+  Json result = config;
+  const Json* text = config.find("text_config");
+  if (text != nullptr && text->is_object()) {
+    Json inner = *text;
+    inner.set(std::string(kKey), vocab_size);
+    result.set("text_config", inner);
+    if (config.find(kKey) == nullptr) return result;
+  }
+  result.set(std::string(kKey), vocab_size);
+  return result;
 }
 
 Json read_config(const SafetensorsDirectory& model) {

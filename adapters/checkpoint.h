@@ -31,13 +31,25 @@ OutputTensor copied_tensor(const SafetensorsFile& file, const TensorInfo& tensor
 
 // Writes `out` from `model`: planned tensors, a shard index where the model has one, `config` as
 // config.json, and the model's other files (tokenizer, templates, generation settings) byte for
-// byte. Pickled weights are left out. Reports progress as `label`. Errors: kUsage when `out`
+// byte. The tokenizer's are those of `tokenizer` (a directory, or empty: the
+// model). Pickled weights are left out. Reports progress as `label`. Errors: kUsage when `out`
 // exists, kIo.
 void write_checkpoint(const SafetensorsDirectory& model,
                       const std::string& out,
                       const Json& config,
                       const TensorPlan& plan,
-                      const std::string& label);
+                      const std::string& label,
+                      const std::string& tokenizer = "");
+
+// Whether a directory holds a tokenizer (tokenizer.json or tokenizer.model): an adapter's with one
+// of its own was trained with that.
+bool has_tokenizer(const std::string& directory);
+
+// Copies a tokenizer's files and its chat template, those that `from` has.
+void copy_tokenizer(const std::string& from, const std::string& to);
+
+// A config.json with another vocab_size, wherever it stands.
+Json with_vocab_size(const Json& config, int64_t vocab_size);
 
 // config.json of a model directory. Errors: kIo, kData.
 Json read_config(const SafetensorsDirectory& model);

@@ -69,6 +69,14 @@ Json inspect_json(const Adapter& adapter) {
     saved.push_back(Json::object({{"name", tensor.name}, {"shape", shape}}));
     parameters += static_cast<int64_t>(tensor.values.size());
   }
+  Json token_rows = Json::array();
+  for (const TokenRows& rows : adapter.rows) {
+    Json ids = Json::array();
+    for (const int64_t id : rows.ids) ids.push_back(id);
+    token_rows.push_back(
+        Json::object({{"name", rows.name}, {"width", rows.width}, {"ids", std::move(ids)}}));
+    parameters += static_cast<int64_t>(rows.values.size());
+  }
   Json targets = Json::array();
   for (const std::string& name : adapter.spec.target_modules) targets.push_back(name);
   Json metadata = Json::object();
@@ -83,7 +91,8 @@ Json inspect_json(const Adapter& adapter) {
                        {"sha256", adapter.sha256},
                        {"metadata", metadata},
                        {"modules", modules},
-                       {"saved", saved}});
+                       {"saved", saved},
+                       {"rows", token_rows}});
 }
 
 void print_adapter(const Adapter& adapter) {
@@ -101,11 +110,19 @@ void print_adapter(const Adapter& adapter) {
     parameters += static_cast<int64_t>(tensor.values.size());
     rows.push_back({tensor.name, "whole", shape_text(tensor.shape), "", "", ""});
   }
+  for (const TokenRows& table : adapter.rows) {
+    parameters += static_cast<int64_t>(table.values.size());
+    rows.push_back(
+        {table.name, "rows",
+         shape_text(std::vector<int64_t>{static_cast<int64_t>(table.ids.size()), table.width}), "",
+         "", ""});
+  }
   std::printf("%s adapter: r %lld, alpha %s%s, %s parameters in %zu modules\n",
               adapter.spec.use_dora ? "DoRA" : "LoRA", static_cast<long long>(adapter.spec.r),
               format_fixed(adapter.spec.lora_alpha, 2).c_str(),
               adapter.spec.use_rslora ? " (rslora: alpha / sqrt(r))" : "",
-              format_count(parameters).c_str(), adapter.modules.size() + adapter.saved.size());
+              format_count(parameters).c_str(),
+              adapter.modules.size() + adapter.saved.size() + adapter.rows.size());
   std::printf("base    %s\nsha256  %s\n\n%s", adapter.spec.base_model_name_or_path.c_str(),
               adapter.sha256.c_str(), format_table("<>>>>>", rows).c_str());
 }
@@ -137,6 +154,9 @@ int run_merge(const Args& args) {
                         {"merge_base", merge_base_name(report.base)},
                         {"merged_tensors", report.merged_tensors},
                         {"saved_tensors", report.saved_tensors},
+                        {"token_rows", report.token_rows},
+                        {"new_rows", report.new_rows},
+                        {"own_tokenizer", report.own_tokenizer},
                         {"copied_tensors", report.copied_tensors},
                         {"bytes", report.bytes},
                         {"relative_change", report.relative_change},
@@ -151,6 +171,16 @@ int run_merge(const Args& args) {
               std::string(merge_base_name(report.base)).c_str(),
               static_cast<long long>(report.copied_tensors), format_bytes(report.bytes).c_str(),
               options.out.c_str());
+  if (report.token_rows > 0 || report.new_rows > 0) {
+    std::printf("%lld rows of tokens are the adapter's; the vocabulary grew by %lld\n",
+                static_cast<long long>(report.token_rows), static_cast<long long>(report.new_rows));
+  }
+  if (report.own_tokenizer || report.new_rows > 0) {
+    std::printf("the tokenizer is the %s\n", report.own_tokenizer
+                                                 ? "adapter's"
+                                                 : "model's: the adapter's directory has none, and "
+                                                   "the text of new tokens is not read as them");
+  }
   std::printf("the merged weights moved by %.3g of their size (most: %s, %.3g);\n",
               report.relative_change, report.most_changed.c_str(), report.most_changed_value);
   std::printf("rounding to the base's type changed the adapter's part by %.3g of its size\n",

@@ -194,6 +194,39 @@ Json untied(const Json& config) {
   return result;
 }
 
+// A table with rows of the adapter's own, behind the model's last one too.
+class RowsTable {
+ public:
+  RowsTable(const SafetensorsFile& file, const TensorInfo& tensor, const TokenRows& rows)
+      : file_(file), tensor_(tensor), rows_(rows) {
+    for (size_t i = 0; i < rows.ids.size(); ++i) index_[rows.ids[i]] = i;
+  }
+
+  void write(int64_t row_count, const ByteSink& sink) const {
+    const int64_t columns = tensor_.shape[1];
+    const int64_t tile_rows = std::max<int64_t>(1, kTile / columns);
+    std::vector<float> values;
+    for (int64_t row = 0; row < row_count; row += tile_rows) {
+      const int64_t end = std::min(row + tile_rows, row_count);
+      values.assign(static_cast<size_t>((end - row) * columns), 0);
+      const int64_t stored = std::clamp(tensor_.shape[0] - row, int64_t{0}, end - row);
+      read_floats(file_, tensor_, row * columns,
+                  std::span(values).first(static_cast<size_t>(stored * columns)));
+      for (auto at = index_.lower_bound(row); at != index_.end() && at->first < end; ++at) {
+        std::copy_n(rows_.values.begin() + static_cast<int64_t>(at->second) * columns, columns,
+                    values.begin() + (at->first - row) * columns);
+      }
+      write_floats(values, tensor_.dtype, sink);
+    }
+  }
+
+ private:
+  const SafetensorsFile& file_;
+  const TensorInfo& tensor_;
+  const TokenRows& rows_;
+  std::map<int64_t, size_t> index_;  // of `rows` by id
+};
+
 bool holds_packed_weights(const SafetensorsDirectory& model) {
   const std::vector<std::string> names = model.names();
   return std::any_of(names.begin(), names.end(), is_quantization_tensor);
@@ -262,6 +295,8 @@ class Merge {
         packed_model_(holds_packed_weights(model_)) {
     report_.base = choose_base(options.base, packed_model_, model_, adapter_);
     for (const SavedTensor& saved : adapter_.saved) place(saved);
+    for (const TokenRows& rows : adapter_.rows) place(rows);
+    check_tables();
   }
 
   MergeReport run() {
@@ -269,10 +304,13 @@ class Merge {
     config.erase(std::remove_if(config.begin(), config.end(),
                                 [](const auto& m) { return m.first == "quantization_config"; }),
                  config.end());
-    const Json plain(std::move(config));
+    Json plain(std::move(config));
+    if (unties()) plain = untied(plain);
+    if (report_.new_rows > 0) plain = with_vocab_size(plain, vocab_size_);
+    report_.own_tokenizer = has_tokenizer(options_.adapter);
     write_checkpoint(
-        model_, options_.out, unties() ? untied(plain) : plain,
-        [this](const SafetensorsFile& file) { return plan(file); }, "merge");
+        model_, options_.out, plain, [this](const SafetensorsFile& file) { return plan(file); },
+        "merge", report_.own_tokenizer ? options_.adapter : "");
     collect();
     report_.relative_change = ratio(total_.change, total_.base);
     report_.rounding_share = ratio(total_.rounding, total_.delta);
@@ -283,29 +321,84 @@ class Merge {
   }
 
  private:
-  // Finds the tensor that `saved` replaces.
-  void place(const SavedTensor& saved) {
-    for (const std::string& name : names_of(saved.name)) {
+  // The model's tensor of this name, or of one that it has elsewhere.
+  std::optional<SafetensorsDirectory::Entry> find_tensor(const std::string& any_name) const {
+    for (const std::string& name : names_of(any_name)) {
       for (const std::string& stored : {name, "language_model." + name}) {
-        const auto entry = model_.find(stored);
-        if (!entry) continue;
-        if (entry->info->shape != saved.shape) {
-          fail(ExitCode::kData,
-               "the model's tensor is " + shape_text(entry->info->shape) + ", the adapter's " +
-                   shape_text(saved.shape),
-               entry->file->path() + ": " + stored,
-               "use the model that the adapter was trained on");
-        }
-        replaced_[stored] = &saved;
-        if (ends_in_parts(stored, "embed_tokens.weight")) embedding_ = stored;
-        return;
+        if (const auto entry = model_.find(stored)) return entry;
       }
     }
-    if (saved.name != "lm_head.weight") {
+    return std::nullopt;
+  }
+
+  static bool is_table(const std::string& name) {
+    return ends_in_parts(name, "embed_tokens.weight") || ends_in_parts(name, "lm_head.weight");
+  }
+
+  // Finds the tensor that `saved` replaces.
+  void place(const SavedTensor& saved) {
+    const auto entry = find_tensor(saved.name);
+    if (!entry) {
+      if (saved.name == "lm_head.weight") {
+        head_ = &saved;  // tied: the model has only the embeddings
+        vocab_size_ = std::max(vocab_size_, saved.shape.at(0));
+        return;
+      }
       fail(ExitCode::kData, "the adapter has a tensor that the model lacks",
            model_.directory() + ": " + saved.name, "use the model that the adapter was trained on");
     }
-    head_ = &saved;  // tied: the model has only the embeddings
+    const TensorInfo& info = *entry->info;
+    const bool grows = is_table(info.name) && info.shape.size() == 2 && saved.shape.size() == 2 &&
+                       saved.shape[0] > info.shape[0] && saved.shape[1] == info.shape[1];
+    if (info.shape != saved.shape && !grows) {
+      fail(ExitCode::kData,
+           "the model's tensor is " + shape_text(info.shape) + ", the adapter's " +
+               shape_text(saved.shape),
+           entry->file->path() + ": " + info.name, "use the model that the adapter was trained on");
+    }
+    replaced_[info.name] = &saved;
+    if (ends_in_parts(info.name, "embed_tokens.weight")) embedding_ = info.name;
+    if (grows) vocab_size_ = std::max(vocab_size_, saved.shape[0]);
+  }
+
+  // Finds the table that `rows` belong to.
+  void place(const TokenRows& rows) {
+    const auto entry = find_tensor(rows.name + ".weight");
+    const std::string where = model_.directory() + ": " + rows.name;
+    if (!entry || entry->info->shape.size() != 2 || entry->info->shape[1] != rows.width) {
+      fail(ExitCode::kData,
+           entry ? "the model's table is " + shape_text(entry->info->shape) +
+                       ", the adapter's rows are " + std::to_string(rows.width) + " wide"
+                 : "the adapter has rows of a table that the model lacks, or has tied to another",
+           where, "use the model that the adapter was trained on");
+    }
+    rows_[entry->info->name] = &rows;
+    for (const int64_t id : rows.ids) vocab_size_ = std::max(vocab_size_, id + 1);
+    report_.token_rows += static_cast<int64_t>(rows.ids.size());
+  }
+
+  // Where the vocabulary grows, every table has all of the new rows.
+  void check_tables() {
+    for (const std::string& name : model_.names()) {
+      if (!is_table(name)) continue;
+      const TensorInfo& table = *model_.at(name).info;
+      if (table.shape.size() != 2) continue;
+      const int64_t stored = table.shape[0];
+      vocab_size_ = std::max(vocab_size_, stored);
+      report_.new_rows = vocab_size_ - stored;
+      const auto saved = replaced_.find(name);
+      if (saved != replaced_.end() && saved->second->shape[0] == vocab_size_) continue;
+      const auto rows = rows_.find(name);
+      const int64_t missing =
+          first_missing(rows == rows_.end() ? nullptr : rows->second, stored, vocab_size_);
+      if (missing < vocab_size_) {
+        refuse_missing_row(missing, stored, vocab_size_, options_.adapter + ": " + name);
+      }
+    }
+    if (head_ != nullptr && head_->shape[0] < vocab_size_) {
+      refuse_missing_row(head_->shape[0], head_->shape[0], vocab_size_,
+                         options_.adapter + ": " + head_->name);
+    }
   }
 
   // Embeddings and head were one tensor, and the adapter has two.
@@ -322,6 +415,15 @@ class Merge {
     OutputTensor copy = copied_tensor(file, embedding);
     copy.spec.name = "lm_head.weight";
     return copy;
+  }
+
+  OutputTensor table_with_rows(const SafetensorsFile& file,
+                               const TensorInfo& tensor,
+                               const TokenRows& rows) const {
+    const auto table = std::make_shared<RowsTable>(file, tensor, rows);
+    const int64_t row_count = vocab_size_;
+    return {{tensor.name, tensor.dtype, {row_count, tensor.shape[1]}},
+            [table, row_count](const ByteSink& sink) { table->write(row_count, sink); }};
   }
 
   // The matrix that replaces `tensor`, or nothing when it is copied.
@@ -364,7 +466,10 @@ class Merge {
       const auto saved = replaced_.find(tensor.name);
       std::unique_ptr<MergedWeight> weight =
           saved == replaced_.end() ? merged(file, tensor) : nullptr;
-      if (saved != replaced_.end()) {
+      const auto rows = rows_.find(tensor.name);
+      if (rows != rows_.end()) {
+        output.push_back(table_with_rows(file, tensor, *rows->second));
+      } else if (saved != replaced_.end()) {
         output.push_back(saved_tensor(tensor.name, tensor.dtype, *saved->second));
         ++report_.saved_tensors;
       } else if (weight == nullptr) {
@@ -402,6 +507,8 @@ class Merge {
   bool packed_model_;
   std::vector<std::unique_ptr<MergedWeight>> held_;     // of the file that is being written
   std::map<std::string, const SavedTensor*> replaced_;  // by the model's name
+  std::map<std::string, const TokenRows*> rows_;        // likewise
+  int64_t vocab_size_ = 0;                              // of the merged model
   std::string embedding_;                               // the model's name, where it is replaced
   const SavedTensor* head_ = nullptr;                   // without a tensor of the model's
   Sums total_;

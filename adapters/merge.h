@@ -29,7 +29,10 @@ struct MergeOptions {
 struct MergeReport {
   MergeBase base = MergeBase::kW16;  // the one that was used
   int64_t merged_tensors = 0;
-  int64_t saved_tensors = 0;  // of modules_to_save: they replace the model's
+  int64_t saved_tensors = 0;   // of modules_to_save: they replace the model's
+  int64_t token_rows = 0;      // of trainable_token_indices, likewise
+  int64_t new_rows = 0;        // that the model's vocabulary grew by
+  bool own_tokenizer = false;  // it came from the adapter's directory
   int64_t copied_tensors = 0;
   int64_t bytes = 0;           // of the tensors written
   double relative_change = 0;  // |W' - W| / |W| over the merged weights, root of sums of squares
@@ -43,12 +46,12 @@ struct MergeReport {
 };
 
 // Writes `out`, a plain Hugging Face directory. Where embeddings and head are tied and the adapter
-// gives them different values, they are written apart and config.json says so. Each
-// sum is float32 and is rounded once to the weight's dtype; the bytes do not depend on threads.
-// Memory: the adapter and a tile of 4 MiB, and
-// with kDequant on a 16-bit directory one packed matrix.
-// Errors: kUsage (out exists, w16 asked of a 4-bit directory), kData (the adapter does not fit,
-// values that are not finite), kIo.
+// gives them different values, they are written apart and config.json says so. New tokens make
+// embedding, head and vocab_size larger; the tokenizer is the adapter's where its directory has
+// one. Each sum is float32 and is rounded once to the weight's dtype; the bytes do not depend on
+// threads. Memory: the adapter and a tile of 4 MiB, and with kDequant on a 16-bit directory one
+// packed matrix. Errors: kUsage (out exists, w16 asked of a 4-bit directory), kData (the adapter
+// does not fit, values that are not finite), kIo.
 MergeReport merge_adapter(const MergeOptions& options);
 
 }  // namespace graft::adapters

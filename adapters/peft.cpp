@@ -20,6 +20,8 @@ constexpr std::string_view kB = ".lora_B.weight";
 // The first is PEFT's; the second older versions wrote.
 constexpr std::string_view kMagnitudes[] = {".lora_magnitude_vector",
                                             ".lora_magnitude_vector.weight"};
+// Behind the module's name, where PEFT stores a table beside its trained rows.
+constexpr std::string_view kTableOfRows = ".token_adapter.base_layer";
 constexpr std::string_view kConfigName = "adapter_config.json";
 constexpr std::string_view kTensorsName = "adapter_model.safetensors";
 
@@ -129,15 +131,67 @@ std::optional<std::string> saved_name(std::string_view tensor, const AdapterSpec
   const std::string_view name = tensor.substr(kPrefix.size());
   const size_t dot = name.rfind('.');
   if (dot == std::string_view::npos) return std::nullopt;
-  const std::string_view module = name.substr(0, dot), kind = name.substr(dot + 1);
+  std::string_view module = name.substr(0, dot);
+  const std::string_view kind = name.substr(dot + 1);
+  if (ends_with(module, kTableOfRows)) module.remove_suffix(kTableOfRows.size());
   if (kind != "weight" && kind != "bias") return std::nullopt;
   // PEFT's rule, which takes any end of the name: "norm" is "input_layernorm" too.
   const auto matches = [&](std::string_view end) { return ends_with(module, end); };
   if (matches("embed_tokens") || matches("lm_head") ||
       std::any_of(spec.modules_to_save.begin(), spec.modules_to_save.end(), matches)) {
-    return std::string(name);
+    return std::string(module) + "." + std::string(kind);
   }
   return std::nullopt;
+}
+
+// The rows of a tensor "X.token_adapter.trainable_tokens_delta".
+TokenRows read_rows(const SafetensorsFile& file,
+                    const TensorInfo& tensor,
+                    const std::string& name,
+                    const AdapterSpec& spec) {
+  const auto& known = spec.trainable_token_indices;
+  auto indices = std::find_if(known.begin(), known.end(),
+                              [&](const auto& entry) { return ends_with(name, entry.first); });
+  // A head that is tied to the embedding has its ids.
+  if (indices == known.end() && known.size() == 1) indices = known.begin();
+  const std::string where = file.path() + ": " + tensor.name;
+  if (indices == known.end()) {
+    fail(ExitCode::kData, "adapter_config.json has no trainable_token_indices for these rows",
+         where, "the files belong to different adapters");
+  }
+  const std::vector<int64_t>& ids = indices->second;
+  if (tensor.shape.size() != 2 || tensor.shape[0] != static_cast<int64_t>(ids.size()) ||
+      tensor.shape[1] == 0) {
+    fail(ExitCode::kData,
+         "the rows are " + shape_text(tensor.shape) + ", trainable_token_indices names " +
+             std::to_string(ids.size()) + " tokens",
+         where, "the files belong to different adapters");
+  }
+  return {name, ids, tensor.shape[1], read_matrix(file, tensor)};
+}
+
+// Rows of a table that is stored whole beside them go into it.
+void join_rows(Adapter& adapter, const std::string& where) {
+  const auto joins = [&](const TokenRows& rows) {
+    const auto saved =
+        std::find_if(adapter.saved.begin(), adapter.saved.end(),
+                     [&](const SavedTensor& one) { return one.name == rows.name + ".weight"; });
+    if (saved == adapter.saved.end()) return false;
+    for (size_t i = 0; i < rows.ids.size(); ++i) {
+      if (saved->shape.size() != 2 || saved->shape[1] != rows.width ||
+          rows.ids[i] >= saved->shape[0]) {
+        fail(ExitCode::kData,
+             "the table is " + shape_text(saved->shape) + ", its row " +
+                 std::to_string(rows.ids[i]) + " is " + std::to_string(rows.width) + " wide",
+             where + ": " + rows.name, "the files belong to different adapters");
+      }
+      std::copy_n(rows.values.begin() + static_cast<int64_t>(i) * rows.width, rows.width,
+                  saved->values.begin() + rows.ids[i] * rows.width);
+    }
+    return true;
+  };
+  adapter.rows.erase(std::remove_if(adapter.rows.begin(), adapter.rows.end(), joins),
+                     adapter.rows.end());
 }
 
 Json names_json(std::vector<std::string> names) {
@@ -183,6 +237,15 @@ Json config_json(const AdapterSpec& spec) {
     config.set("target_modules", names_json(spec.target_modules));
   }
   config.set("task_type", "CAUSAL_LM");
+  if (!spec.trainable_token_indices.empty()) {
+    Json tables = Json::object();
+    for (const auto& [table, ids] : spec.trainable_token_indices) {
+      Json list = Json::array();
+      for (const int64_t id : ids) list.push_back(id);
+      tables.set(table, std::move(list));
+    }
+    config.set("trainable_token_indices", std::move(tables));
+  }
   config.set("use_dora", spec.use_dora);
   config.set("use_rslora", spec.use_rslora);
   return config;
@@ -218,6 +281,10 @@ Adapter read_peft(const std::string& directory) {
     if (of_a || (other && file.find(std::string(kPrefix) + *other + std::string(kA)) != nullptr)) {
       continue;
     }
+    if (const auto name = module_of(tensor.name, kTokenRows)) {
+      adapter.rows.push_back(read_rows(file, tensor, *name, adapter.spec));
+      continue;
+    }
     if (const auto name = saved_name(tensor.name, adapter.spec)) {
       adapter.saved.push_back({*name, tensor.shape, read_matrix(file, tensor)});
       continue;
@@ -227,21 +294,43 @@ Adapter read_peft(const std::string& directory) {
                : "the tensor is no part of a LoRA pair of a linear layer, and not of a module of "
                  "modules_to_save",
          file.path() + ": " + tensor.name,
-         "graft reads lora_A.weight, lora_B.weight, lora_magnitude_vector and modules_to_save; "
+         "graft reads lora_A.weight, lora_B.weight, lora_magnitude_vector, modules_to_save and "
+         "trainable_tokens_delta; "
          "merge other kinds with PEFT");
   }
-  if (adapter.modules.empty() && adapter.saved.empty())
+  if (adapter.modules.empty() && adapter.saved.empty() && adapter.rows.empty())
     fail(ExitCode::kData, "the adapter holds no tensors", file.path());
+  join_rows(adapter, file.path());
   adapter.metadata = file.metadata();
   adapter.sha256 = sha256_file(file.path());
   return adapter;
+}
+
+int64_t first_missing(const TokenRows* rows, int64_t stored, int64_t vocab_size) {
+  std::vector<int64_t> ids = rows != nullptr ? rows->ids : std::vector<int64_t>();
+  std::sort(ids.begin(), ids.end());
+  int64_t next = stored;
+  for (auto id = std::lower_bound(ids.begin(), ids.end(), stored); id != ids.end(); ++id) {
+    if (*id != next) break;
+    ++next;
+  }
+  return std::min(next, vocab_size);
+}
+
+void refuse_missing_row(int64_t id, int64_t stored, int64_t vocab_size, const std::string& where) {
+  fail(ExitCode::kData,
+       "the adapter is for a vocabulary of " + std::to_string(vocab_size) + ", the model has " +
+           std::to_string(stored) + " rows, and that of token " + std::to_string(id) +
+           " is in neither",
+       where, "use the model that the adapter was trained on");
 }
 
 std::string write_peft(const std::string& directory,
                        const AdapterSpec& spec,
                        std::span<const AdapterTensors> modules,
                        const std::map<std::string, std::string>& metadata,
-                       std::span<const SavedView> saved) {
+                       std::span<const SavedView> saved,
+                       std::span<const TokenRowsView> rows) {
   std::vector<TensorBytes> tensors;
   const auto add = [&](const std::string& name, std::vector<int64_t> shape, const float* values) {
     int64_t count = 1;
@@ -262,6 +351,10 @@ std::string write_peft(const std::string& directory,
     if (spec.use_dora) add(stem + std::string(kMagnitudes[0]), {module.out}, module.magnitude);
   }
   for (const SavedView& one : saved) add(std::string(kPrefix) + one.name, one.shape, one.values);
+  for (const TokenRowsView& one : rows) {
+    add(std::string(kPrefix) + one.name + std::string(kTokenRows),
+        {static_cast<int64_t>(one.ids.size()), one.width}, one.values);
+  }
   make_directories(directory);
   JsonStyle style;
   style.indent = 2;

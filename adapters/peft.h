@@ -1,8 +1,9 @@
 // LoRA adapters as PEFT directories: adapter_config.json and adapter_model.safetensors.
 //
-// Read are pairs (W + scale * B * A), their DoRA magnitudes, and modules that were trained whole
-// (modules_to_save); a setting or tensor that means anything else is refused by its name, so that
-// nothing of an adapter is ever dropped silently.
+// Read are pairs (W + scale * B * A), their DoRA magnitudes, modules that were trained whole
+// (modules_to_save) and rows of the embeddings or the head (trainable_token_indices); a setting or
+// tensor that means anything else is refused by its name, so that nothing of an adapter is ever
+// dropped silently.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +23,9 @@ namespace graft::adapters {
 template <class Value>
 using Patterns = std::vector<std::pair<std::string, Value>>;
 
+// Behind the module's name in the name of a tensor of rows.
+constexpr std::string_view kTokenRows = ".token_adapter.trainable_tokens_delta";
+
 struct AdapterSpec {
   int64_t r = 0;
   double lora_alpha = 0;
@@ -34,6 +38,8 @@ struct AdapterSpec {
   bool use_dora = false;
   std::vector<std::string> modules_to_save;  // sorted; any ends of names, such as lm_head
   bool ensure_weight_tying = false;  // embed_tokens and lm_head of modules_to_save are one tensor
+  // Ids whose rows were trained alone, by the ends of modules' names ("embed_tokens", "lm_head").
+  std::vector<std::pair<std::string, std::vector<int64_t>>> trainable_token_indices;
   std::string base_model_name_or_path;  // "" is written as null
 
   // The rank and the factor of B * A that the settings give a module.
@@ -60,17 +66,28 @@ struct AdapterModule {
 };
 
 // A tensor of a module that was trained whole, under its name in the model
-// ("model.embed_tokens.weight").
+// ("model.embed_tokens.weight"). PEFT also stores a table whole where it has grown and only rows of
+// it were trained; these are in it.
 struct SavedTensor {
   std::string name;
   std::vector<int64_t> shape;
   std::vector<float> values;
 };
 
+// Rows of a table that were trained alone, under the table's module ("model.embed_tokens"): the
+// values that the rows have, not what they changed by.
+struct TokenRows {
+  std::string name;
+  std::vector<int64_t> ids;  // at least 0, none twice
+  int64_t width = 0;
+  std::vector<float> values;  // [ids, width]
+};
+
 struct Adapter {
   AdapterSpec spec;
   std::vector<AdapterModule> modules;           // by name
   std::vector<SavedTensor> saved;               // by name
+  std::vector<TokenRows> rows;                  // by name
   std::map<std::string, std::string> metadata;  // of the safetensors header
   std::string sha256;                           // of adapter_model.safetensors
 };
@@ -82,6 +99,14 @@ Adapter read_peft(const std::string& directory);
 
 // The settings alone, from the parsed adapter_config.json. Errors: kData.
 AdapterSpec parse_adapter_config(const Json& config);
+
+// The first id in [stored, vocab_size) that `rows` (nullptr: none) lacks; vocab_size when none is
+// missing. A model with `stored` rows can take an adapter of a larger vocabulary only with all.
+int64_t first_missing(const TokenRows* rows, int64_t stored, int64_t vocab_size);
+[[noreturn]] void refuse_missing_row(int64_t id,
+                                     int64_t stored,
+                                     int64_t vocab_size,
+                                     const std::string& where);
 
 // What write_peft needs of a module; borrowed for the call.
 struct AdapterTensors {
@@ -100,6 +125,13 @@ struct SavedView {
   const float* values = nullptr;
 };
 
+struct TokenRowsView {
+  std::string name;
+  std::vector<int64_t> ids;
+  int64_t width = 0;
+  const float* values = nullptr;  // [ids, width]
+};
+
 // Writes both files into `directory` (made when absent), float32. The bytes depend on the arguments
 // only: sorted keys, no time, host or path. Gives the SHA-256 of adapter_model.safetensors.
 // Errors: kIo; kData when a module's rank is not the one that the settings give, or a value is not
@@ -108,6 +140,7 @@ std::string write_peft(const std::string& directory,
                        const AdapterSpec& spec,
                        std::span<const AdapterTensors> modules,
                        const std::map<std::string, std::string>& metadata = {},
-                       std::span<const SavedView> saved = {});
+                       std::span<const SavedView> saved = {},
+                       std::span<const TokenRowsView> rows = {});
 
 }  // namespace graft::adapters

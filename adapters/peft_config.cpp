@@ -51,6 +51,7 @@ constexpr std::array kSettings = {
     Setting{"target_modules", Meaning::kRead},
     Setting{"target_parameters", Meaning::kIgnored},
     Setting{"task_type", Meaning::kIgnored},
+    Setting{"trainable_token_indices", Meaning::kRead},
     Setting{"use_dora", Meaning::kRead},
     Setting{"use_rslora", Meaning::kRead},
 };
@@ -117,6 +118,40 @@ Patterns<Value> read_patterns(const Json& config, std::string_view key, const Re
   return patterns;
 }
 
+std::vector<int64_t> read_ids(const Json& list, const std::string& key) {
+  constexpr int64_t kMostTokens = int64_t{1} << 31;
+  std::vector<int64_t> ids;
+  for (const Json& id : list.as_array()) {
+    if (!id.is_int() || id.as_int() < 0 || id.as_int() >= kMostTokens) {
+      fail(ExitCode::kData, "expected a token's id, got " + dump_json(id), place(list, key));
+    }
+    ids.push_back(id.as_int());
+  }
+  std::vector<int64_t> sorted = ids;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) {
+    fail(ExitCode::kData, "token " + std::to_string(*twice) + " is named twice", place(list, key));
+  }
+  return ids;
+}
+
+// {table: [id, …]}, or a list of ids of the embedding.
+std::vector<std::pair<std::string, std::vector<int64_t>>> read_token_indices(const Json& config) {
+  const std::string key = "trainable_token_indices";
+  const Json* value = config.find(key);
+  std::vector<std::pair<std::string, std::vector<int64_t>>> indices;
+  if (value == nullptr || value->is_null()) return indices;
+  if (value->is_array()) {
+    indices.emplace_back("embed_tokens", read_ids(*value, key));
+    return indices;
+  }
+  for (const auto& [table, ids] : value->as_object()) {
+    indices.emplace_back(table, read_ids(ids, key + "." + table));
+  }
+  return indices;
+}
+
 template <class Value>
 Value value_for(const Patterns<Value>& patterns, std::string_view module, Value fallback) {
   for (const auto& [pattern, value] : patterns) {
@@ -175,6 +210,7 @@ AdapterSpec parse_adapter_config(const Json& config) {
   }
   spec.rank_pattern = read_patterns<int64_t>(config, "rank_pattern", read_rank);
   spec.alpha_pattern = read_patterns<double>(config, "alpha_pattern", read_alpha);
+  spec.trainable_token_indices = read_token_indices(config);
   const Json* dropout = config.find("lora_dropout");
   if (dropout != nullptr && dropout->is_number()) spec.lora_dropout = dropout->as_double();
   const Json* base = config.find("base_model_name_or_path");

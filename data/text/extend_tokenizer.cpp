@@ -44,29 +44,37 @@ std::string with_items(const std::string& text, const std::string& items, const 
 
 }  // namespace
 
-std::vector<NewToken> extend_tokenizer_files(const std::string& model_dir,
-                                             std::span<const AddedTokenSpec> tokens,
-                                             const std::string& out_dir) {
-  const auto old = load_tokenizer(model_dir);
+std::vector<NewToken> new_tokens_of(const Tokenizer& tokenizer,
+                                    std::span<const AddedTokenSpec> tokens) {
   std::set<std::string_view> contents;
   for (const AddedTokenSpec& token : tokens) {
     if (!contents.insert(token.content).second) {
-      fail(ExitCode::kData, "token \"" + token.content + "\" is given twice", model_dir);
+      fail(ExitCode::kData, "token \"" + token.content + "\" is given twice");
     }
   }
-  const auto extended = old->with_added_tokens(tokens);
+  const auto extended = tokenizer.with_added_tokens(tokens);
   std::vector<NewToken> result;
-  std::string items;
   for (const AddedTokenSpec& token : tokens) {
     const int32_t id = extended->id(token.content).value();
-    const bool is_new = !old->id(token.content).has_value();
+    const bool is_new = !tokenizer.id(token.content).has_value();
     NewToken added = {.id = id,
                       .content = token.content,
                       .is_new = is_new,
-                      .pieces = old->encode_ids(token.content)};
+                      .pieces = tokenizer.encode_ids(token.content)};
     if (added.pieces.empty()) added.pieces.push_back(id);  // the vocabulary reads it as nothing
     result.push_back(std::move(added));
-    items += (items.empty() ? "" : ", ") + dump_json(token_json(token, id), {.spaces = true});
+  }
+  return result;
+}
+
+std::vector<NewToken> extend_tokenizer_files(const std::string& model_dir,
+                                             std::span<const AddedTokenSpec> tokens,
+                                             const std::string& out_dir) {
+  const std::vector<NewToken> result = new_tokens_of(*load_tokenizer(model_dir), tokens);
+  std::string items;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    items += (items.empty() ? "" : ", ") +
+             dump_json(token_json(tokens[i], result[i].id), {.spaces = true});
   }
   make_directories(out_dir);
   const std::string json = join_path(model_dir, "tokenizer.json");

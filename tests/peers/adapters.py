@@ -16,6 +16,8 @@ import families
 STEPS, ROWS, LENGTH = 20, 2, 18
 PATTERNS = dict(rank_pattern={"layers.1.self_attn.q_proj": 5, "down_proj": 2}, alpha_pattern={"o_proj": 3.0})
 ENDS = ["embed_tokens", "lm_head"]
+# Of each new token, the ids whose rows' mean it begins as.
+TOKENS = [[5, 7, 7, 9], [11], [3, 4, 6]]
 # name: family, options of the adapter, of the optimizer
 KINDS = {
     "LoRA": ("llama", {}, {}),
@@ -32,9 +34,13 @@ KINDS = {
     "head and embeddings, tied": ("qwen2", dict(saved=ENDS), {}),
     "head, embeddings and norms, capped": ("gemma2", dict(saved=ENDS + ["model.norm", "input_layernorm"]), {}),
     "DoRA and the head": ("mistral", dict(dora=True, saved=["lm_head"]), {}),
+    "new tokens": ("llama", dict(new_tokens=TOKENS), {}),
+    "new tokens, tied": ("qwen2", dict(new_tokens=TOKENS), {}),
+    "new tokens, scaled and capped": ("gemma2", dict(new_tokens=TOKENS), {}),
+    "new tokens and the whole head": ("mistral", dict(new_tokens=TOKENS, saved=["lm_head"]), {}),
 }
 ADAPTER = dict(r=3, alpha=5.0, rslora=False, dora=False, init="default", b_lr_ratio=1.0, targets=["all-linear"], saved=[],
-               rank_pattern={}, alpha_pattern={})
+               rank_pattern={}, alpha_pattern={}, new_tokens=[])
 OPTIMIZER = dict(steps=STEPS, learning_rate=2e-3, weight_decay=0.01, max_grad_norm=0.0)
 
 
@@ -53,7 +59,10 @@ class Kind:
         (self.work / "base").mkdir(parents=True)
         self.config = families.make_model(self.family, 7, self.work / "base")
         generator = torch.Generator().manual_seed(11)
-        self.ids = torch.randint(3, families.VOCAB, (STEPS * ROWS, LENGTH), generator=generator)
+        vocab = families.VOCAB + len(self.settings["new_tokens"])
+        self.ids = torch.randint(3, vocab, (STEPS * ROWS, LENGTH), generator=generator)
+        if self.settings["new_tokens"]:  # more of them than chance gives
+            self.ids[:, ::5] = torch.randint(families.VOCAB, vocab, self.ids[:, ::5].shape, generator=generator)
         self.labels = self.ids.clone()
         self.labels[:, :4] = -100
 
@@ -66,7 +75,23 @@ class Kind:
                             rank_pattern=s["rank_pattern"], alpha_pattern=s["alpha_pattern"],
                             ensure_weight_tying=bool(self.config.tie_word_embeddings and s["saved"]),
                             task_type="CAUSAL_LM")
-        return get_peft_model(families.load(self.family, self.work / "base", self.config), config)
+        model = families.load(self.family, self.work / "base", self.config)
+        if s["new_tokens"]:
+            self.add_tokens(model, config)
+        return get_peft_model(model, config)
+
+    def add_tokens(self, model, config):
+        first, tokens = families.VOCAB, self.settings["new_tokens"]
+        model.resize_token_embeddings(first + len(tokens), mean_resizing=False)
+        tables = {"embed_tokens": model.get_input_embeddings().weight}
+        if not self.config.tie_word_embeddings:
+            tables["lm_head"] = model.get_output_embeddings().weight
+        with torch.no_grad():
+            for table in tables.values():
+                for at, pieces in enumerate(tokens):
+                    table[first + at] = table[pieces].mean(0)
+        ids = list(range(first, first + len(tokens)))
+        config.trainable_token_indices = {name: ids for name in tables if name not in self.settings["saved"]}
 
     def optimizer(self, model):
         s = self.settings
@@ -98,7 +123,8 @@ class Kind:
 
     def ours(self, begin):
         path, out = self.work / "batches.safetensors", self.work / "out.safetensors"
-        given = {} if self.settings["init"] == "pissa" else {"begin." + n: v.contiguous() for n, v in begin.items()}
+        own = self.settings["init"] == "pissa"  # graft's own beginning
+        given = {} if own else {"begin." + n: v.contiguous() for n, v in begin.items() if "token_adapter" not in n}
         save_file({"input_ids": self.ids, "labels": self.labels} | given, path)
         done = subprocess.run([str(self.steps), str(self.work / "base"), str(path), json.dumps(self.settings), str(out)],
                               capture_output=True, text=True)
@@ -122,6 +148,9 @@ class Kind:
         if self.config.tie_word_embeddings and self.settings["saved"]:
             end.pop("lm_head.weight", None)  # the same tensor
         assert trained == set(end), f"trained there or here only: {trained ^ set(end)}"
+        for name in begin:
+            if "token_adapter" in name:
+                assert torch.allclose(ours["begin." + name], begin[name], rtol=0, atol=1e-7), name
         worst = 0.0
         for name, theirs in end.items():
             moved = (theirs - begin[name]).norm().item()

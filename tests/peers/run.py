@@ -170,6 +170,69 @@ def every_kind_of_adapter_loads_in_peft_and_merges():
         check_close("the merge", hf_logits(merged, ids), theirs, 1e-4)
 
 
+def untied_base():
+    """The quickstart's base with a head of its own."""
+    directory = WORK / "untied"
+    if not directory.exists():
+        directory.mkdir()
+        for path in BASE.iterdir():
+            if path.suffix == ".json" or path.suffix == ".model":
+                (directory / path.name).write_bytes(path.read_bytes())
+        config = json.loads((BASE / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+        tensors = load_file(BASE / "model.safetensors")
+        noise = torch.randn(tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(2))
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 0.01 * noise
+        save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+@case
+def new_tokens_load_in_peft_and_merge():
+    from peft import AutoPeftModelForCausalLM
+    data = WORK / "tokens.jsonl"
+    rows = [json.loads(line) for line in (ROOT / "examples/quickstart/eval.jsonl").open()]
+    data.write_text("".join(json.dumps(row | {"output": "<tool>" + row["output"] + "<end>"}) + "\n" for row in rows))
+    tokens = "new_tokens=[{content: <tool>, special: false}, {content: <end>, special: false}]"
+    for base in (BASE, untied_base()):
+        ids = torch.cat([some_ids(770), torch.tensor([[5, 768, 9, 769, 11] * 8])])
+        name = f"tokens-{base.name}"
+        adapter = train_adapter(name, base, data, "lora", tokens)
+        ours = graft_logits(ids, "--model", base, "--adapter", adapter)
+        # What a user of PEFT runs.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model = PeftModel.from_pretrained(model, adapter).eval()
+        own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        # A tied head is a second name of the embedding's rows there.
+        own -= {"base_model.model.lm_head.token_adapter.trainable_tokens_delta"} if base == BASE else set()
+        names = set(load_file(adapter / "adapter_model.safetensors"))
+        assert names == own, f"missing or unexpected keys: {names ^ own}"
+        with torch.no_grad():
+            theirs = model(input_ids=ids).logits
+        check_close(f"{name} in PEFT", ours, theirs, 1e-4)
+        # Saved by PEFT after a resize: the whole tables beside the rows.
+        model.save_pretrained(WORK / f"{name}-peft", save_embedding_layers=True)
+        check_close("as PEFT saves it", graft_logits(ids, "--model", base, "--adapter", WORK / f"{name}-peft"),
+                    theirs, 1e-4)
+        merged = WORK / f"{name}-merged"
+        graft("adapter", "merge", "--model", base, "--adapter", adapter, "--out", merged)
+        check_close("the merge", hf_logits(merged, ids), theirs, 1e-4)
+        text = "<tool>return it<end>"
+        pieces = transformers.AutoTokenizer.from_pretrained(merged).encode(text, add_special_tokens=False)
+        line = graft("data", "encode", "--tokenizer", merged, text=json.dumps({"text": text}) + "\n")
+        assert pieces == json.loads(line)["ids"] and 768 in pieces and 769 in pieces, pieces
+        before = os.getcwd()
+        os.chdir(base.parent)  # adapter_config.json names the base by its last part
+        try:
+            with torch.no_grad():
+                auto = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)(input_ids=ids).logits
+        finally:
+            os.chdir(before)
+        check_close("AutoPeftModelForCausalLM", auto, theirs, 1e-6)
+
+
 @case
 def tokenizer_ids_equal_tokenizers():
     tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))

@@ -4,7 +4,8 @@
 //   BATCHES   input_ids and labels, I64 [steps * rows, T]; -100: not trained on; not shifted.
 //             begin.NAME: where the trained tensors begin, in place of their own beginning
 //   SETTINGS  JSON: steps, learning_rate, weight_decay, max_grad_norm, and of the adapter r, alpha,
-//             rslora, dora, init, b_lr_ratio, targets, saved, rank_pattern, alpha_pattern
+//             rslora, dora, init, b_lr_ratio, targets, saved, rank_pattern, alpha_pattern,
+//             new_tokens (for each what its row begins as the mean of)
 //   OUT       begin.NAME and end.NAME of everything trained, losses [steps]
 #include <cstdio>
 #include <cstring>
@@ -18,8 +19,8 @@
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
-#include "train/model/dora.h"
 #include "train/model/lora.h"
+#include "train/model/new_tokens.h"
 #include "train/model/weights.h"
 
 namespace {
@@ -31,6 +32,17 @@ std::vector<std::string> texts(const Json& list) {
   std::vector<std::string> texts;
   for (const Json& item : list.as_array()) texts.push_back(item.as_string());
   return texts;
+}
+
+std::vector<std::vector<int32_t>> pieces_of(const Json& tokens) {
+  std::vector<std::vector<int32_t>> pieces;
+  for (const Json& token : tokens.as_array()) {
+    pieces.emplace_back();
+    for (const Json& id : token.as_array()) {
+      pieces.back().push_back(static_cast<int32_t>(id.as_int()));
+    }
+  }
+  return pieces;
 }
 
 LoraSettings read_settings(const Json& json) {
@@ -63,14 +75,18 @@ void take_beginnings(const SafetensorsFile& file, Model& model) {
     const auto count = static_cast<size_t>(info->count());
     file.read(*info, 0, std::as_writable_bytes(std::span(f32(parameter.value), count)));
   }
-  refresh_gains(model);
+  refresh_trained(model);
 }
 
 int run(const std::string& directory,
         const std::string& batches_path,
         const Json& json,
         const std::string& out) {
-  const auto model = load_model(directory, Precision::kFull);
+  ModelConfig config = read_model_config(directory);
+  if (json.at("new_tokens").size() > 0) {
+    add_tokens(config, config.vocab_size, pieces_of(json.at("new_tokens")));
+  }
+  const auto model = load_model(config, directory, Precision::kFull);
   add_lora(*model, read_settings(json), 1, directory);
   const SafetensorsFile file(batches_path);
   take_beginnings(file, *model);
@@ -93,7 +109,7 @@ int run(const std::string& directory,
     decoder.finish_gradients();
     losses.push_back(static_cast<float>(head.loss_sum * scale));
     optimizer.step(settings, json.at("learning_rate").as_double(), head.loss_sum * scale);
-    refresh_gains(*model);
+    refresh_trained(*model);
   }
   const auto count = static_cast<int64_t>(losses.size());
   tensors.push_back({{"losses", DType::kF32, {count}}, std::as_bytes(std::span(losses))});

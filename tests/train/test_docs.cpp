@@ -48,7 +48,13 @@ std::string config_reference() {
       "is seen twice before the rest was seen, and the shares are printed when training "
       "starts.\n\n"
       "| key | values | default | meaning |\n|---|---|---|---|\n";
-  return text + key_rows(graft::train::dataset_keys());
+  text += key_rows(graft::train::dataset_keys());
+  text +=
+      "\n## An entry of `new_tokens`\n\n"
+      "The token, or a mapping with these keys, which mean what they mean in Hugging Face's\n"
+      "`AddedToken`. [New tokens](models.md#new-tokens) says how they are trained and shipped.\n\n"
+      "| key | values | default | meaning |\n|---|---|---|---|\n";
+  return text + key_rows(graft::train::token_keys());
 }
 
 }  // namespace

@@ -94,6 +94,7 @@ TEST_CASE("doctor: every kind of training keeps the engine's promises", "[train]
       std::vector<std::string>{"adapter=lora", "init_lora_weights=pissa"},
       std::vector<std::string>{"adapter=qlora", "init_lora_weights=loftq", "optimizer=adamw_8bit"},
       std::vector<std::string>{"adapter=qlora", "lora_modules_to_save=[embed_tokens]"},
+      std::vector<std::string>{"adapter=qlora", "new_tokens=[<tool>, <end tool>]"},
       std::vector<std::string>{"adapter=none"});
   CAPTURE(config);
   const DoctorReport report = fixture.run(config, {}, 0);

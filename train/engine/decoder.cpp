@@ -176,7 +176,7 @@ void Decoder::run_again(const Batch& batch, size_t index) {
 
 void Decoder::backward(const Batch& batch, float* d_residual) {
   const ModelConfig& config = model_.config;
-  const bool trains_embedding = model_.embedding_grad.defined();
+  const bool trains_embedding = model_.trains_embedding();
   clock_.start();
   for (size_t index = model_.layers.size(); index-- > plan_.lowest;) {
     const Layer& layer = model_.layers[index];
@@ -195,18 +195,37 @@ void Decoder::backward(const Batch& batch, float* d_residual) {
     check(graft_scale(d_residual, config.embedding_scale, batch.tokens() * config.hidden_size,
                       GRAFT_F32, device_.kind, device_.stream));
   }
-  check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
-                                 config.hidden_size, f32(model_.embedding_grad), GRAFT_F32,
-                                 device_.kind, device_.stream));
+  if (model_.embedding_grad.defined()) {
+    check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
+                                   config.hidden_size, f32(model_.embedding_grad), GRAFT_F32,
+                                   device_.kind, device_.stream));
+  } else {
+    add_row_gradients(batch, d_residual);
+  }
   clock_.lap(Work::kRows);
 }
 
+// Token by token, in the order of graft_embedding_backward. Added tokens are few.
+void Decoder::add_row_gradients(const Batch& batch, const float* d_embedded) {
+  const AddedTokens& added = model_.config.added;
+  const int64_t hidden = model_.config.hidden_size;
+  for (int64_t token = 0; token < batch.tokens(); ++token) {
+    const int64_t row = batch.ids[static_cast<size_t>(token)] - added.first;
+    if (row < 0 || row >= added.count()) continue;
+    check(graft_add(f32(model_.embedding_rows.grad) + row * hidden, d_embedded + token * hidden,
+                    hidden, GRAFT_F32, device_.kind, device_.stream));
+  }
+}
+
 void Decoder::finish_gradients() {
-  if (!model_.config.tied_embeddings || !model_.head_grad.defined()) return;
+  if (!model_.config.tied_embeddings || !model_.trains_head()) return;
   clock_.start();
-  check(graft_add(f32(model_.embedding_grad), f32(model_.head_grad), model_.head_grad.numel(),
-                  GRAFT_F32, device_.kind, device_.stream));
-  device_.zero(f32(model_.head_grad), model_.head_grad.nbytes());
+  const bool whole = model_.head_grad.defined();
+  const at::Tensor& embedding = whole ? model_.embedding_grad : model_.embedding_rows.grad;
+  const at::Tensor& head = whole ? model_.head_grad : model_.head_rows.grad;
+  check(
+      graft_add(f32(embedding), f32(head), head.numel(), GRAFT_F32, device_.kind, device_.stream));
+  device_.zero(f32(head), head.nbytes());
   clock_.lap(Work::kRows);
 }
 

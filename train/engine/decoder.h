@@ -82,6 +82,7 @@ class Decoder {
   void check_batch(const Batch& batch, const KvCache* cache) const;
   void keep_decoded(Linear& linear) const;
   void embed(const Batch& batch, float* embedded);
+  void add_row_gradients(const Batch& batch, const float* d_embedded);
   void send_to_host(size_t index, const Batch& batch);
   // What the block did not keep, into its backward buffers.
   void run_again(const Batch& batch, size_t index);

@@ -25,7 +25,7 @@ void multiply(const Device& device, const Product& p) {
   product.alpha = p.alpha;
   product.beta = p.beta;
   product.a = p.a;
-  product.lda = p.ta == GRAFT_N ? p.k : p.m;
+  product.lda = p.a_stride > 0 ? p.a_stride : p.ta == GRAFT_N ? p.k : p.m;
   product.b = p.b;
   product.ldb = p.tb == GRAFT_N ? p.n : p.k;
   product.c = p.c;

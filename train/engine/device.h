@@ -18,7 +18,7 @@ struct Device {
   void zero(void* to, size_t bytes) const;
 };
 
-// c [m, n] = alpha * op(a) * op(b) + beta * c, all rows without gaps. Sums and c are float32.
+// c [m, n] = alpha * op(a) * op(b) + beta * c, rows without gaps. Sums and c are float32.
 struct Product {
   graft_transpose ta, tb;
   int64_t m, n, k;
@@ -27,6 +27,7 @@ struct Product {
   float beta;
   float* c;
   graft_float_type operands = GRAFT_F32;  // a and b
+  int64_t a_stride = 0;                   // from stored row to row of a; 0 = no gaps
 };
 void multiply(const Device& device, const Product& product);
 

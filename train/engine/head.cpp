@@ -48,12 +48,17 @@ void Head::forward(const float* rows, int64_t count, float* logits) {
 void Head::backward(int64_t count) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size, vocab = config.vocab_size;
-  if (model_.head_grad.defined()) {
+  // Of the whole head, or of the rows that are trained alone: the same bits.
+  const auto add_weight_gradient = [&](int64_t first, const at::Tensor& grad) {
     for_packed_rows(buffers_.row, count, [&](int64_t begin, int64_t rows) {
-      multiply(device_, {GRAFT_T, GRAFT_N, vocab, hidden, rows, config.logit_scale,
-                         buffers_.logits + begin * vocab, buffers_.normed + begin * hidden, 1,
-                         f32(model_.head_grad)});
+      multiply(device_, {GRAFT_T, GRAFT_N, grad.size(0), hidden, rows, config.logit_scale,
+                         buffers_.logits + begin * vocab + first, buffers_.normed + begin * hidden,
+                         1, f32(grad), GRAFT_F32, vocab});
     });
+  };
+  if (model_.head_grad.defined()) add_weight_gradient(0, model_.head_grad);
+  if (model_.head_rows.grad.defined()) {
+    add_weight_gradient(config.added.first, model_.head_rows.grad);
   }
   multiply(device_, {GRAFT_N, GRAFT_N, count, hidden, vocab, config.logit_scale,
                      operand(buffers_.logits, count, vocab), model_.head.data_ptr(), 0,

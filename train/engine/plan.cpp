@@ -12,9 +12,9 @@ StepPlan StepPlan::of(const Model& model, int64_t tokens, Keep keep) {
   plan.keep = keep;
   plan.layers.resize(model.layers.size());
   plan.head_chunk = kHeadChain;
-  plan.trains_head = model.head_grad.defined();
+  plan.trains_head = model.trains_head();
   // No gradient is needed below the first block that trains something.
-  while (!model.embedding_grad.defined() && plan.lowest < model.layers.size() &&
+  while (!model.trains_embedding() && plan.lowest < model.layers.size() &&
          !model.layers[plan.lowest].trains()) {
     ++plan.lowest;
   }

@@ -42,9 +42,12 @@ int64_t weight_bytes(const Model& model, const PlanRequest& request) {
   return bytes;
 }
 
-// Pairs, and with DoRA magnitudes and what belongs to them.
+// Pairs, with DoRA magnitudes and what belongs to them, and the rows of added tokens.
 int64_t adapter_bytes(const Model& model) {
   size_t bytes = 0;
+  for (const TableRows* rows : {&model.embedding_rows, &model.head_rows}) {
+    bytes += rows->value.defined() ? rows->value.nbytes() : 0;
+  }
   for (const Linear* linear : model.linears()) {
     const Lora& lora = linear->lora;
     for (const at::Tensor* tensor :
@@ -271,6 +274,9 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
   const bool trains_embedding = request.trains_everything || model.embedding_grad.defined();
   if (trains_embedding && model.config.tied_embeddings) {
     plan.gradients += model.config.vocab_size * model.config.hidden_size * kFloat;
+  }
+  if (model.embedding_rows.grad.defined() && model.config.tied_embeddings) {
+    plan.gradients += static_cast<int64_t>(model.head_rows.grad.nbytes());
   }
   plan.moments = moments_of(model, request);
   plan.flops = step_flops(model, request, training);

@@ -15,6 +15,7 @@
 #include "train/job/memory.h"
 #include "train/job/run_file.h"
 #include "train/job/scratch.h"
+#include "train/job/vocabulary.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -156,7 +157,7 @@ void Checker::check_file(const Dataset& dataset, const std::string& scratch) {
                                      {dataset.fields},
                                      text_->tokenizer.get(),
                                      text_->chat_or_null(),
-                                     config_.base_model};
+                                     text_->directory};
   data::TokenizeOptions options;
   options.mask = mask;
   options.out = join_path(scratch, "store.h5");
@@ -224,8 +225,11 @@ CheckReport Checker::run() {
   part("model", is_good("base_model"), [&] { model_ = read_model_config(config_.base_model); });
   part("weights", model_.has_value() && !config_.random_weights,
        [&] { check_weight_files(*model_, config_.base_model); });
-  part("text", model_.has_value(),
-       [&] { text_ = load_model_text(config_.base_model, model_->vocab_size); });
+  part("text", model_.has_value(), [&] {
+    model_ = run_model_config(config_);
+    const ScratchDirectory scratch;
+    text_ = load_run_text(config_, model_->vocab_size, join_path(scratch.path(), "tokenizer"));
+  });
   part("data", text_.has_value(), [&] { check_data(); });
   const bool adapts = config_.method != Method::kFull;
   bool fits_model = true;

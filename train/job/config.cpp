@@ -51,6 +51,9 @@ constexpr ConfigKey kKeys[] = {
     {"lora_modules_to_save", "list", "[]",
      "modules that are trained whole beside the adapter: embed_tokens, lm_head, norms by name"},
     {"loraplus_lr_ratio", "number", "1", "LoRA+: the learning rate of B over that of A"},
+    {"new_tokens", "list", "[]",
+     "tokens to add to the vocabulary: texts, or entries with the keys below. Their rows of "
+     "embeddings and head begin as the mean of what the text was before, and are trained"},
     {"datasets", "list", "", "training records: files, or entries with the keys below"},
     {"test_datasets", "list", "[]", "held-out records: evaluated, never trained on"},
     {"sequence_len", "2..1048576", "2048", "tokens of a packed row; no document may be longer"},
@@ -113,6 +116,15 @@ constexpr ConfigKey kDatasetKeys[] = {
     {"field_output", "name", "output", ""},
     {"field_system", "name", "system", ""},
     {"field", "name", "text", "the member that holds a record's whole text"},
+};
+constexpr ConfigKey kTokenKeys[] = {
+    {"content", "text", "", "the token"},
+    {"special", "true \| false", "true", "left out of decoded text; see content_specials"},
+    {"normalized", "true \| false", "not special", "found in the normalized text"},
+    {"lstrip", "true \| false", "false", "swallows white space on its left"},
+    {"rstrip", "true \| false", "false", "swallows white space on its right"},
+    {"single_word", "true \| false", "false",
+     "found only where no word character stands beside it"},
 };
 // Keys of a dataset and graft's own name of the member that they rename.
 constexpr std::pair<std::string_view, std::string_view> kFieldKeys[] = {
@@ -193,6 +205,47 @@ std::vector<Dataset> read_datasets(ConfigReader& reader,
         read_dataset(item, file, std::string(key) + "[" + std::to_string(datasets.size()) + "]"));
   }
   return datasets;
+}
+
+data::AddedTokenSpec read_token(const Json& item,
+                                const std::string& file,
+                                const std::string& where) {
+  if (item.is_string()) return {.content = item.as_string(), .special = true};
+  ConfigReader entry(item, file, where);
+  data::AddedTokenSpec token;
+  token.content = entry.need_string("content", "write `- content: \"<|tool|>\"`");
+  token.special = entry.get_bool("special", true);
+  if (entry.has("normalized")) token.normalized = entry.get_bool("normalized", false);
+  token.lstrip = entry.get_bool("lstrip", false);
+  token.rstrip = entry.get_bool("rstrip", false);
+  token.single_word = entry.get_bool("single_word", false);
+  entry.finish();
+  return token;
+}
+
+std::vector<data::AddedTokenSpec> read_tokens(ConfigReader& reader, const std::string& file) {
+  constexpr std::string_view kKey = "new_tokens";
+  const Json* value = reader.get(kKey);
+  std::vector<data::AddedTokenSpec> tokens;
+  if (value == nullptr || value->is_null()) return tokens;
+  const auto refuse = [&](const std::string& what) {
+    reader.fail_at(kKey, what, "write [\"<|tool|>\"] or [{content: \"<|tool|>\"}]");
+  };
+  if (!value->is_array()) refuse("expected a list of tokens, got " + dump_json(*value));
+  for (const Json& item : value->as_array()) {
+    const std::string where = "new_tokens[" + std::to_string(tokens.size()) + "]";
+    if (!item.is_string() && !item.is_object()) {
+      refuse("expected texts or mappings, got " + dump_json(item) + " as " + where);
+    }
+    data::AddedTokenSpec token = read_token(item, file, where);
+    if (token.content.empty()) refuse("a token without text (" + where + ")");
+    const bool again = std::any_of(tokens.begin(), tokens.end(), [&](const auto& other) {
+      return other.content == token.content;
+    });
+    if (again) refuse("token \"" + token.content + "\" is given twice (" + where + ")");
+    tokens.push_back(std::move(token));
+  }
+  return tokens;
 }
 
 void read_mask(ConfigReader& reader, int64_t sequence_len, data::MaskOptions& mask) {
@@ -380,6 +433,22 @@ Json dataset_to_json(const Dataset& dataset) {
   return entry.size() == 1 ? Json(dataset.path) : entry;
 }
 
+Json token_to_json(const data::AddedTokenSpec& token) {
+  Json entry = Json::object({{"content", token.content}});
+  if (!token.special) entry.set("special", false);
+  if (token.normalized) entry.set("normalized", *token.normalized);
+  if (token.lstrip) entry.set("lstrip", true);
+  if (token.rstrip) entry.set("rstrip", true);
+  if (token.single_word) entry.set("single_word", true);
+  return entry.size() == 1 ? Json(token.content) : entry;
+}
+
+Json tokens_to_json(const std::vector<data::AddedTokenSpec>& tokens) {
+  Json list = Json::array();
+  for (const data::AddedTokenSpec& token : tokens) list.push_back(token_to_json(token));
+  return list;
+}
+
 Json datasets_to_json(const std::vector<Dataset>& datasets) {
   Json list = Json::array();
   for (const Dataset& dataset : datasets) list.push_back(dataset_to_json(dataset));
@@ -423,6 +492,7 @@ TrainConfig config_of(const Json& tree, const std::string& path) {
   config.quantized_cache = reader.get_bool("quantized_cache", true);
   read_lora(reader, config.lora);
   read_compute(reader, config);
+  config.new_tokens = read_tokens(reader, path);
   config.datasets = read_datasets(reader, "datasets", path);
   config.test_datasets = read_datasets(reader, "test_datasets", path);
   config.sequence_len = reader.get_int("sequence_len", 2048, {2, 1048576});
@@ -482,6 +552,10 @@ std::span<const ConfigKey> dataset_keys() {
   return kDatasetKeys;
 }
 
+std::span<const ConfigKey> token_keys() {
+  return kTokenKeys;
+}
+
 TrainConfig read_train_config(const Args& args) {
   const std::vector<std::string>& words = args.positionals();
   return read_train_config(words[0], {words.begin() + 1, words.end()});
@@ -536,6 +610,7 @@ Json config_to_json(const TrainConfig& config) {
       {"init_lora_weights", config.lora.init},
       {"lora_modules_to_save", strings_to_json(config.lora.saved)},
       {"loraplus_lr_ratio", config.lora.b_lr_ratio},
+      {"new_tokens", tokens_to_json(config.new_tokens)},
       {"datasets", datasets_to_json(config.datasets)},
       {"test_datasets", datasets_to_json(config.test_datasets)},
       {"sequence_len", config.sequence_len},

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "data/text/mask.h"
+#include "data/text/tokenizer.h"
 #include "train/engine/optimizer.h"
 #include "train/model/lora.h"
 
@@ -39,6 +40,7 @@ struct TrainConfig {
   // compute, with auto decided: of the products of frozen weights. GRAFT_F32 where all are trained.
   graft_float_type operands = GRAFT_F32;
   LoraSettings lora;
+  std::vector<data::AddedTokenSpec> new_tokens;  // none empty or twice
   std::vector<Dataset> datasets;
   std::vector<Dataset> test_datasets;  // repeat, weight and budget are 0
   int64_t sequence_len = 2048;
@@ -73,6 +75,8 @@ struct ConfigKey {
 std::span<const ConfigKey> config_keys();
 // The keys of one entry of `datasets` (an entry may also be just the path).
 std::span<const ConfigKey> dataset_keys();
+// The keys of one entry of `new_tokens` (likewise, just the content).
+std::span<const ConfigKey> token_keys();
 
 // Reads a YAML file, applies `overrides` ("key=value"), checks every key and range.
 // Errors: kIo; kUsage with file:line:column: key.

@@ -10,6 +10,7 @@ ModelText load_model_text(const std::string& model_dir, int64_t vocab_size) {
   ModelText text;
   text.tokenizer = data::load_tokenizer(model_dir);
   text.chat = data::ChatTemplate::load(model_dir);
+  text.directory = model_dir;
   if (text.tokenizer->vocab_size() > vocab_size) {
     fail(ExitCode::kData,
          "the tokenizer has " + std::to_string(text.tokenizer->vocab_size()) +
@@ -21,13 +22,12 @@ ModelText load_model_text(const std::string& model_dir, int64_t vocab_size) {
 
 PreparedStore prepare_store(const std::vector<std::string>& files,
                             const std::vector<data::FieldMapping>& mappings,
-                            const std::string& model_dir,
                             const ModelText& text,
                             const data::MaskOptions& options,
                             const std::string& path,
                             int threads) {
   const data::TokenizeInput input = {files, mappings, text.tokenizer.get(), text.chat_or_null(),
-                                     model_dir};
+                                     text.directory};
   const Json settings = data::tokenize_settings(input, options);
   if (file_exists(path) && file_exists(path + ".json")) {
     try {

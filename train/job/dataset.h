@@ -16,6 +16,7 @@ namespace graft::train {
 struct ModelText {
   std::unique_ptr<data::Tokenizer> tokenizer;
   std::optional<data::ChatTemplate> chat;  // absent when the model has no template
+  std::string directory;                   // that both were read from
   const data::ChatTemplate* chat_or_null() const { return chat ? &*chat : nullptr; }
 };
 
@@ -33,7 +34,6 @@ struct PreparedStore {
 // `mappings`: as TokenizeInput's. Errors: kIo, kData, kUsage.
 PreparedStore prepare_store(const std::vector<std::string>& files,
                             const std::vector<data::FieldMapping>& mappings,
-                            const std::string& model_dir,
                             const ModelText& text,
                             const data::MaskOptions& options,
                             const std::string& path,

@@ -21,7 +21,7 @@
 #include "train/job/extent.h"
 #include "train/job/sample.h"
 #include "train/job/scratch.h"
-#include "train/model/dora.h"
+#include "train/job/vocabulary.h"
 #include "train/model/lora.h"
 
 namespace graft::train {
@@ -276,7 +276,7 @@ Outcome Doctor::threads() const {
 
 Outcome Doctor::head() const {
   // A trained head is summed in chains of kHeadChain, and chunks are multiples of it.
-  if (model_->head_grad.defined()) {
+  if (model_->trains_head()) {
     return compare({{"chunks of 512 rows", {.head_chunk = 2 * kHeadChain}}});
   }
   return compare({{"chunks of 64 rows", {.head_chunk = 64}}, {"of 17", {.head_chunk = 17}}});
@@ -305,7 +305,7 @@ Outcome Doctor::resume() {
   const auto train = [&](AdamW& optimizer) {
     const double loss = step({}).loss_sum * rows_.scale;
     const StepResult result = optimizer.step(config_.optimizer, rate, loss);
-    refresh_gains(*model_);
+    refresh_trained(*model_);
     if (result.skipped) fail(ExitCode::kNumeric, result.not_finite + " is not finite");
   };
   const auto bits = [&](AdamW& optimizer) {
@@ -331,7 +331,7 @@ Outcome Doctor::resume() {
   load_newest_checkpoint(scratch.path(), model_->trained, optimizer,
                          [&](const std::string& line) { damaged = line; });
   if (!damaged.empty()) return {Verdict::kFailed, damaged};
-  refresh_gains(*model_);
+  refresh_trained(*model_);
   train(optimizer);
   const auto resumed = bits(optimizer);
   for (size_t i = 0; i < resumed.size(); ++i) {
@@ -353,7 +353,7 @@ void Doctor::add_adapter() {
       f32(linear->lora.b)[i] += 2 * kMoved * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
     }
   }
-  refresh_gains(*model_);
+  refresh_trained(*model_);
 }
 
 std::string Doctor::extent_text() const {
@@ -366,7 +366,8 @@ std::string Doctor::extent_text() const {
 }
 
 DoctorReport Doctor::run() {
-  text_ = load_model_text(config_.base_model, extent_.config.vocab_size);
+  const ScratchDirectory scratch;
+  text_ = load_run_text(config_, extent_.config.vocab_size, join_path(scratch.path(), "tokenizer"));
   check("mask", "the first " + std::to_string(kRecords) + " records of each dataset",
         [&] { return mask(); });
   model_ = load_extent(config_, extent_);

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "adapters/checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -113,6 +114,7 @@ std::string check_reload(Model& model,
 
 Json export_result(Model& model,
                    const TrainConfig& config,
+                   const std::string& text_directory,
                    Decoder& decoder,
                    const data::TokenStore& store,
                    const std::string& output_dir) {
@@ -123,11 +125,17 @@ Json export_result(Model& model,
   Json result = Json::object({{"directory", target}});
   if (full) {
     save_model(model, config.base_model, temporary);
+    const std::string path = join_path(temporary, "config.json");
+    if (model.config.added.count() > 0) {
+      const Json grown = adapters::with_vocab_size(read_json_file(path), model.config.vocab_size);
+      write_file_atomically(path, dump_json(grown, {.indent = 2}) + "\n");
+    }
     result.set("sha256", sha256_file(join_path(temporary, "model.safetensors")));
   } else {
     result.set("sha256", save_adapter(model, config.lora, base_name(config.base_model), temporary));
     result.set("reload", check_reload(model, decoder, store, temporary));
   }
+  if (model.config.added.count() > 0) adapters::copy_tokenizer(text_directory, temporary);
   remove_tree(target);
   rename_path(temporary, target);
   result.set("files", file_sizes(target));

@@ -12,13 +12,14 @@
 namespace graft::train {
 
 // Writes <output_dir>/adapter (lora, qlora) or <output_dir>/model (none): to a temporary directory
-// first, then renamed. An adapter is read back from its files and its logits on the first documents
-// of `store` are compared with the trained ones: they must be equal to the bit. Where the adapter
-// began by changing the base (pissa) they must be within 1e-3 of the largest.
-// Returns {"directory", "files": {name: bytes}, "sha256", "reload": "logits equal"}.
-// Errors: kIo; kBug when the reloaded adapter differs.
+// first, then renamed. With new tokens the tokenizer of `text_directory` goes with it. An adapter
+// is read back from its files and its logits on the first documents of `store` are compared with
+// the trained ones: they must be equal to the bit. Where the adapter began by changing the base
+// (pissa) they must be within 1e-3 of the largest. Returns {"directory", "files": {name: bytes},
+// "sha256", "reload": "logits equal"}. Errors: kIo; kBug when the reloaded adapter differs.
 Json export_result(Model& model,
                    const TrainConfig& config,
+                   const std::string& text_directory,
                    Decoder& decoder,
                    const data::TokenStore& store,
                    const std::string& output_dir);

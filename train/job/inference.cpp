@@ -7,6 +7,7 @@
 
 #include <omp.h>
 
+#include "adapters/checkpoint.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
@@ -41,6 +42,23 @@ std::unique_ptr<Model> load_base(const Args& args) {
       args.flag("--no-quantized-cache") ? QuantizedCache{} : QuantizedCache::in_home(),
       {operands_of(args)});
   return model;
+}
+
+// Where the tokenizer and the template are: an adapter of new tokens brings its own.
+std::string text_directory(const Args& args) {
+  const std::string adapter = args.has("--adapter") ? args.text("--adapter") : "";
+  return !adapter.empty() && adapters::has_tokenizer(adapter) ? adapter : args.text("--model");
+}
+
+// A base without rows for the adapter's tokens reads another text.
+void refuse_to_compare(const Args& args, const Model& base) {
+  const ModelText text = load_model_text(text_directory(args), INT32_MAX);
+  if (text.tokenizer->vocab_size() <= base.config.vocab_size) return;
+  fail(ExitCode::kUsage,
+       "the adapter's tokenizer has " + std::to_string(text.tokenizer->vocab_size()) +
+           " tokens, the base only " + std::to_string(base.config.vocab_size) +
+           ": a loss for each token means another thing with each of the two",
+       "--compare-base", "evaluate each of them on its own, and compare the answers of --generate");
 }
 
 std::unique_ptr<Model> load(const Args& args) {
@@ -235,11 +253,12 @@ int run_eval(const Args& args) {
   }
   std::vector<std::string> files = {args.need("--data")};
   files.insert(files.end(), args.positionals().begin(), args.positionals().end());
-  const std::unique_ptr<Model> model = load_base(args);
-  const ModelText text = load_model_text(args.text("--model"), model->config.vocab_size);
+  const std::unique_ptr<Model> model = compares ? load_base(args) : load(args);
+  if (compares) refuse_to_compare(args, *model);
+  const ModelText text = load_model_text(text_directory(args), model->config.vocab_size);
   const ScratchDirectory scratch;
-  const PreparedStore prepared = prepare_store(files, {}, args.text("--model"), text, {},
-                                               join_path(scratch.path(), "eval.h5"), 0);
+  const PreparedStore prepared =
+      prepare_store(files, {}, text, {}, join_path(scratch.path(), "eval.h5"), 0);
   const std::vector<uint32_t> lengths = prepared.store.lengths();
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   const auto evaluate_now = [&](const char* label) {
@@ -255,8 +274,10 @@ int run_eval(const Args& args) {
     return evaluation;
   };
   Evaluation base;
-  if (compares) base = evaluate_now("evaluate the base");
-  if (args.has("--adapter")) load_adapter(*model, args.text("--adapter"));
+  if (compares) {
+    base = evaluate_now("evaluate the base");
+    load_adapter(*model, args.text("--adapter"));
+  }
   const Evaluation evaluation = evaluate_now("evaluate");
   if (args.flag("--generate")) {
     write_predictions(args.text("--predictions"), evaluation.answers, base.answers);
@@ -338,7 +359,7 @@ int run_generate(const Args& args) {
          "give --prompt TEXT, or --chat FILE with a JSON list of messages");
   }
   const std::unique_ptr<Model> model = load(args);
-  const ModelText text = load_model_text(args.text("--model"), model->config.vocab_size);
+  const ModelText text = load_model_text(text_directory(args), model->config.vocab_size);
   std::vector<int32_t> prompt;
   if (args.has("--prompt")) {
     prompt = text.tokenizer->encode_ids(args.text("--prompt"), {.special = true});

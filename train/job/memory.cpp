@@ -17,6 +17,7 @@
 #include "train/engine/device.h"
 #include "train/engine/tensor.h"
 #include "train/job/compute.h"
+#include "train/job/vocabulary.h"
 #include "train/model/init/initialisation.h"
 #include "train/model/lora.h"
 
@@ -214,7 +215,7 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& m
 RunPlan plan_run(const TrainConfig& config) {
   RunPlan plan;
   plan.request = plan_request(config);
-  plan.memory = choose_plan(*shapes_of(config, read_model_config(config.base_model)), plan.request);
+  plan.memory = choose_plan(*shapes_of(config, run_model_config(config)), plan.request);
   return plan;
 }
 
@@ -279,7 +280,7 @@ std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
 int run_plan(const Args& args) {
   const TrainConfig config = read_train_config(args);
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
-  const auto model = shapes_of(config, read_model_config(config.base_model));
+  const auto model = shapes_of(config, run_model_config(config));
   const PlanRequest request = plan_request(config);
   const RunPlan plan{choose_plan(*model, request), request};
   refuse_unfit(config, plan);

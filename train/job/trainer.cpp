@@ -26,7 +26,8 @@
 #include "train/job/memory.h"
 #include "train/job/report.h"
 #include "train/job/run_file.h"
-#include "train/model/dora.h"
+#include "train/job/vocabulary.h"
+#include "train/model/lora.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -147,17 +148,19 @@ void Training::prepare_model() {
   plan_ = plan_run(config_);
   refuse_unfit(config_, plan_);
   const bool quantizes = config_.method == Method::kQlora;
-  model_ = config_.random_weights
-               ? make_model(config_.base_model, config_.seed)
-               : load_model(config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull,
-                            config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{},
-                            {config_.operands, config_.lora.saved});
+  const ModelConfig model = run_model_config(config_);
+  model_ =
+      config_.random_weights
+          ? make_model(model, config_.seed)
+          : load_model(model, config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull,
+                       config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{},
+                       {config_.operands, config_.lora.saved});
   if (config_.method == Method::kFull) {
     train_everything(*model_);
   } else {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
-  text_ = load_model_text(config_.base_model, model_->config.vocab_size);
+  text_ = load_run_text(config_, model.vocab_size, path("tokenizer"));
   optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);
 }
 
@@ -181,9 +184,9 @@ void Training::prepare_data() {
       files.push_back(dataset.path);
       mappings.push_back(dataset.fields);
     }
-    return std::make_unique<PreparedStore>(
-        prepare_store(files, mappings, config_.base_model, text_, config_.mask,
-                      join_path(path("data"), name), static_cast<int>(config_.threads)));
+    return std::make_unique<PreparedStore>(prepare_store(files, mappings, text_, config_.mask,
+                                                         join_path(path("data"), name),
+                                                         static_cast<int>(config_.threads)));
   };
   train_ = prepare(config_.datasets, "train.h5");
   if (!config_.test_datasets.empty()) {
@@ -267,7 +270,7 @@ void Training::print_plan() {
   }
 }
 
-// A checkpoint of another run fits only the base that it was trained on.
+// A checkpoint of another run fits only the base that it was trained on, and the same new tokens.
 void Training::check_same_base(const std::string& other) const {
   const RunFile run(other);
   const Json* inputs = run.exists() ? run.content().find("inputs") : nullptr;
@@ -276,6 +279,12 @@ void Training::check_same_base(const std::string& other) const {
          inputs == nullptr ? "no run of graft to start from"
                            : "that run was trained on another base model",
          run.path(), "give the output_dir of a run on the same base_model");
+  }
+  const Json* const before = run.content().at("config").find("new_tokens");
+  if (!((before != nullptr ? *before : Json::array()) ==
+        config_to_json(config_).at("new_tokens"))) {
+    fail(ExitCode::kUsage, "that run was trained with other new_tokens", run.path(),
+         "give the output_dir of a run with the same new_tokens, in the same order");
   }
 }
 
@@ -299,7 +308,7 @@ void Training::resume(Progressed& progressed) {
     found->metrics_bytes = 0;
   }
   if (found) {
-    refresh_gains(*model_);
+    refresh_trained(*model_);
     progressed = *found;
     std::fprintf(stderr, "resume  from step %s of %s\n", format_count(progressed.step).c_str(),
                  format_count(total_steps_).c_str());
@@ -343,7 +352,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   const double rate = learning_rate_at(schedule_, step, total_steps_);
   const double loss = sums.loss_sum * scale;
   const StepResult result = optimizer_->step(schedule_, rate, loss);
-  refresh_gains(*model_);
+  refresh_trained(*model_);
   progressed.trained_tokens += sums.supervised;
   memory_peak_ = std::max(memory_peak_, anonymous_memory() - memory_before_);
   if (result.skipped) {
@@ -467,7 +476,8 @@ void Training::finish(const Progressed& progressed) {
   const int64_t planned = plan_.memory.total() - model_->mapped_bytes();
   summary.set("memory", Json::object({{"planned_bytes", planned}, {"peak_bytes", memory_peak_}}));
   summary.set("plan", plan_to_json(plan_.memory));
-  summary.set("export", export_result(*model_, config_, *eval_decoder_, train_->store, directory_));
+  summary.set("export", export_result(*model_, config_, text_.directory, *eval_decoder_,
+                                      train_->store, directory_));
   write_training_report(config_, directory_, summary);
   print_result(summary);
   Json content = run_file_->content();

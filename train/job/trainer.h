@@ -3,6 +3,7 @@
 //   output_dir/
 //     run.json        resolved config, digests of what went in, status and summary
 //     data/           token stores
+//     tokenizer/      with new_tokens: the base's with them
 //     checkpoints/    see train/job/checkpoint.h
 //     metrics.jsonl   one line a logged step and one an evaluation
 //     adapter/        PEFT files (adapter: lora, qlora)   or   model/ (adapter: none)

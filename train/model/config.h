@@ -19,6 +19,14 @@ struct LayerConfig {
   int64_t intermediate_size = 0;  // of the MLP, or of each expert
 };
 
+// Tokens that a run adds to the checkpoint's (train/model/new_tokens.h).
+struct AddedTokens {
+  int64_t first = 0;                         // id of the first one; the others follow it
+  int64_t stored = 0;                        // rows of the checkpoint's embedding and head
+  std::vector<std::vector<int32_t>> pieces;  // of each token: what its text was before
+  int64_t count() const { return static_cast<int64_t>(pieces.size()); }
+};
+
 struct ModelConfig {
   const Family* family = nullptr;
   int64_t hidden_size = 0;
@@ -50,6 +58,7 @@ struct ModelConfig {
   int64_t experts_per_token = 0;
   bool renormalises_experts = false;
 
+  AddedTokens added;  // with them vocab_size may be larger than what config.json says
   std::vector<RopeConfig> ropes;
   std::vector<LayerConfig> layers;
 

@@ -14,6 +14,7 @@
 #include "train/engine/tensor.h"
 #include "train/model/dora.h"
 #include "train/model/init/initialisation.h"
+#include "train/model/new_tokens.h"
 #include "train/model/saved.h"
 #include "train/model/targets.h"
 #include "train/model/weights.h"
@@ -169,6 +170,7 @@ void add_lora(Model& model,
     train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
   }
   train_modules(model, settings.saved);
+  train_rows(model);
 }
 
 void add_lora_shapes(Model& model, const LoraSettings& settings) {
@@ -192,6 +194,12 @@ void add_lora_shapes(Model& model, const LoraSettings& settings) {
     *tensor.value = empty_f32({tensor.count()}).view(tensor.shape);
   }
   train_modules(model, settings.saved);
+  train_rows(model);
+}
+
+void refresh_trained(Model& model) {
+  refresh_gains(model);
+  refresh_rows(model);
 }
 
 void train_pair(Model& model, Linear& linear, float b_lr_ratio) {
@@ -227,7 +235,7 @@ void load_adapter(Model& model, const std::string& directory) {
     std::memcpy(linear.lora.b.data_ptr(), module.b.data(), linear.lora.b.nbytes());
     if (!module.magnitude.empty()) set_magnitude(linear, module.magnitude.data());
   }
-  load_saved(model, adapter.saved, directory);
+  load_tables(model, adapter, directory);
 }
 
 void remove_adapter(Model& model) {
@@ -243,6 +251,7 @@ void remove_adapter(Model& model) {
     lora = none;
   }
   clear_saved(model);
+  clear_rows(model);
 }
 
 std::string save_adapter(Model& model,
@@ -255,6 +264,10 @@ std::string save_adapter(Model& model,
   spec.use_dora = settings.dora;
   spec.modules_to_save = saved_modules(model);
   spec.ensure_weight_tying = model.config.tied_embeddings && model.embedding_grad.defined();
+  const std::vector<adapters::TokenRowsView> rows = row_views(model);
+  for (const adapters::TokenRowsView& table : rows) {
+    spec.trainable_token_indices.emplace_back(last_part(table.name), table.ids);
+  }
   const bool converts = find_initialisation(settings.init).row->changes_base;
   std::vector<DoubledPair> doubled;
   if (converts) {
@@ -278,7 +291,7 @@ std::string save_adapter(Model& model,
   // Merging has to know which weights the adapter was trained on.
   return adapters::write_peft(directory, spec, modules,
                               {{"base_quantization", model.quantized() ? "nf4" : "none"}},
-                              saved_tensors(model));
+                              saved_tensors(model), rows);
 }
 
 }  // namespace graft::train

@@ -27,10 +27,11 @@ struct LoraSettings {
   double b_lr_ratio = 1;  // LoRA+ (arXiv 2402.12354): the learning rate of B over that of A
 };
 
-// Puts a pair on every targeted linear, makes the modules of `saved` trained, and all of it part of
-// Model::trained. `base_directory` has the model's own weights; loftq reads them again.
-// Errors: kUsage for a pattern that matches no linear, or not in all layers
-// (train/model/targets.h), and for what cannot be combined; kIo and kData of the weights.
+// Puts a pair on every targeted linear, makes the modules of `saved` and the rows of added tokens
+// (train/model/new_tokens.h) trained, and all of it part of Model::trained. `base_directory` has
+// the model's own weights; loftq reads them again. Errors: kUsage for a pattern that matches no
+// linear, or not in all layers (train/model/targets.h), and for what cannot be combined; kIo and
+// kData of the weights.
 void add_lora(Model& model,
               const LoraSettings& settings,
               uint64_t seed,
@@ -39,15 +40,20 @@ void add_lora(Model& model,
 // The same tensors, not filled, for a model that has names and shapes only: what a plan needs.
 void add_lora_shapes(Model& model, const LoraSettings& settings);
 
+// Brings what follows from the trained tensors up to date: DoRA's gains, and the added tokens' rows
+// in their tables. After anything changed them, and before the next forward pass.
+void refresh_trained(Model& model);
+
 // Makes a linear's pair, and its magnitudes, part of Model::trained.
 void train_pair(Model& model, Linear& linear, float b_lr_ratio = 1);
 
-// Loads a PEFT directory into the model for inference; the model must have no adapter yet.
+// Loads a PEFT directory into the model for inference; the model must have no adapter yet. Its
+// vocabulary grows where the adapter has new tokens.
 // Errors: kIo, kData (settings that mean more than LoRA, shapes or names that do not fit).
 void load_adapter(Model& model, const std::string& directory);
 
-// Takes every pair and magnitude out of the model and zeroes the modules that were trained whole;
-// where a pair began by changing W, W is put back.
+// Takes every pair and magnitude out of the model and zeroes the modules that were trained whole
+// and the rows of added tokens; where a pair began by changing W, W is put back.
 void remove_adapter(Model& model);
 
 // Writes the model's adapter as a PEFT directory that belongs to the checkpoint's own weights:

@@ -212,6 +212,12 @@ int64_t Model::mapped_bytes() const {
   return bytes;
 }
 
+std::vector<int64_t> BaseTensor::stored_shape() const {
+  std::vector<int64_t> stored = shape;
+  stored[0] -= added_rows;
+  return stored;
+}
+
 int64_t BaseTensor::count() const {
   int64_t product = 1;
   for (const int64_t size : shape) product *= size;
@@ -225,6 +231,8 @@ int64_t BaseTensor::bytes() const {
 std::vector<BaseTensor> base_tensors(Model& model) {
   std::vector<BaseTensor> all;
   const std::vector<int64_t> table = {model.config.vocab_size, model.config.hidden_size};
+  const AddedTokens& added = model.config.added;
+  const int64_t added_rows = added.count() > 0 ? model.config.vocab_size - added.stored : 0;
   const auto add_norm = [&](Norm& norm) {
     if (norm.size > 0) {
       all.push_back({norm.name + ".weight", {norm.size}, &norm.weight, &norm.grad});
@@ -242,7 +250,7 @@ std::vector<BaseTensor> base_tensors(Model& model) {
     }
   };
   all.push_back({"model.embed_tokens.weight", table, &model.embedding, &model.embedding_grad,
-                 &model.embedding_type});
+                 &model.embedding_type, nullptr, added_rows});
   for (Layer& layer : model.layers) {
     add_norm(layer.attention_norm);
     add_norm(layer.q_norm);
@@ -254,7 +262,8 @@ std::vector<BaseTensor> base_tensors(Model& model) {
   }
   add_norm(model.final_norm);
   if (!model.config.tied_embeddings) {
-    all.push_back({"lm_head.weight", table, &model.head, &model.head_grad, &model.head_operands});
+    all.push_back({"lm_head.weight", table, &model.head, &model.head_grad, &model.head_operands,
+                   nullptr, added_rows});
   }
   return all;
 }

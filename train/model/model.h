@@ -113,6 +113,12 @@ struct Layer {
   bool trains() const;
 };
 
+// Rows of a table that are trained alone, apart from the table (train/model/new_tokens.h).
+struct TableRows {
+  at::Tensor value;  // [rows, hidden] float32 masters
+  at::Tensor grad;
+};
+
 struct Model {
   ModelConfig config;
   at::Tensor embedding;  // [vocab, hidden] of embedding_type
@@ -122,6 +128,10 @@ struct Model {
   at::Tensor head;  // [vocab, hidden]; the same tensor as `embedding` when tied
   graft_float_type head_operands = GRAFT_F32;  // as Linear::operands
   at::Tensor head_grad;  // of a tied head too: joins the embedding's at the end of a step
+  // Of the added tokens; undefined where there are none, or the table is trained whole. Of a tied
+  // head only a gradient, which joins the embedding's as above.
+  TableRows embedding_rows;
+  TableRows head_rows;
   std::vector<Layer> layers;
   std::vector<Parameter> trained;  // in a fixed order; values and gradients share the tensors above
   // Modules that are trained whole beside the adapter, or came with it (train/model/saved.h).
@@ -129,6 +139,10 @@ struct Model {
 
   std::vector<Linear*> linears();  // of all layers, in order
   std::vector<const Linear*> linears() const;
+  bool trains_embedding() const {
+    return embedding_grad.defined() || embedding_rows.grad.defined();
+  }
+  bool trains_head() const { return head_grad.defined() || head_rows.grad.defined(); }
   bool quantized() const;  // any linear: a checkpoint may leave some of them dense
   int64_t parameter_count() const;
   int64_t trained_count() const;
@@ -144,7 +158,9 @@ struct BaseTensor {
   at::Tensor* grad = nullptr;
   graft_float_type* type = nullptr;  // of a matrix that may be held in bfloat16; else it is float32
   Linear* linear = nullptr;  // whose weight it is; nullptr for norms, biases, embeddings and head
+  int64_t added_rows = 0;    // the last ones of `shape`, which the checkpoint lacks
 
+  std::vector<int64_t> stored_shape() const;  // in the checkpoint
   int64_t count() const;
   // Of a tensor that is not in 4 bits, whether it is there or not yet.
   int64_t bytes() const;

@@ -16,6 +16,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/optimizer.h"
 #include "train/engine/tensor.h"
+#include "train/model/new_tokens.h"
 
 namespace graft::train {
 namespace {
@@ -93,17 +94,21 @@ class WeightReader {
   at::Tensor read(const std::string& name,
                   const std::vector<int64_t>& shape,
                   graft_float_type type) const {
-    const auto entry = files_.at(names_.of(name));
-    const std::string where = entry.file->path() + ": " + entry.info->name;
-    check_shape(where, shape, entry.info->shape);
+    const auto entry = entry_of(name, shape);
     at::Tensor tensor = empty_of(type, {entry.info->count()}).view(shape);
-    if (type == GRAFT_BF16) {
-      read_rounded(entry, where, tensor);
-      return tensor;
-    }
-    const auto count = static_cast<size_t>(tensor.numel());
-    adapters::read_floats(*entry.file, *entry.info, 0, {f32(tensor), count});
-    check_finite(f32(tensor), tensor.numel(), where);
+    read_into(entry, type, tensor);
+    return tensor;
+  }
+
+  // A tensor of the base in its type, which may have more rows than the checkpoint: those are 0.
+  at::Tensor read(const BaseTensor& base) const {
+    const graft_float_type type = base.type != nullptr ? *base.type : GRAFT_F32;
+    const auto entry = entry_of(base.name, base.stored_shape());
+    at::Tensor tensor = empty_of(type, {base.count()}).view(base.shape);
+    at::Tensor stored = tensor.narrow(0, 0, base.shape[0] - base.added_rows);
+    read_into(entry, type, stored);
+    const size_t bytes = stored.nbytes();
+    std::memset(static_cast<char*>(tensor.data_ptr()) + bytes, 0, tensor.nbytes() - bytes);
     return tensor;
   }
 
@@ -119,7 +124,7 @@ class WeightReader {
     }
     const auto entry = files_.at(name);
     const std::string where = entry.file->path() + ": " + name;
-    check_shape(where, tensor.shape, entry.info->shape);
+    check_shape(where, tensor.stored_shape(), entry.info->shape);
     adapters::read_floats(*entry.file, *entry.info, 0, {});  // no values: its type is looked at
   }
 
@@ -143,6 +148,26 @@ class WeightReader {
   }
 
  private:
+  SafetensorsDirectory::Entry entry_of(const std::string& name,
+                                       const std::vector<int64_t>& shape) const {
+    const auto entry = files_.at(names_.of(name));
+    check_shape(entry.file->path() + ": " + entry.info->name, shape, entry.info->shape);
+    return entry;
+  }
+
+  static void read_into(const SafetensorsDirectory::Entry& entry,
+                        graft_float_type type,
+                        at::Tensor& tensor) {
+    const std::string where = entry.file->path() + ": " + entry.info->name;
+    if (type == GRAFT_BF16) {
+      read_rounded(entry, where, tensor);
+      return;
+    }
+    const auto count = static_cast<size_t>(tensor.numel());
+    adapters::read_floats(*entry.file, *entry.info, 0, {f32(tensor), count});
+    check_finite(f32(tensor), tensor.numel(), where);
+  }
+
   static void check_finite(const float* values, int64_t count, const std::string& where) {
     int64_t not_finite = 0;
     check(graft_count_not_finite(values, count, &not_finite));
@@ -263,13 +288,13 @@ void fill_normal(const std::string& name, uint64_t seed, double deviation, at::T
 void read_weights(const WeightReader& reader, Precision precision, Model& model) {
   for (const BaseTensor& tensor : base_tensors(model)) {
     if (tensor.linear == nullptr) {
-      *tensor.value =
-          reader.read(tensor.name, tensor.shape, tensor.type != nullptr ? *tensor.type : GRAFT_F32);
+      *tensor.value = reader.read(tensor);
     } else if (!tensor.linear->base.quantized()) {
       tensor.linear->base = reader.read_linear(*tensor.linear, precision);
     }
   }
   if (model.config.tied_embeddings) model.head = model.embedding;
+  begin_rows(model);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "train/engine/planner.h"
 #include "train/engine/tensor.h"
 #include "train/model/lora.h"
+#include "train/model/new_tokens.h"
 #include "train/model/weights.h"
 
 namespace {
@@ -118,12 +119,19 @@ struct Method {
   graft_float_type operands = GRAFT_F32;
   // Trained whole beside the adapter; what is not stays in bfloat16.
   std::vector<std::string> saved = {};
+  bool adds_tokens = false;
 
+  ModelConfig config(const std::string& base) const {
+    ModelConfig config = read_model_config(base);
+    if (adds_tokens) add_tokens(config, config.vocab_size, {{3, 5, 7}, {9}});
+    return config;
+  }
   LoraSettings adapter() const {
     return {.rank = 4, .alpha = 8, .dropout = 0.1, .targets = {"all-linear"}, .saved = saved};
   }
   std::unique_ptr<Model> load(const std::string& base) const {
-    return load_model(base, quantizes ? Precision::kNf4 : Precision::kFull, {}, {operands, saved});
+    return load_model(config(base), base, quantizes ? Precision::kNf4 : Precision::kFull, {},
+                      {operands, saved});
   }
 };
 const Method kMethods[] = {
@@ -132,7 +140,14 @@ const Method kMethods[] = {
     {"none", false, true},
     {"lora in bf16", false, false, GRAFT_BF16},
     {"lora in bf16 with a trained head", false, false, GRAFT_BF16, {"lm_head"}},
-    {"qlora in bf16", true, false, GRAFT_BF16}};
+    {"qlora in bf16", true, false, GRAFT_BF16},
+    {"lora with new tokens", false, false, GRAFT_F32, {}, true},
+    {"lora in bf16 with new tokens and a trained head",
+     false,
+     false,
+     GRAFT_BF16,
+     {"lm_head"},
+     true}};
 
 std::unique_ptr<Model> made(const test::TinyFamily& family, const Method& method) {
   const test::TempDir dir;
@@ -209,7 +224,7 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
       const std::string config =
           test::write_family_config(dir.path(), test::tiny_family(family), 4);
       // Before anything is loaded.
-      const auto shapes = empty_model(read_model_config(config));
+      const auto shapes = empty_model(method.config(config));
       if (method.operands == GRAFT_BF16) round_operands(*shapes, method.saved);
       if (!method.everything) add_lora_shapes(*shapes, method.adapter());
       const PlanRequest request = {.rows = 2,

@@ -1,0 +1,63 @@
+#include "train/job/vocabulary.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "data/text/extend_tokenizer.h"
+#include "train/model/new_tokens.h"
+
+namespace graft::train {
+namespace {
+
+void check_token(const data::NewToken& token,
+                 size_t index,
+                 int64_t first,
+                 const std::string& base) {
+  const std::string where = "new_tokens[" + std::to_string(index) + "]";
+  if (!token.is_new) {
+    fail(ExitCode::kUsage,
+         "the vocabulary of " + base + " has \"" + token.content + "\" already, as token " +
+             std::to_string(token.id),
+         where, "leave it out; lora_modules_to_save: [embed_tokens, lm_head] trains its row");
+  }
+  if (std::any_of(token.pieces.begin(), token.pieces.end(),
+                  [&](int32_t piece) { return piece >= first; })) {
+    fail(ExitCode::kUsage,
+         "the tokenizer of " + base + " reads \"" + token.content +
+             "\" as nothing: there is no row that it could begin as",
+         where, "choose a text that the base's tokenizer can read");
+  }
+}
+
+}  // namespace
+
+ModelConfig run_model_config(const TrainConfig& config) {
+  ModelConfig model = read_model_config(config.base_model);
+  if (config.new_tokens.empty()) return model;
+  const ModelText text = load_model_text(config.base_model, model.vocab_size);
+  const std::vector<data::NewToken> tokens =
+      data::new_tokens_of(*text.tokenizer, config.new_tokens);
+  const int64_t first = text.tokenizer->vocab_size();
+  std::vector<std::vector<int32_t>> pieces;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    check_token(tokens[i], i, first, config.base_model);
+    if (tokens[i].id != first + static_cast<int64_t>(i)) {
+      fail(ExitCode::kBug, "new tokens have ids that do not follow each other", tokens[i].content);
+    }
+    pieces.push_back(tokens[i].pieces);
+  }
+  add_tokens(model, first, std::move(pieces));
+  return model;
+}
+
+ModelText load_run_text(const TrainConfig& config,
+                        int64_t vocab_size,
+                        const std::string& directory) {
+  if (config.new_tokens.empty()) return load_model_text(config.base_model, vocab_size);
+  data::extend_tokenizer_files(config.base_model, config.new_tokens, directory);
+  return load_model_text(directory, vocab_size);
+}
+
+}  // namespace graft::train
