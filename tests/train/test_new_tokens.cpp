@@ -14,6 +14,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/json.h"
+#include "core/safetensors.h"
 #include "tests/support/support.h"
 #include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
@@ -333,6 +334,43 @@ TEST_CASE("new tokens: rows go through their files, and merge to the same logits
   CHECK(largest_difference(run(*merged), run(*full)) <= 1e-4F);
 }
 
+TEST_CASE("new tokens: a language model inside a multimodal checkpoint grows in its own config",
+          "[train][new_tokens]") {
+  const Base flat("gemma3");
+  const std::string directory = flat.file("whole");
+  make_directories(directory);
+  const SafetensorsFile file(flat.path() + "/model.safetensors");
+  std::vector<TensorBytes> tensors;
+  for (const TensorInfo& tensor : file.tensors()) {
+    tensors.push_back(
+        {{"language_model." + tensor.name, tensor.dtype, tensor.shape}, file.bytes(tensor)});
+  }
+  write_safetensors(directory + "/model.safetensors", std::move(tensors));
+  const Json text = read_json_file(flat.path() + "/config.json");
+  write_file_atomically(directory + "/config.json",
+                        dump_json(Json::object({{"model_type", "gemma3"}, {"text_config", text}})));
+  ModelConfig config = read_model_config(directory);
+  REQUIRE(config.nested);
+  add_tokens(config, kVocab, kPieces);
+  const auto model = load_model(config, directory, Precision::kFull);
+  add_lora(*model, lora(), 5);
+  move(*model);
+  save_adapter(*model, lora(), "base", flat.file("adapter"));
+  CHECK(adapters::read_peft(flat.file("adapter")).rows[0].name ==
+        "model.language_model.embed_tokens");
+  const auto reloaded = load_model(directory, Precision::kFull);
+  load_adapter(*reloaded, flat.file("adapter"));
+  const std::vector<float> trained = logits_of(*model);
+  CHECK(logits_of(*reloaded) == trained);
+  adapters::merge_adapter(
+      {directory, flat.file("adapter"), flat.file("merged"), adapters::MergeBase::kAuto});
+  const Json merged = read_json_file(flat.file("merged/config.json"));
+  CHECK(merged.at("text_config").at("vocab_size").as_int() == kVocab + 3);
+  CHECK(merged.find("vocab_size") == nullptr);
+  CHECK(largest_difference(logits_of(*load_model(flat.file("merged"), Precision::kFull)),
+                           trained) <= 1e-4F);
+}
+
 TEST_CASE("new tokens: the files are those that PEFT reads", "[train][new_tokens]") {
   const Base base(false);
   const auto model = base.grown();
@@ -442,6 +480,7 @@ TEST_CASE("new tokens: a run trains, resumes, evaluates, generates and merges th
   INFO(trained.err);
   REQUIRE(trained.exit_code == 0);
   CHECK(trained.err.find("adapter reloaded: logits equal") != std::string::npos);
+  CHECK(trained.err.find("token   <end> stands in the documents 24 times") != std::string::npos);
   const std::string adapter = fixture.out("run") + "/adapter";
   const std::string digest = sha256_file(adapter + "/adapter_model.safetensors");
   const adapters::Adapter read = adapters::read_peft(adapter);
@@ -465,6 +504,13 @@ TEST_CASE("new tokens: a run trains, resumes, evaluates, generates and merges th
   REQUIRE(resumed.exit_code == 0);
   CHECK(resumed.err.find("resume  from step 2") != std::string::npos);
   CHECK(sha256_file(adapter + "/adapter_model.safetensors") == digest);
+
+  const test::RunResult inspected =
+      test::run({"graft", "adapter", "inspect", adapter, "--model", Run::base()});
+  INFO(inspected.err);
+  CHECK(inspected.exit_code == 0);
+  CHECK(inspected.out.find("model.embed_tokens") != std::string::npos);
+  CHECK(inspected.out.find("[2, 128]") != std::string::npos);
 
   const auto evaluated = [&](const std::vector<std::string>& options) {
     std::vector<std::string> words = {"graft", "eval", "--data", fixture.data(), "--json"};
@@ -552,6 +598,13 @@ TEST_CASE("new tokens: what is wrong with them is said by key, in training and i
   const test::RunResult good = fixture.command("check", "good", {kTokens});
   INFO(good.out);
   CHECK(good.exit_code == 0);
+  CHECK(good.out.find("stands in no document") == std::string::npos);
+  const test::RunResult unused =
+      fixture.command("check", "good", {"new_tokens=[{content: <tool>, special: false}, <never>]"});
+  CHECK(unused.exit_code == 0);
+  CHECK(unused.out.find("\"<never>\" stands in no document: it is not learnt") !=
+        std::string::npos);
+  CHECK(unused.out.find("new_tokens[1]") != std::string::npos);
   const test::RunResult plan = fixture.command("plan", "good", {kTokens, "--json"});
   const test::RunResult without = fixture.command("plan", "good", {"--json"});
   REQUIRE(plan.exit_code == 0);

@@ -100,6 +100,7 @@ class Checker {
 
   void check_data();
   void check_file(const Dataset& dataset, const std::string& scratch);
+  void check_new_tokens();
   void add_rules(const Dataset& dataset, const std::map<std::string, RuleCount>& rules);
   Severity severity_of(std::string_view rule) const;
   void check_adapter();
@@ -110,6 +111,7 @@ class Checker {
   CheckReport report_;
   std::optional<ModelConfig> model_;
   std::optional<ModelText> text_;
+  std::vector<int64_t> new_tokens_;  // how often each stands in `datasets`
 };
 
 void Checker::part(const char* name, bool possible, const std::function<void()>& body) {
@@ -190,18 +192,38 @@ void Checker::check_file(const Dataset& dataset, const std::string& scratch) {
   report_.data.push_back(std::move(counts));
 }
 
+void Checker::check_new_tokens() {
+  for (size_t i = 0; i < new_tokens_.size(); ++i) {
+    if (new_tokens_[i] > 0) continue;
+    const bool refused = config_.new_tokens[i].special &&
+                         config_.mask.content_specials != data::ContentSpecials::kParse;
+    add(Severity::kWarning, "data",
+        {"\"" + config_.new_tokens[i].content + "\" stands in no document: it is not learnt",
+         "new_tokens[" + std::to_string(i) + "]",
+         refused ? "where messages hold it, set content_specials: parse, or special: false"
+                 : "leave it out, or add records that hold it"});
+  }
+}
+
 void Checker::check_data() {
   const ScratchDirectory scratch;
+  new_tokens_.assign(config_.new_tokens.size(), 0);
   for (const std::vector<Dataset>* const list : {&config_.datasets, &config_.test_datasets}) {
     for (const Dataset& dataset : *list) {
       if (dataset.path == "-") continue;  // the key is missing
       try {
         check_file(dataset, scratch.path());
+        if (list == &config_.datasets && report_.data.back().documents > 0) {
+          const std::vector<int64_t> counts = count_new_tokens(
+              *model_, data::TokenStore::open(join_path(scratch.path(), "store.h5")));
+          for (size_t i = 0; i < counts.size(); ++i) new_tokens_[i] += counts[i];
+        }
       } catch (const Error& error) {
         add(Severity::kError, "data", error.text());
       }
     }
   }
+  check_new_tokens();
 }
 
 void Checker::check_adapter() {

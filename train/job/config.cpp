@@ -119,12 +119,12 @@ constexpr ConfigKey kDatasetKeys[] = {
 };
 constexpr ConfigKey kTokenKeys[] = {
     {"content", "text", "", "the token"},
-    {"special", "true \| false", "true", "left out of decoded text; see content_specials"},
-    {"normalized", "true \| false", "not special", "found in the normalized text"},
-    {"lstrip", "true \| false", "false", "swallows white space on its left"},
-    {"rstrip", "true \| false", "false", "swallows white space on its right"},
-    {"single_word", "true \| false", "false",
-     "found only where no word character stands beside it"},
+    {"special", "true | false", "true", "left out of decoded text; see content_specials"},
+    {"normalized", "true | false", "false",
+     "found in the normalized text, not in the text as it stands"},
+    {"lstrip", "true | false", "false", "swallows white space on its left"},
+    {"rstrip", "true | false", "false", "swallows white space on its right"},
+    {"single_word", "true | false", "false", "found only where no word character stands beside it"},
 };
 // Keys of a dataset and graft's own name of the member that they rename.
 constexpr std::pair<std::string_view, std::string_view> kFieldKeys[] = {
@@ -210,12 +210,12 @@ std::vector<Dataset> read_datasets(ConfigReader& reader,
 data::AddedTokenSpec read_token(const Json& item,
                                 const std::string& file,
                                 const std::string& where) {
-  if (item.is_string()) return {.content = item.as_string(), .special = true};
+  if (item.is_string()) return {.content = item.as_string(), .special = true, .normalized = false};
   ConfigReader entry(item, file, where);
   data::AddedTokenSpec token;
   token.content = entry.need_string("content", "write `- content: \"<|tool|>\"`");
   token.special = entry.get_bool("special", true);
-  if (entry.has("normalized")) token.normalized = entry.get_bool("normalized", false);
+  token.normalized = entry.get_bool("normalized", false);
   token.lstrip = entry.get_bool("lstrip", false);
   token.rstrip = entry.get_bool("rstrip", false);
   token.single_word = entry.get_bool("single_word", false);
@@ -436,7 +436,7 @@ Json dataset_to_json(const Dataset& dataset) {
 Json token_to_json(const data::AddedTokenSpec& token) {
   Json entry = Json::object({{"content", token.content}});
   if (!token.special) entry.set("special", false);
-  if (token.normalized) entry.set("normalized", *token.normalized);
+  if (token.normalized.value_or(false)) entry.set("normalized", true);
   if (token.lstrip) entry.set("lstrip", true);
   if (token.rstrip) entry.set("rstrip", true);
   if (token.single_word) entry.set("single_word", true);

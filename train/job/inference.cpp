@@ -44,15 +44,22 @@ std::unique_ptr<Model> load_base(const Args& args) {
   return model;
 }
 
-// Where the tokenizer and the template are: an adapter of new tokens brings its own.
-std::string text_directory(const Args& args) {
+// The model's tokenizer and template, or, where the adapter's directory holds a tokenizer, those
+// that it was trained with.
+ModelText load_text(const Args& args, int64_t vocab_size) {
+  const std::string& model = args.text("--model");
   const std::string adapter = args.has("--adapter") ? args.text("--adapter") : "";
-  return !adapter.empty() && adapters::has_tokenizer(adapter) ? adapter : args.text("--model");
+  if (adapter.empty() || !adapters::has_tokenizer(adapter)) {
+    return load_model_text(model, vocab_size);
+  }
+  ModelText text = load_model_text(adapter, vocab_size);
+  if (!text.chat) text.chat = data::ChatTemplate::load(model);
+  return text;
 }
 
 // A base without rows for the adapter's tokens reads another text.
 void refuse_to_compare(const Args& args, const Model& base) {
-  const ModelText text = load_model_text(text_directory(args), INT32_MAX);
+  const ModelText text = load_text(args, INT32_MAX);
   if (text.tokenizer->vocab_size() <= base.config.vocab_size) return;
   fail(ExitCode::kUsage,
        "the adapter's tokenizer has " + std::to_string(text.tokenizer->vocab_size()) +
@@ -255,7 +262,7 @@ int run_eval(const Args& args) {
   files.insert(files.end(), args.positionals().begin(), args.positionals().end());
   const std::unique_ptr<Model> model = compares ? load_base(args) : load(args);
   if (compares) refuse_to_compare(args, *model);
-  const ModelText text = load_model_text(text_directory(args), model->config.vocab_size);
+  const ModelText text = load_text(args, model->config.vocab_size);
   const ScratchDirectory scratch;
   const PreparedStore prepared =
       prepare_store(files, {}, text, {}, join_path(scratch.path(), "eval.h5"), 0);
@@ -359,7 +366,7 @@ int run_generate(const Args& args) {
          "give --prompt TEXT, or --chat FILE with a JSON list of messages");
   }
   const std::unique_ptr<Model> model = load(args);
-  const ModelText text = load_model_text(text_directory(args), model->config.vocab_size);
+  const ModelText text = load_text(args, model->config.vocab_size);
   std::vector<int32_t> prompt;
   if (args.has("--prompt")) {
     prompt = text.tokenizer->encode_ids(args.text("--prompt"), {.special = true});

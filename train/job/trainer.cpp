@@ -97,6 +97,7 @@ class Training {
   void finish(const Progressed& progressed);
   std::string batch_sources(int64_t step);
   void print_plan();
+  void print_new_tokens() const;
   void print_result(const Json& summary) const;
   std::string path(std::string_view name) const { return join_path(directory_, name); }
 
@@ -236,6 +237,15 @@ void print_shares(const std::vector<EpochPlan::Share>& shares, int64_t in_epoch)
   std::fprintf(stderr, "%s", format_table("<>>>>", rows).c_str());
 }
 
+void Training::print_new_tokens() const {
+  const std::vector<int64_t> counts = count_new_tokens(model_->config, train_->store);
+  for (size_t i = 0; i < counts.size(); ++i) {
+    std::fprintf(stderr, "token   %s stands in the documents %s times%s\n",
+                 config_.new_tokens[i].content.c_str(), format_count(counts[i]).c_str(),
+                 counts[i] == 0 ? ": warning: it is not learnt" : "");
+  }
+}
+
 void Training::print_plan() {
   const data::TokenStore& store = train_->store;
   const std::vector<EpochPlan::Share> shares = epochs_->shares();
@@ -259,6 +269,7 @@ void Training::print_plan() {
                format_count(epochs_->row_count()).c_str(),
                format_count(config_.sequence_len).c_str());
   if (shares.size() > 1) print_shares(shares, in_epoch);
+  print_new_tokens();
   std::fprintf(stderr, "plan    %s steps of %s rows, %s of memory\n",
                format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
                format_bytes(plan_.memory.total()).c_str());

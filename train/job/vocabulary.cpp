@@ -60,4 +60,16 @@ ModelText load_run_text(const TrainConfig& config,
   return load_model_text(directory, vocab_size);
 }
 
+std::vector<int64_t> count_new_tokens(const ModelConfig& model, const data::TokenStore& store) {
+  std::vector<int64_t> counts(model.added.pieces.size(), 0);
+  if (counts.empty()) return counts;
+  for (int64_t document = 0; document < store.document_count(); ++document) {
+    for (const int32_t id : store.tokens(document)) {
+      const int64_t token = id - model.added.first;
+      if (token >= 0 && token < model.added.count()) ++counts[static_cast<size_t>(token)];
+    }
+  }
+  return counts;
+}
+
 }  // namespace graft::train

@@ -1,7 +1,9 @@
 // The vocabulary of a run: its base's, with the tokens of new_tokens.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "train/job/config.h"
 #include "train/job/dataset.h"
@@ -20,5 +22,9 @@ ModelConfig run_model_config(const TrainConfig& config);
 ModelText load_run_text(const TrainConfig& config,
                         int64_t vocab_size,
                         const std::string& directory);
+
+// How often each of new_tokens stands in a store that was made with them. One that never does is
+// not learnt.
+std::vector<int64_t> count_new_tokens(const ModelConfig& model, const data::TokenStore& store);
 
 }  // namespace graft::train
