@@ -339,9 +339,9 @@ class Merge {
   void place(const SavedTensor& saved) {
     const auto entry = find_tensor(saved.name);
     if (!entry) {
-      if (saved.name == "lm_head.weight") {
+      if (saved.name == "lm_head.weight" && saved.shape.size() == 2) {
         head_ = &saved;  // tied: the model has only the embeddings
-        vocab_size_ = std::max(vocab_size_, saved.shape.at(0));
+        vocab_size_ = std::max(vocab_size_, saved.shape[0]);
         return;
       }
       fail(ExitCode::kData, "the adapter has a tensor that the model lacks",

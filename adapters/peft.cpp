@@ -300,6 +300,10 @@ Adapter read_peft(const std::string& directory) {
   }
   if (adapter.modules.empty() && adapter.saved.empty() && adapter.rows.empty())
     fail(ExitCode::kData, "the adapter holds no tensors", file.path());
+  if (!adapter.spec.trainable_token_indices.empty() && adapter.rows.empty()) {
+    fail(ExitCode::kData, "trainable_token_indices names tokens, but there are no rows of them",
+         file.path(), "the files belong to different adapters");
+  }
   join_rows(adapter, file.path());
   adapter.metadata = file.metadata();
   adapter.sha256 = sha256_file(file.path());

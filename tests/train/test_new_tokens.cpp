@@ -426,6 +426,12 @@ TEST_CASE("new tokens: adapters whose rows do not fit are refused", "[train][new
   CHECK_THAT(load(base), Catch::Contains("expected a token's id, got -1"));
   with_ids(R"({"embed_tokens": [37, 38, 2147483647], "lm_head": [37, 38, 39]})");
   CHECK_THAT(load(base), Catch::Contains("that of token 39 is in neither"));
+  const auto without = base.plain();
+  add_lora(*without, lora(), 5);
+  save_adapter(*without, lora(), "base", base.file("none"));
+  write_file_atomically(base.file("none/adapter_config.json"), dump_json(config));
+  CHECK_THAT(refusal([&] { load_adapter(*base.plain(), base.file("none")); }),
+             Catch::Contains("there are no rows of them"));
   with_ids(R"(null)");
   CHECK_THAT(load(base), Catch::Contains("no trainable_token_indices"));
 }

@@ -47,7 +47,7 @@ std::unique_ptr<Model> load_base(const Args& args) {
 // The model's tokenizer and template, or, where the adapter's directory holds a tokenizer, those
 // that it was trained with.
 ModelText load_text(const Args& args, int64_t vocab_size) {
-  const std::string& model = args.text("--model");
+  const std::string model = args.text("--model");
   const std::string adapter = args.has("--adapter") ? args.text("--adapter") : "";
   if (adapter.empty() || !adapters::has_tokenizer(adapter)) {
     return load_model_text(model, vocab_size);
@@ -224,7 +224,8 @@ void print_evaluations(const std::vector<std::string>& names,
   }
   if (!all[0]->answers.empty()) {
     add("exact match", [](const Evaluation& one) {
-      const int64_t exact = exact_count(one.answers), count = one.answers.size();
+      const int64_t exact = exact_count(one.answers);
+      const auto count = static_cast<int64_t>(one.answers.size());
       return format_count(exact) + " of " + format_count(count) + " (" +
              format_fixed(100.0 * static_cast<double>(exact) / static_cast<double>(count), 1) +
              " %)";
