@@ -8,13 +8,19 @@
 namespace graft::kernels::GRAFT_ISA {
 namespace {
 
-// Weights that the quantizer looks at together, the largest block: the scales of all their blocks
-// are found before their codes, so that no block waits for its own scale.
-constexpr int64_t kRun = 4096;
+// Weights that the quantizer looks at together, or one block if that is more: the scales of all
+// their blocks are found before their codes, so that no block waits for its own scale. While they
+// are looked at, the next come from memory: 4 KiB at a time keep it busiest.
+constexpr int64_t kRun = 1024;
+constexpr int64_t kLargestBlock = 4096;
 constexpr int64_t kLeastBlock = 32;
 
 int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+
+int64_t larger_of(int64_t a, int64_t b) {
+  return a > b ? a : b;
 }
 
 // The largest |x|; NaN and infinity order above every finite value when compared as bits.
@@ -149,10 +155,29 @@ uint8_t code_of(float scaled, const Codes& codes) {
 constexpr uint8_t kIdentity[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #endif
 
+// Weights of one run, of whole blocks but for the last.
+struct Run {
+  const float* x;
+  int64_t count;
+  const float* inverse;  // of each block
+  int block_shift;       // block size = 2^block_shift
+  uintptr_t ahead;       // address of the weights to fetch meanwhile
+  int64_t element;       // bytes of one of them
+
+  float inverse_at(int64_t i) const { return inverse[i >> block_shift]; }
+};
+
+// The lines of `count` weights from i on of those to fetch; past the end of memory it does nothing.
+GRAFT_LANES_INLINE void fetch_ahead(const Run& run, int64_t i, int64_t count) {
+  const uintptr_t from = run.ahead + static_cast<uintptr_t>(i * run.element);
+  for (int64_t line = 0; line < count * 4; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(line)));
+  }
+}
+
 // Packs whole vectors of weights; gives how many weights it took. Values past 1 have the code of 1.
 struct Packer;
-int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed);
+int64_t pack_codes(const Run& run, const Packer& packer, uint8_t* packed);
 
 #if defined(__AVX512F__)
 
@@ -177,14 +202,14 @@ struct Packer {
             reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)))) {}
 };
 
-int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed) {
+int64_t pack_codes(const Run& run, const Packer& packer, uint8_t* packed) {
   const __m512 one = _mm512_set1_ps(1.0f), minus_one = _mm512_set1_ps(-1.0f);
-  const __m512 scale = _mm512_set1_ps(inverse);
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const __m512 scaled =
-        _mm512_min_ps(one, _mm512_max_ps(minus_one, _mm512_mul_ps(_mm512_loadu_ps(x + i), scale)));
+  for (; i + 16 <= run.count; i += 16) {
+    fetch_ahead(run, i, 16);
+    const __m512 product =
+        _mm512_mul_ps(_mm512_loadu_ps(run.x + i), _mm512_set1_ps(run.inverse_at(i)));
+    const __m512 scaled = _mm512_min_ps(one, _mm512_max_ps(minus_one, product));
     const __m512i code = _mm512_permutexvar_epi32(codes_of(scaled, packer.midpoints), packer.order);
     // A 64-bit lane holds the codes of a pair: low word first. high nibble = first code.
     const __m512i pair = _mm512_or_si512(_mm512_slli_epi64(code, 4), _mm512_srli_epi64(code, 32));
@@ -327,14 +352,21 @@ GRAFT_LANES_INLINE bool pack_by_bins(const float* x,
   return _mm256_testz_si256(undecided, undecided);
 }
 
-int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed) {
-  const __m256 scale = _mm256_set1_ps(inverse);
+int64_t pack_codes(const Run& run, const Packer& packer, uint8_t* packed) {
   int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    if (!packer.binned || !pack_by_bins(x + i, scale, packer, packed + i / 2)) [[unlikely]] {
-      pack_by_search(x + i, scale, packer, packed + i / 2);
+  const auto scale = [&] { return _mm256_set1_ps(run.inverse_at(i)); };
+  while (i + 32 <= run.count) {
+    // No call in the inner loop: it would leave none of the tables in a register.
+    bool decided = packer.binned;
+    for (; decided && i + 32 <= run.count; i += 32) {
+      fetch_ahead(run, i, 32);
+      decided = pack_by_bins(run.x + i, scale(), packer, packed + i / 2);
     }
+    if (decided) break;
+    if (packer.binned) i -= 32;
+    fetch_ahead(run, i, 32);
+    pack_by_search(run.x + i, scale(), packer, packed + i / 2);
+    i += 32;
   }
   return i;
 }
@@ -345,7 +377,7 @@ struct Packer {
   explicit Packer(const Codes&) {}
 };
 
-int64_t pack_codes(const float*, int64_t, float, const Packer&, uint8_t*) {
+int64_t pack_codes(const Run&, const Packer&, uint8_t*) {
   return 0;
 }
 
@@ -358,9 +390,11 @@ bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax) {
   const Packer packer(codes);
   const int64_t element = input.weight_type == GRAFT_F32 ? 4 : 2;
   const unsigned char* const bytes = static_cast<const unsigned char*>(input.weight);
-  float widened[kRun], inverse[kRun / kLeastBlock];
-  for (int64_t first = 0; first < input.count; first += kRun) {
-    const int64_t length = smaller_of(kRun, input.count - first);
+  const int block_shift = __builtin_ctz(static_cast<unsigned>(input.block_size));
+  const int64_t run_length = larger_of(kRun, input.block_size);
+  float widened[kLargestBlock], inverse[kRun / kLeastBlock];
+  for (int64_t first = 0; first < input.count; first += run_length) {
+    const int64_t length = smaller_of(run_length, input.count - first);
     const float* x = widened;
     if (input.weight_type == GRAFT_F32) {
       x = static_cast<const float*>(input.weight) + first;
@@ -383,23 +417,16 @@ bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax) {
     }
     if (largest >= 0x7f800000u) return false;
     absmax += blocks;
-    block = 0;
-    for (int64_t begin = 0; begin < length; begin += input.block_size) {
-      const int64_t end = smaller_of(begin + input.block_size, length);
-      const float scale = inverse[block++];
-      uint8_t* const to = packed + first / 2;
-      // Between the codes of this run there is time to fetch the next.
-      const int64_t ahead = smaller_of(end, input.count - first - kRun);
-      for (int64_t at = begin * element; at < ahead * element; at += 64) {
-        __builtin_prefetch(bytes + (first + kRun) * element + at);
-      }
-      for (int64_t i = begin + pack_codes(x + begin, end - begin, scale, packer, to + begin / 2);
-           i < end; i += 2) {
-        const uint8_t high = code_of(clamp_to_one(x[i] * scale), codes);
-        // The nibble after an odd end holds the code of zero.
-        const float next = i + 1 < end ? clamp_to_one(x[i + 1] * scale) : 0.0f;
-        to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(next, codes));
-      }
+    // Between the codes of this run there is time to fetch the next.
+    const uintptr_t next =
+        reinterpret_cast<uintptr_t>(bytes) + static_cast<uintptr_t>((first + run_length) * element);
+    const Run run{x, length, inverse, block_shift, next, element};
+    uint8_t* const to = packed + first / 2;
+    for (int64_t i = pack_codes(run, packer, to); i < length; i += 2) {
+      const uint8_t high = code_of(clamp_to_one(x[i] * run.inverse_at(i)), codes);
+      // The nibble after an odd end holds the code of zero.
+      const float low = i + 1 < length ? clamp_to_one(x[i + 1] * run.inverse_at(i + 1)) : 0.0f;
+      to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(low, codes));
     }
   }
   return true;
