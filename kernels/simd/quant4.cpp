@@ -161,17 +161,17 @@ struct Run {
   int64_t count;
   const float* inverse;  // of each block
   int block_shift;       // block size = 2^block_shift
-  uintptr_t ahead;       // address of the weights to fetch meanwhile
-  int64_t element;       // bytes of one of them
+  const void* source;    // of x, in the type that the caller has
+  int64_t element;       // bytes of one of its weights
+  int64_t ahead;         // weights from here to the run that is fetched meanwhile
 
   float inverse_at(int64_t i) const { return inverse[i >> block_shift]; }
 };
 
-// The lines of `count` weights from i on of those to fetch; past the end of memory it does nothing.
+// The lines of the `count` weights that stand where weight i does in the run to fetch.
 GRAFT_LANES_INLINE void fetch_ahead(const Run& run, int64_t i, int64_t count) {
-  const uintptr_t from = run.ahead + static_cast<uintptr_t>(i * run.element);
-  for (int64_t line = 0; line < count * 4; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(line)));
+  for (int64_t line = 0; line < 4 * count; line += 64) {
+    prefetch(run.source, (run.ahead + i) * run.element + line);
   }
 }
 
@@ -418,9 +418,7 @@ bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax) {
     if (largest >= 0x7f800000u) return false;
     absmax += blocks;
     // Between the codes of this run there is time to fetch the next.
-    const uintptr_t next =
-        reinterpret_cast<uintptr_t>(bytes) + static_cast<uintptr_t>((first + run_length) * element);
-    const Run run{x, length, inverse, block_shift, next, element};
+    const Run run{x, length, inverse, block_shift, bytes + first * element, element, run_length};
     uint8_t* const to = packed + first / 2;
     for (int64_t i = pack_codes(run, packer, to); i < length; i += 2) {
       const uint8_t high = code_of(clamp_to_one(x[i] * run.inverse_at(i)), codes);
