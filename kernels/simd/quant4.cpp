@@ -1,5 +1,5 @@
-// 4-bit types on ranges of blocks. Codes are found by comparing with the midpoints, decoded by one
-// permutation of the 16 values; every path rounds in the same places, so they agree to the bit.
+// 4-bit types on ranges of blocks, to codes: a code is the number of midpoints that the weight over
+// its block's largest exceeds, compared in float32 on every path. From codes: quant4_decode.cpp.
 #include "kernels/float16.h"
 #include "kernels/nf4_tables.h"
 #include "kernels/simd/vector.h"
@@ -8,13 +8,19 @@
 namespace graft::kernels::GRAFT_ISA {
 namespace {
 
-// Weights that the quantizer looks at together, the largest block: the scales of all their blocks
-// are found before their codes, so that no block waits for its own scale.
-constexpr int64_t kRun = 4096;
+// Weights that the quantizer looks at together, or one block if that is more: the scales of all
+// their blocks are found before their codes, so that no block waits for its own scale. While they
+// are looked at, the next come from memory: 4 KiB at a time keep it busiest.
+constexpr int64_t kRun = 1024;
+constexpr int64_t kLargestBlock = 4096;
 constexpr int64_t kLeastBlock = 32;
 
 int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+
+int64_t larger_of(int64_t a, int64_t b) {
+  return a > b ? a : b;
 }
 
 // The largest |x|; NaN and infinity order above every finite value when compared as bits.
@@ -27,15 +33,112 @@ uint32_t largest_magnitude_bits(const float* x, int64_t count) {
   return best;
 }
 
+// The same of eights of whole blocks; gives of how many blocks. One block alone would wait for the
+// comparisons across its lanes.
+#if defined(__AVX2__)
+
+int64_t magnitudes_of_blocks(const float* x, int64_t count, int64_t block_size, uint32_t* bits) {
+  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+  const auto largest = [](__m256i a, __m256i b) { return _mm256_max_epu32(a, b); };
+  int64_t block = 0;
+  for (; (block + 8) * block_size <= count; block += 8) {
+    __m256i of[8];
+    for (int b = 0; b < 8; ++b) {
+      const float* const from = x + (block + b) * block_size;
+      const auto magnitude = [&](int64_t at) {
+        return _mm256_and_si256(mask,
+                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + at)));
+      };
+      __m256i best = _mm256_setzero_si256();
+      for (int64_t i = 0; i < block_size; i += 32) {
+        best = largest(best, largest(largest(magnitude(i), magnitude(i + 8)),
+                                     largest(magnitude(i + 16), magnitude(i + 24))));
+      }
+      of[b] = best;
+    }
+    // Each step halves the vectors: lanes of two blocks, then four, then eight.
+    __m256i two[4], four[2];
+    for (int b = 0; b < 4; ++b) {
+      two[b] = largest(_mm256_unpacklo_epi32(of[2 * b], of[2 * b + 1]),
+                       _mm256_unpackhi_epi32(of[2 * b], of[2 * b + 1]));
+    }
+    for (int b = 0; b < 2; ++b) {
+      four[b] = largest(_mm256_unpacklo_epi64(two[2 * b], two[2 * b + 1]),
+                        _mm256_unpackhi_epi64(two[2 * b], two[2 * b + 1]));
+    }
+    const __m256i eight = largest(_mm256_permute2x128_si256(four[0], four[1], 0x20),
+                                  _mm256_permute2x128_si256(four[0], four[1], 0x31));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bits + block), eight);
+  }
+  return block;
+}
+
+#else
+
+int64_t magnitudes_of_blocks(const float*, int64_t, int64_t, uint32_t*) {
+  return 0;
+}
+
+#endif
+
+// How most weights of a type find their code with one comparison. Along the curve
+// x (slope - bend |x|) the midpoints lie so evenly that each has a bin of its own. A weight's word,
+// its place along the curve in 1/4096 of a bin, names the bin by its upper four bits.
+struct Bins {
+  float slope = 0.0f, bend = 0.0f;
+  int16_t midpoint[16] = {};  // the midpoint's word
+  uint8_t below[16] = {}, above[16] = {};
+};
+
+// A word is rounded, so that it decides unless it is the midpoint's own: a midpoint may not lie
+// half way between two words, within the rounding of the curve before (32768 / 2^24 of a word).
+constexpr double kWordMargin = 0.01;
+// Words between a midpoint and the ends of its bin; two would do.
+constexpr int kBinMargin = 400;
+
+constexpr Bins bins_of(const float (&midpoints)[15], float slope, float bend) {
+  Bins bins{slope * 4096.0f, bend * 4096.0f};
+  bool used[16] = {};
+  uint8_t code = 0;
+  const auto bin_of = [](int word) { return word >> 12 & 15; };
+  for (const float x : midpoints) {
+    const double size = static_cast<double>(x < 0.0f ? -x : x);
+    const double place = static_cast<double>(x) *
+                         (static_cast<double>(bins.slope) - static_cast<double>(bins.bend) * size);
+    const int word = static_cast<int>(place + 32768.5) - 32768;  // rounded to the nearest
+    const int bin = bin_of(word);
+    const double off = place > word ? place - word : word - place;
+    if (off > 0.5 - kWordMargin) throw "between two words";  // does not compile
+    if (used[bin] || bin_of(word - kBinMargin) != bin || bin_of(word + kBinMargin) != bin) {
+      throw "no bin of its own";  // does not compile
+    }
+    used[bin] = true;
+    bins.midpoint[bin] = static_cast<int16_t>(word);
+    bins.below[bin] = code++;
+    bins.above[bin] = code;
+  }
+  // Bins 0-7 rise from 0, 8-15 from the least value up.
+  for (int bin = 0; bin < 16; ++bin) {
+    if (used[bin]) continue;
+    if (bin % 8 == 0) throw "no midpoint to begin with";  // does not compile
+    bins.midpoint[bin] = static_cast<int16_t>(bin << 12);
+    bins.below[bin] = bins.above[bin] = bins.above[bin - 1];
+  }
+  return bins;
+}
+
+constexpr Bins kNf4Bins = bins_of(kNf4Midpoints.value, 12.65f, 4.9f);
+
 // What differs between the types: midpoints of the ascending values, and the code of each place.
 struct Codes {
   const float* midpoints;  // [15]
   const uint8_t* order;    // [16], or NULL where code = place
+  const Bins* bins;        // or NULL
 };
 
 Codes codes_of_type(graft_quant4_type type) {
-  return type == GRAFT_FP4 ? Codes{kFp4Midpoints.value, kFp4Order}
-                           : Codes{kNf4Midpoints.value, nullptr};
+  return type == GRAFT_FP4 ? Codes{kFp4Midpoints.value, kFp4Order, nullptr}
+                           : Codes{kNf4Midpoints.value, nullptr, &kNf4Bins};
 }
 
 float clamp_to_one(float x) {
@@ -52,10 +155,29 @@ uint8_t code_of(float scaled, const Codes& codes) {
 constexpr uint8_t kIdentity[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #endif
 
+// Weights of one run, of whole blocks but for the last.
+struct Run {
+  const float* x;
+  int64_t count;
+  const float* inverse;  // of each block
+  int block_shift;       // block size = 2^block_shift
+  const void* source;    // of x, in the type that the caller has
+  int64_t element;       // bytes of one of its weights
+  int64_t ahead;         // weights from here to the run that is fetched meanwhile
+
+  float inverse_at(int64_t i) const { return inverse[i >> block_shift]; }
+};
+
+// The lines of the `count` weights that stand where weight i does in the run to fetch.
+GRAFT_LANES_INLINE void fetch_ahead(const Run& run, int64_t i, int64_t count) {
+  for (int64_t line = 0; line < 4 * count; line += 64) {
+    prefetch(run.source, (run.ahead + i) * run.element + line);
+  }
+}
+
 // Packs whole vectors of weights; gives how many weights it took. Values past 1 have the code of 1.
 struct Packer;
-int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed);
+int64_t pack_codes(const Run& run, const Packer& packer, uint8_t* packed);
 
 #if defined(__AVX512F__)
 
@@ -80,14 +202,14 @@ struct Packer {
             reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)))) {}
 };
 
-int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed) {
+int64_t pack_codes(const Run& run, const Packer& packer, uint8_t* packed) {
   const __m512 one = _mm512_set1_ps(1.0f), minus_one = _mm512_set1_ps(-1.0f);
-  const __m512 scale = _mm512_set1_ps(inverse);
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const __m512 scaled =
-        _mm512_min_ps(one, _mm512_max_ps(minus_one, _mm512_mul_ps(_mm512_loadu_ps(x + i), scale)));
+  for (; i + 16 <= run.count; i += 16) {
+    fetch_ahead(run, i, 16);
+    const __m512 product =
+        _mm512_mul_ps(_mm512_loadu_ps(run.x + i), _mm512_set1_ps(run.inverse_at(i)));
+    const __m512 scaled = _mm512_min_ps(one, _mm512_max_ps(minus_one, product));
     const __m512i code = _mm512_permutexvar_epi32(codes_of(scaled, packer.midpoints), packer.order);
     // A 64-bit lane holds the codes of a pair: low word first. high nibble = first code.
     const __m512i pair = _mm512_or_si512(_mm512_slli_epi64(code, 4), _mm512_srli_epi64(code, 32));
@@ -99,16 +221,22 @@ int64_t pack_codes(
 
 #elif defined(__AVX2__)
 
+__m256i both_halves(const uint8_t* sixteen) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sixteen)));
+}
+
 // Minus the codes: a comparison is -1 where it holds, so that sums of comparisons count down. The
 // midpoints of a level of the binary search stand where the negative count's low three bits point.
 struct Packer {
   __m256 half, quarter[2], eighths, sixteenths;
   __m256i order;
+  bool binned;
+  __m256 slope, bend;
+  __m256i midpoint_low, midpoint_high, below, above;
   explicit Packer(const Codes& codes)
       : half(_mm256_set1_ps(codes.midpoints[7])),
         quarter{_mm256_set1_ps(codes.midpoints[3]), _mm256_set1_ps(codes.midpoints[11])},
-        order(_mm256_broadcastsi128_si256(_mm_loadu_si128(
-            reinterpret_cast<const __m128i*>(codes.order != nullptr ? codes.order : kIdentity)))) {
+        order(both_halves(codes.order != nullptr ? codes.order : kIdentity)) {
     alignas(32) float four[8], eight[8];
     for (int i = 0; i < 8; ++i) {
       eight[-i & 7] = codes.midpoints[2 * i];
@@ -116,6 +244,19 @@ struct Packer {
     }
     eighths = _mm256_load_ps(four);
     sixteenths = _mm256_load_ps(eight);
+    binned = codes.bins != nullptr;
+    if (!binned) return;
+    slope = _mm256_set1_ps(codes.bins->slope);
+    bend = _mm256_set1_ps(codes.bins->bend);
+    alignas(16) uint8_t low[16], high[16];
+    for (int i = 0; i < 16; ++i) {
+      low[i] = static_cast<uint8_t>(codes.bins->midpoint[i]);
+      high[i] = static_cast<uint8_t>(codes.bins->midpoint[i] >> 8);
+    }
+    midpoint_low = both_halves(low);
+    midpoint_high = both_halves(high);
+    below = both_halves(codes.bins->below);
+    above = both_halves(codes.bins->above);
   }
 };
 
@@ -148,28 +289,84 @@ GRAFT_LANES_INLINE void minus_codes(const __m256 (&scaled)[4],
   every([&](int j) { count[j] = descend(count[j], scaled[j], midpoint[j]); });
 }
 
-int64_t pack_codes(
-    const float* x, int64_t count, float inverse, const Packer& packer, uint8_t* packed) {
-  const __m256 scale = _mm256_set1_ps(inverse);
-  int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    __m256 scaled[4];
+// 32 codes by the search.
+__attribute__((noinline)) void pack_by_search(const float* x,
+                                              __m256 scale,
+                                              const Packer& packer,
+                                              uint8_t* packed) {
+  __m256 scaled[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      scaled[j] = _mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * j), scale);
+  for (int j = 0; j < 4; ++j) scaled[j] = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * j), scale);
+  __m256i minus[4];
+  minus_codes(scaled, packer, minus);
+  // Packing works in halves of 128 bits: fours of weights 0, 8, 16, 24 then 4, 12, 20, 28.
+  const __m256i first = _mm256_packs_epi32(minus[0], minus[1]);
+  const __m256i second = _mm256_packs_epi32(minus[2], minus[3]);
+  const __m256i code =
+      _mm256_shuffle_epi8(packer.order, _mm256_abs_epi8(_mm256_packs_epi16(first, second)));
+  const __m256i pairs = _mm256_maddubs_epi16(code, _mm256_set1_epi16(0x0110));
+  const __m256i bytes = _mm256_packus_epi16(pairs, pairs);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(packed),
+      _mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+}
+
+// 32 codes by their bins; false if a word is its midpoint's, where only the search tells.
+GRAFT_LANES_INLINE bool pack_by_bins(const float* x,
+                                     __m256 scale,
+                                     const Packer& packer,
+                                     uint8_t* packed) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  // Adding 1.5 * 2^23 rounds to the nearest whole number, in the lower bits.
+  const __m256 shift = _mm256_set1_ps(12582912.0f);
+  const auto word = [&](int64_t at) {
+    const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + at), scale);
+    const __m256 size = _mm256_andnot_ps(sign, scaled);
+    const __m256 curve = _mm256_fnmadd_ps(packer.bend, size, packer.slope);
+    return _mm256_castps_si256(_mm256_fmadd_ps(scaled, curve, shift));
+  };
+  // Words of weights 0, 8, 1, 9, ... 7, 15.
+  const auto words = [&](int64_t at) {
+    return _mm256_blend_epi16(word(at), _mm256_slli_epi32(word(at + 8), 16), 0xaa);
+  };
+  const __m256i first = words(0), second = words(16);
+  const __m256i bin =
+      _mm256_packus_epi16(_mm256_srli_epi16(first, 12), _mm256_srli_epi16(second, 12));
+  const __m256i low = _mm256_shuffle_epi8(packer.midpoint_low, bin);
+  const __m256i high = _mm256_shuffle_epi8(packer.midpoint_high, bin);
+  const __m256i distance =
+      _mm256_packs_epi16(_mm256_sub_epi16(first, _mm256_unpacklo_epi8(low, high)),
+                         _mm256_sub_epi16(second, _mm256_unpackhi_epi8(low, high)));
+  const __m256i is_below = _mm256_cmpgt_epi8(_mm256_setzero_si256(), distance);
+  const __m256i undecided = _mm256_cmpeq_epi8(distance, _mm256_setzero_si256());
+  const __m256i code = _mm256_blendv_epi8(_mm256_shuffle_epi8(packer.above, bin),
+                                          _mm256_shuffle_epi8(packer.below, bin), is_below);
+  // Weights 2i and 2i + 1 stand two bytes apart, beside those 8 further: 16 * one + the other.
+  const __m256i pairs = _mm256_madd_epi16(code, _mm256_set1_epi32(0x00010010));
+  const __m256i bytes =
+      _mm256_shuffle_epi8(pairs, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                     0, 4, 1, 5, 8, 12, 9, 13, -1, -1, -1, -1, -1, -1, -1, -1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(packed),
+      _mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+  return _mm256_testz_si256(undecided, undecided);
+}
+
+int64_t pack_codes(const Run& run, const Packer& packer, uint8_t* packed) {
+  int64_t i = 0;
+  const auto scale = [&] { return _mm256_set1_ps(run.inverse_at(i)); };
+  while (i + 32 <= run.count) {
+    // No call in the inner loop: it would leave none of the tables in a register.
+    bool decided = packer.binned;
+    for (; decided && i + 32 <= run.count; i += 32) {
+      fetch_ahead(run, i, 32);
+      decided = pack_by_bins(run.x + i, scale(), packer, packed + i / 2);
     }
-    __m256i minus[4];
-    minus_codes(scaled, packer, minus);
-    // Packing works in halves of 128 bits: fours of weights 0, 8, 16, 24 then 4, 12, 20, 28.
-    const __m256i first = _mm256_packs_epi32(minus[0], minus[1]);
-    const __m256i second = _mm256_packs_epi32(minus[2], minus[3]);
-    const __m256i code =
-        _mm256_shuffle_epi8(packer.order, _mm256_abs_epi8(_mm256_packs_epi16(first, second)));
-    const __m256i pairs = _mm256_maddubs_epi16(code, _mm256_set1_epi16(0x0110));
-    const __m256i bytes = _mm256_packus_epi16(pairs, pairs);
-    _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(packed + i / 2),
-        _mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+    if (decided) break;
+    if (packer.binned) i -= 32;
+    fetch_ahead(run, i, 32);
+    pack_by_search(run.x + i, scale(), packer, packed + i / 2);
+    i += 32;
   }
   return i;
 }
@@ -180,237 +377,11 @@ struct Packer {
   explicit Packer(const Codes&) {}
 };
 
-int64_t pack_codes(const float*, int64_t, float, const Packer&, uint8_t*) {
+int64_t pack_codes(const Run&, const Packer&, uint8_t*) {
   return 0;
 }
 
 #endif
-
-// A streamed store needs the alignment of its vector.
-#if defined(__AVX512F__)
-GRAFT_LANES_INLINE void store_vector(void* out, __m512i v, bool streamed) {
-  if (streamed) {
-    _mm512_stream_si512(static_cast<__m512i*>(out), v);
-  } else {
-    _mm512_storeu_si512(out, v);
-  }
-}
-#elif defined(__AVX2__)
-GRAFT_LANES_INLINE void store_vector(void* out, __m256i v, bool streamed) {
-  if (streamed) {
-    _mm256_stream_si256(static_cast<__m256i*>(out), v);
-  } else {
-    _mm256_storeu_si256(static_cast<__m256i*>(out), v);
-  }
-}
-#endif
-
-struct StoreF32 {
-  using Type = float;
-  static Type one(float x) { return x; }
-#if defined(__AVX512F__)
-  static void sixteen(Type* out, __m512 v, bool streamed) {
-    store_vector(out, _mm512_castps_si512(v), streamed);
-  }
-#elif defined(__AVX2__)
-  static void eight(Type* out, __m256 v, bool streamed) {
-    store_vector(out, _mm256_castps_si256(v), streamed);
-  }
-#endif
-};
-
-struct StoreBf16 {
-  using Type = uint16_t;
-  static Type one(float x) { return to_bf16(x); }
-#if defined(__AVX512F__)
-  static void sixteen(Type* out, __m512 v, bool = false) {
-    // The bf16 instruction would flush denormals; integers round all values alike.
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded =
-        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-  }
-#elif defined(__AVX2__)
-  static void eight(Type* out, __m256 v, bool = false) {
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded =
-        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i words = _mm256_srli_epi32(rounded, 16);
-    _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(out),
-        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-  }
-#endif
-};
-
-struct StoreF16 {
-  using Type = uint16_t;
-  static Type one(float x) { return to_f16(x); }
-#if defined(__AVX512F__)
-  static void sixteen(Type* out, __m512 v, bool = false) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-#elif defined(__AVX2__)
-  static void eight(Type* out, __m256 v, bool = false) {
-    for (int i = 0; i < 8; ++i) out[i] = one(reinterpret_cast<const float*>(&v)[i]);
-  }
-#endif
-};
-
-// A block has 16 values: they are rounded once and then looked up.
-#if defined(__AVX512F__)
-
-template <class Store>
-int64_t decode_halves(const uint8_t* packed,
-                      int64_t count,
-                      const float* values,
-                      float absmax,
-                      uint16_t* out,
-                      bool streamed) {
-  alignas(64) uint16_t rounded[16];
-  Store::sixteen(rounded, _mm512_mul_ps(_mm512_loadu_ps(values), _mm512_set1_ps(absmax)));
-  // Twice the table: an index uses five bits, and the fifth is whatever lies above the nibble.
-  const __m512i table =
-      _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(rounded)));
-  int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    const __m512i bytes =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i / 2)));
-    const __m512i index =
-        _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
-    store_vector(out + i, _mm512_permutexvar_epi16(index, table), streamed);
-  }
-  return i;
-}
-
-#elif defined(__AVX2__)
-
-// Low and high bytes are looked up apart.
-template <class Store>
-int64_t decode_halves(const uint8_t* packed,
-                      int64_t count,
-                      const float* values,
-                      float absmax,
-                      uint16_t* out,
-                      bool streamed) {
-  alignas(32) uint16_t rounded[16];
-  const __m256 scale = _mm256_set1_ps(absmax);
-  Store::eight(rounded, _mm256_mul_ps(_mm256_loadu_ps(values), scale));
-  Store::eight(rounded + 8, _mm256_mul_ps(_mm256_loadu_ps(values + 8), scale));
-  const __m128i first = _mm_load_si128(reinterpret_cast<const __m128i*>(rounded));
-  const __m128i second = _mm_load_si128(reinterpret_cast<const __m128i*>(rounded + 8));
-  const __m128i byte = _mm_set1_epi16(0xff);
-  const __m256i low_bytes = _mm256_broadcastsi128_si256(
-      _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(second, byte)));
-  const __m256i high_bytes = _mm256_broadcastsi128_si256(
-      _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8)));
-  int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    const __m256i words =
-        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i / 2)));
-    // The first weight of a byte is its high nibble.
-    const __m256i codes =
-        _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi16(words, 4), _mm256_slli_epi16(words, 8)),
-                         _mm256_set1_epi8(15));
-    const __m256i low = _mm256_shuffle_epi8(low_bytes, codes);
-    const __m256i high = _mm256_shuffle_epi8(high_bytes, codes);
-    const __m256i even = _mm256_unpacklo_epi8(low, high);  // weights 0-7 and 16-23
-    const __m256i odd = _mm256_unpackhi_epi8(low, high);
-    store_vector(out + i, _mm256_permute2x128_si256(even, odd, 0x20), streamed);
-    store_vector(out + i + 16, _mm256_permute2x128_si256(even, odd, 0x31), streamed);
-  }
-  return i;
-}
-
-#endif
-
-// Elements from whole bytes with vectors; gives how many it wrote.
-template <class Store>
-int64_t decode_vectors(const uint8_t* packed,
-                       int64_t count,
-                       const float* values,
-                       float absmax,
-                       typename Store::Type* out,
-                       bool streamed) {
-#if defined(__AVX512F__) || defined(__AVX2__)
-  if constexpr (sizeof(typename Store::Type) == 2) {
-    if (count >= 32) return decode_halves<Store>(packed, count, values, absmax, out, streamed);
-  }
-#endif
-#if defined(__AVX512F__)
-  const __m512 code = _mm512_loadu_ps(values), scale = _mm512_set1_ps(absmax);
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + i / 2));
-    const __m128i high = _mm_srli_epi16(bytes, 4);  // the permutation uses the low four bits only
-    const __m512i index = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(high, bytes));
-    Store::sixteen(out + i, _mm512_mul_ps(_mm512_permutexvar_ps(index, code), scale), streamed);
-  }
-  return i;
-#elif defined(__AVX2__)
-  const __m256 low_codes = _mm256_loadu_ps(values), high_codes = _mm256_loadu_ps(values + 8);
-  const __m256 scale = _mm256_set1_ps(absmax);
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    int32_t word;
-    __builtin_memcpy(&word, packed + i / 2, sizeof word);
-    const __m128i bytes = _mm_cvtsi32_si128(word);
-    const __m128i nibbles =
-        _mm_and_si128(_mm_unpacklo_epi8(_mm_srli_epi16(bytes, 4), bytes), _mm_set1_epi8(15));
-    const __m256i index = _mm256_cvtepu8_epi32(nibbles);
-    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // sign bit = code >= 8
-    const __m256 value = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low_codes, index),
-                                          _mm256_permutevar8x32_ps(high_codes, index), upper);
-    Store::eight(out + i, _mm256_mul_ps(value, scale), streamed);
-  }
-  return i;
-#else
-  static_cast<void>(packed), static_cast<void>(count), static_cast<void>(values);
-  static_cast<void>(absmax), static_cast<void>(out), static_cast<void>(streamed);
-  return 0;
-#endif
-}
-
-template <class Store>
-void decode(const graft_nf4_weight& weight,
-            int64_t begin,
-            int64_t end,
-            typename Store::Type* out,
-            Stores stores) {
-  const float* const values = weight.type == GRAFT_FP4 ? kFp4Code : kNf4Code;
-  const auto code_at = [&](int64_t i) {
-    return i % 2 == 0 ? weight.packed[i / 2] >> 4 : weight.packed[i / 2] & 15;
-  };
-  int64_t block = begin / weight.block_size;
-  for (int64_t i = begin; i < end; ++block) {
-    float absmax;
-    if (weight.absmax != nullptr) {
-      absmax = weight.absmax[block];
-    } else {
-      const float nested = weight.nested_absmax[block / GRAFT_NF4_NESTED_BLOCK];
-      absmax = kDynamicMapSigned[weight.absmax8[block]] * nested + weight.offset;
-    }
-    const int64_t stop = smaller_of((block + 1) * weight.block_size, end);
-    if (i % 2 != 0) {
-      out[i - begin] = Store::one(values[code_at(i)] * absmax);
-      ++i;
-    }
-    if (i < stop) {
-      typename Store::Type* const to = out + (i - begin);
-      const bool streamed =
-          stores == Stores::kStreamed && reinterpret_cast<uintptr_t>(to) % 64 == 0;
-      i += decode_vectors<Store>(weight.packed + i / 2, stop - i, values, absmax, to, streamed);
-    }
-    for (; i < stop; ++i) out[i - begin] = Store::one(values[code_at(i)] * absmax);
-  }
-#if defined(__AVX2__)
-  if (stores == Stores::kStreamed) _mm_sfence();
-#endif
-}
 
 }  // namespace
 
@@ -419,57 +390,44 @@ bool quant4_quantize(const Quant4Input& input, uint8_t* packed, float* absmax) {
   const Packer packer(codes);
   const int64_t element = input.weight_type == GRAFT_F32 ? 4 : 2;
   const unsigned char* const bytes = static_cast<const unsigned char*>(input.weight);
-  float widened[kRun], inverse[kRun / kLeastBlock];
-  for (int64_t first = 0; first < input.count; first += kRun) {
-    const int64_t length = smaller_of(kRun, input.count - first);
+  const int block_shift = __builtin_ctz(static_cast<unsigned>(input.block_size));
+  const int64_t run_length = larger_of(kRun, input.block_size);
+  float widened[kLargestBlock], inverse[kRun / kLeastBlock];
+  for (int64_t first = 0; first < input.count; first += run_length) {
+    const int64_t length = smaller_of(run_length, input.count - first);
     const float* x = widened;
     if (input.weight_type == GRAFT_F32) {
       x = static_cast<const float*>(input.weight) + first;
     } else {
       widen(bytes + first * element, input.weight_type, length, widened);
     }
-    int64_t block = 0;
-    for (int64_t i = 0; i < length; i += input.block_size) {
-      const uint32_t magnitude =
-          largest_magnitude_bits(x + i, smaller_of(input.block_size, length - i));
-      if (magnitude >= 0x7f800000u) return false;
-      const float largest = float_of(magnitude);
-      *absmax++ = largest;
-      inverse[block++] = 1.0f / (largest > kNf4SmallestAbsmax ? largest : kNf4SmallestAbsmax);
+    uint32_t magnitude[kRun / kLeastBlock], largest = 0;
+    const int64_t blocks = (length + input.block_size - 1) / input.block_size;
+    int64_t block = magnitudes_of_blocks(x, length, input.block_size, magnitude);
+    for (; block < blocks; ++block) {
+      const int64_t begin = block * input.block_size;
+      magnitude[block] =
+          largest_magnitude_bits(x + begin, smaller_of(input.block_size, length - begin));
     }
-    block = 0;
-    for (int64_t begin = 0; begin < length; begin += input.block_size) {
-      const int64_t end = smaller_of(begin + input.block_size, length);
-      const float scale = inverse[block++];
-      uint8_t* const to = packed + first / 2;
-      // Between the codes of this run there is time to fetch the next.
-      const int64_t ahead = smaller_of(end, input.count - first - kRun);
-      for (int64_t at = begin * element; at < ahead * element; at += 64) {
-        __builtin_prefetch(bytes + (first + kRun) * element + at);
-      }
-      for (int64_t i = begin + pack_codes(x + begin, end - begin, scale, packer, to + begin / 2);
-           i < end; i += 2) {
-        const uint8_t high = code_of(clamp_to_one(x[i] * scale), codes);
-        // The nibble after an odd end holds the code of zero.
-        const float next = i + 1 < end ? clamp_to_one(x[i + 1] * scale) : 0.0f;
-        to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(next, codes));
-      }
+    for (block = 0; block < blocks; ++block) {
+      largest = magnitude[block] > largest ? magnitude[block] : largest;
+      const float value = float_of(magnitude[block]);
+      absmax[block] = value;
+      inverse[block] = 1.0f / (value > kNf4SmallestAbsmax ? value : kNf4SmallestAbsmax);
+    }
+    if (largest >= 0x7f800000u) return false;
+    absmax += blocks;
+    // Between the codes of this run there is time to fetch the next.
+    const Run run{x, length, inverse, block_shift, bytes + first * element, element, run_length};
+    uint8_t* const to = packed + first / 2;
+    for (int64_t i = pack_codes(run, packer, to); i < length; i += 2) {
+      const uint8_t high = code_of(clamp_to_one(x[i] * run.inverse_at(i)), codes);
+      // The nibble after an odd end holds the code of zero.
+      const float low = i + 1 < length ? clamp_to_one(x[i + 1] * run.inverse_at(i + 1)) : 0.0f;
+      to[i / 2] = static_cast<uint8_t>(high << 4 | code_of(low, codes));
     }
   }
   return true;
-}
-
-void quant4_decode_f32(
-    const graft_nf4_weight& weight, int64_t begin, int64_t end, float* out, Stores stores) {
-  decode<StoreF32>(weight, begin, end, out, stores);
-}
-void quant4_decode_bf16(
-    const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores) {
-  decode<StoreBf16>(weight, begin, end, out, stores);
-}
-void quant4_decode_f16(
-    const graft_nf4_weight& weight, int64_t begin, int64_t end, uint16_t* out, Stores stores) {
-  decode<StoreF16>(weight, begin, end, out, stores);
 }
 
 }  // namespace graft::kernels::GRAFT_ISA

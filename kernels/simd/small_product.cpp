@@ -162,6 +162,8 @@ void whole_columns(const SmallProduct& product, const Lookup& lookup, int64_t n,
         ++scale[c];
       }
     }
+    // The rows of the next turn: they lie pages ahead, where the processor does not look by itself.
+    for (int c = 0; c < kColumns; ++c) prefetch(packed, (kColumns + c) * half_k);
     packed += 16 * kHalves;
   }
   for (int m = 0; m < kRows; ++m) {

@@ -26,6 +26,13 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
+// Asks for the cache line `bytes` past `from`; outside memory nothing happens, so that loops need
+// not know where their array ends.
+GRAFT_LANES_INLINE void prefetch(const void* from, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) +
+                                                   static_cast<uintptr_t>(bytes)));
+}
+
 #if defined(__AVX512F__)
 
 using Lanes = __m512;

@@ -222,6 +222,40 @@ TEST_CASE("nf4: a weight half way between two codes takes the lower one", "[kern
   CHECK((packed.intact() && absmax.intact()));
 }
 
+TEST_CASE("nf4, fp4: weights near every midpoint and all over the range have the nearest code",
+          "[kernels][nf4]") {
+  const Environment restore;
+  use_instruction_set(GENERATE(from_range(instruction_sets())));
+  const graft_quant4_type type = GENERATE(GRAFT_NF4, GRAFT_FP4);
+  std::vector<float> sorted(graft_quant4_codebook(type), graft_quant4_codebook(type) + 16);
+  std::sort(sorted.begin(), sorted.end());
+  // A 1 in each block of 64, so that the other weights are scaled by exactly 1.
+  std::vector<float> weight;
+  const auto put = [&](uint32_t magnitude, bool negative) {
+    if (weight.size() % 64 == 0) weight.push_back(1.0f);
+    if (magnitude <= bits_of(1.0f))
+      weight.push_back(float_of(magnitude | uint32_t{negative} << 31));
+  };
+  for (size_t i = 0; i < 15; ++i) {
+    const float midpoint = (sorted[i] + sorted[i + 1]) * 0.5f;
+    const uint32_t magnitude = bits_of(std::fabs(midpoint));
+    for (uint32_t near = magnitude - std::min(magnitude, 2048u); near <= magnitude + 2048; ++near) {
+      put(near, midpoint < 0.0f);
+    }
+  }
+  for (uint32_t magnitude = 0; magnitude <= bits_of(1.0f); magnitude += 1009) {
+    put(magnitude, false);
+    put(magnitude, true);
+  }
+  const int64_t count = static_cast<int64_t>(weight.size());
+  const auto expected = oracle::nf4_quantize(weight, 64, type);
+  std::vector<uint8_t> packed(expected.packed.size());
+  std::vector<float> absmax(expected.absmax.size());
+  REQUIRE(graft_quant4_quantize(type, GRAFT_F32, weight.data(), count, 64, packed.data(),
+                                absmax.data(), GRAFT_CPU, nullptr) == GRAFT_OK);
+  CHECK((packed == expected.packed));
+}
+
 TEST_CASE("nf4: nested absmax equals the oracle to the bit", "[kernels][nf4]") {
   const int64_t blocks = GENERATE(1, 2, 255, 256, 257, 1000, 5003);
   std::vector<float> absmax = random_floats(blocks, 3, 0.01f);
