@@ -49,7 +49,8 @@ class Reader {
     scanner.end();
     if (merges_text_.empty()) return;
     // Merges that stand before the vocabulary.
-    JsonScanner merges(merges_text_, name_ + ": model.merges");
+    const std::string name = name_ + ": model.merges";
+    JsonScanner merges(merges_text_, name);
     file_.merges = read_json_merges(merges, vocabulary_, name_);
   }
 

@@ -266,6 +266,12 @@ TEST_CASE("tokenizer: damaged files are refused with a reason", "[data][tokenize
         changed([&](Json& root) { model_of(root).set("merges", parse_json(merge, "test")); });
     CHECK_THROWS_AS(load_text(text), Error);
   }
+  SECTION("a merge in front of the vocabulary, which is read after it") {
+    const std::string text = R"({"model": {"type": "BPE", "merges": [["a", "b"], 7], "vocab": )"
+                             R"({"a": 0, "b": 1, "ab": 2}}})";
+    CHECK_THROWS_WITH(load_text(text), Catch::Contains("expected '\"', found '7'") &&
+                                           Catch::Contains("tokenizer.json: model.merges:1:14"));
+  }
   SECTION("a post-processor with an id outside the vocabulary") {
     std::string text = json;
     const size_t at = text.find("\"ids\":[1]");
