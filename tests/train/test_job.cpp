@@ -124,6 +124,26 @@ TEST_CASE("train: other micro-batches and less memory end with the same adapter,
   CHECK(run.at("summary").at("memory").at("peak_bytes").as_int() > 0);
 }
 
+TEST_CASE("train: micro_batch_size: auto ends with the adapter of 1, to the bit", "[train][job]") {
+  const Fixture fixture;
+  const std::vector<std::string> common = {"max_steps=3", "gradient_accumulation_steps=5"};
+  const auto train = [&](const std::string& name, std::vector<std::string> more) {
+    more.insert(more.end(), common.begin(), common.end());
+    return fixture.train(name, more);
+  };
+  REQUIRE(train("one", {"micro_batch_size=1"}).exit_code == 0);
+  const graft::test::RunResult chosen = train("auto", {"micro_batch_size=auto"});
+  REQUIRE(chosen.exit_code == 0);
+  // Rows of 128 tokens: two make a product of 256.
+  CHECK(chosen.err.find("3 steps of 5 rows, 2 at once") != std::string::npos);
+  CHECK(fixture.adapter_digest("auto") == fixture.adapter_digest("one"));
+  CHECK(graft::read_json_file(fixture.out("auto") + "/run.json")
+            .at("config")
+            .at("micro_batch_size")
+            .as_string() == "auto");
+  CHECK(train("wrong", {"micro_batch_size=most"}).exit_code == 2);
+}
+
 TEST_CASE("train: a run that cannot fit is refused before a weight is read, with what would fit",
           "[train][job]") {
   const Fixture fixture;
@@ -209,12 +229,13 @@ TEST_CASE("train: a signal saves and asks to be run again", "[train][job]") {
             nullptr);
     ::_exit(127);
   }
+  int status = 0;
   while (!graft::file_exists(fixture.out("a") + "/metrics.jsonl")) {
+    REQUIRE(::waitpid(child, &status, WNOHANG) == 0);  // it runs
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   ::kill(child, SIGTERM);
-  int status = 0;
   ::waitpid(child, &status, 0);
   REQUIRE(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 75);

@@ -122,6 +122,33 @@ TEST_CASE("plan: weights stay decoded only where that pays and fits", "[train][p
   CHECK(choose_plan(*model, request).decoded == 0);
 }
 
+TEST_CASE("plan: rows at once are as many as pay and fit", "[train][plan]") {
+  const auto model = adapted("llama");
+  PlanRequest request = {.sequence_len = 16};
+  const auto rows = [&](int64_t step_rows) {
+    const MemoryPlan plan = choose_rows(*model, request, step_rows);
+    CHECK(plan.training.tokens == request.rows * request.sequence_len);
+    CHECK(plan.total() == price_plan(*model, request, plan.training).total());
+    return plan.fits ? request.rows : -1;
+  };
+  // Below 256 tokens a product does not run at its full rate; beyond, more rows are more memory.
+  CHECK(rows(1) == 1);
+  CHECK(rows(5) == 5);
+  CHECK(rows(16) == 16);
+  CHECK(rows(64) == 16);
+  request.sequence_len = 512;
+  CHECK(rows(64) == 1);
+  // In 4 bits each micro-batch decodes the weights, unless they stay decoded.
+  request.quantizes = true;
+  const int64_t quantized = rows(64);
+  CHECK(quantized > 1);
+  request.cap = choose_rows(*model, request, 64).total() - 1;
+  CHECK(rows(64) < quantized);
+  request.cap = 1;
+  CHECK(rows(64) == -1);
+  CHECK(request.rows == 1);
+}
+
 TEST_CASE("plan: operations are those of the products, counted by hand", "[train][plan]") {
   const auto model = adapted("llama", 1);
   const MemoryPlan plan = choose_plan(*model, {.rows = 1, .sequence_len = 64});

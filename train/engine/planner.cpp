@@ -13,6 +13,8 @@ constexpr int64_t kFloat = sizeof(float);
 // A resident weight is read where one in 4 bits is decoded first. Measured on two cores of a Zen 3:
 // decoding costs as much as this many multiply-adds of a product for each weight.
 constexpr double kDecodeFlops = 20;
+// The products of a micro-batch with fewer tokens take as long as with so many.
+constexpr double kFullRate = 256;
 // Weights stay decoded only where that saves at least this share of a step: they cost eight times
 // the memory.
 constexpr double kWorthwhile = 0.02;
@@ -230,16 +232,23 @@ MemoryPlan fit_layers(const Model& model,
   return best;
 }
 
-// Lets weights stay decoded where it is worth it, as many blocks as fit.
-MemoryPlan keep_decoded(const Model& model, const PlanRequest& request, MemoryPlan plan) {
-  double decoded = 0;  // weights
-  for (const Linear* linear : model.linears()) {
-    if (in_4_bits(plan.training, *linear)) {
-      decoded += static_cast<double>(linear->in) * static_cast<double>(linear->out);
+// Decoding the weights of one micro-batch, forward and backward, takes as long as so many
+// operations of its products.
+double decode_flops(const Model& model, const StepPlan& plan) {
+  double weights = 0;
+  for (const Layer& layer : model.layers) {
+    if (plan.layers[static_cast<size_t>(&layer - model.layers.data())].resident) continue;
+    for (const Linear* linear : layer.linears()) {
+      if (!in_4_bits(plan, *linear)) continue;
+      weights += static_cast<double>(linear->in) * static_cast<double>(linear->out);
     }
   }
-  // Forward and backward.
-  const double saved = 2 * kDecodeFlops * decoded;
+  return 2 * kDecodeFlops * weights;
+}
+
+// Lets weights stay decoded where it is worth it, as many blocks as fit.
+MemoryPlan keep_decoded(const Model& model, const PlanRequest& request, MemoryPlan plan) {
+  const double saved = decode_flops(model, plan.training);
   if (request.cap == 0 || saved < kWorthwhile * plan.flops.total()) return plan;
   for (LayerPlan& layer : plan.training.layers) {
     StepPlan next = plan.training;
@@ -300,6 +309,34 @@ MemoryPlan choose_plan(const Model& model, const PlanRequest& request) {
     if (best.fits && best.flops.again == 0) break;
   }
   return best.fits ? keep_decoded(model, request, std::move(best)) : best;
+}
+
+MemoryPlan choose_rows(const Model& model, PlanRequest& request, int64_t step_rows) {
+  struct Choice {
+    MemoryPlan plan;
+    int64_t rows;
+    double cost;
+  };
+  std::vector<Choice> choices;
+  for (int64_t rows = 1;; rows = std::min(2 * rows, step_rows)) {
+    if (rows * request.sequence_len > INT32_MAX) break;
+    request.rows = rows;
+    MemoryPlan plan = choose_plan(model, request);
+    if (rows > 1 && !plan.fits) break;
+    const auto tokens = static_cast<double>(rows * request.sequence_len);
+    const auto micro_batches = static_cast<double>((step_rows + rows - 1) / rows);
+    const double cost = plan.flops.total() * std::max(kFullRate / tokens, 1.0) *
+                            static_cast<double>(step_rows) / static_cast<double>(rows) +
+                        decode_flops(model, plan.training) * micro_batches;
+    choices.push_back({std::move(plan), rows, cost});
+    if (rows == step_rows || !choices[0].plan.fits) break;
+  }
+  const double least = std::ranges::min(choices, {}, &Choice::cost).cost;
+  std::erase_if(choices, [&](const Choice& c) { return c.cost > (1 + kWorthwhile) * least; });
+  Choice& chosen = *std::ranges::min_element(
+      choices, {}, [](const Choice& choice) { return choice.plan.total(); });
+  request.rows = chosen.rows;
+  return std::move(chosen.plan);
 }
 
 std::string layers_text(const StepPlan& plan) {

@@ -52,6 +52,11 @@ struct MemoryPlan {
 // weights or only names, shapes and adapters.
 MemoryPlan choose_plan(const Model& model, const PlanRequest& request);
 
+// How many of the `step_rows` rows of an optimizer step to compute at once, and the plan for them:
+// what needs the least memory within 2 % of the fastest. `request.rows` is set to them; to 1, with
+// `fits` false, when nothing fits. The rows of a step have the same result however they are parted.
+MemoryPlan choose_rows(const Model& model, PlanRequest& request, int64_t step_rows);
+
 // A plan for choices made by the caller: bytes and operations.
 MemoryPlan price_plan(const Model& model, const PlanRequest& request, const StepPlan& training);
 

@@ -70,7 +70,9 @@ constexpr ConfigKey kKeys[] = {
      "what happens to documents with a trained turn that does not end in a stop token"},
     {"content_specials", "refuse | literal | parse", "refuse",
      "special-token text inside messages: leave the record out, take it as text, or parse it"},
-    {"micro_batch_size", "1..4096", "1", "packed rows computed at once"},
+    {"micro_batch_size", "1..4096 | auto", "1",
+     "packed rows computed at once. auto: as many of a step's gradient_accumulation_steps rows as "
+     "are the fastest in the memory; the result is that of 1 to the bit"},
     {"gradient_accumulation_steps", "1..4096", "1", "micro-batches of one optimizer step"},
     {"num_epochs", "number", "1", "passes over the data"},
     {"max_steps", "integer", "0", "stop after so many optimizer steps; 0 = num_epochs decides"},
@@ -364,7 +366,10 @@ void read_optimizer(ConfigReader& reader, TrainConfig& config) {
 }
 
 void read_loop(ConfigReader& reader, TrainConfig& config) {
-  config.micro_batch_size = reader.get_int("micro_batch_size", 1, {1, 4096});
+  const Json* micro_batch = reader.get("micro_batch_size");
+  const bool is_auto =
+      micro_batch != nullptr && micro_batch->is_string() && micro_batch->as_string() == "auto";
+  config.micro_batch_size = is_auto ? 0 : reader.get_int("micro_batch_size", 1, {1, 4096});
   config.gradient_accumulation_steps = reader.get_int("gradient_accumulation_steps", 1, {1, 4096});
   config.num_epochs = reader.get_float("num_epochs", 1, {1e-6, 1e6});
   config.max_steps = reader.get_int("max_steps", 0, {0, kManySteps});
@@ -624,7 +629,8 @@ Json config_to_json(const TrainConfig& config) {
        data::kFaultLevelNames[static_cast<size_t>(config.mask.faults.unstopped_turn)]},
       {"content_specials",
        data::kContentSpecialsNames[static_cast<size_t>(config.mask.content_specials)]},
-      {"micro_batch_size", config.micro_batch_size},
+      {"micro_batch_size",
+       config.micro_batch_size > 0 ? Json(config.micro_batch_size) : Json("auto")},
       {"gradient_accumulation_steps", config.gradient_accumulation_steps},
       {"num_epochs", config.num_epochs},
       {"max_steps", config.max_steps},

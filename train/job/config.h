@@ -1,6 +1,7 @@
 // The training config: one struct, read once, checked once, written out in full.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -44,8 +45,8 @@ struct TrainConfig {
   std::vector<Dataset> datasets;
   std::vector<Dataset> test_datasets;  // repeat, weight and budget are 0
   int64_t sequence_len = 2048;
-  data::MaskOptions mask;  // its sequence_len is the one above
-  int64_t micro_batch_size = 1;
+  data::MaskOptions mask;        // its sequence_len is the one above
+  int64_t micro_batch_size = 1;  // 0 = auto: what the planner finds the fastest
   int64_t gradient_accumulation_steps = 1;
   double num_epochs = 1;
   int64_t max_steps = 0;  // 0 = num_epochs decides
@@ -62,7 +63,10 @@ struct TrainConfig {
   int64_t threads = 0;     // 0 = every processor of the process
   int64_t max_memory = 0;  // bytes; 0 = what is free
 
-  int64_t rows_per_step() const { return micro_batch_size * gradient_accumulation_steps; }
+  // With micro_batch_size: auto, as with 1.
+  int64_t rows_per_step() const {
+    return std::max<int64_t>(micro_batch_size, 1) * gradient_accumulation_steps;
+  }
 };
 
 // One key of the config as `graft train --help` and docs/config.md show it.

@@ -63,6 +63,12 @@ int64_t left_in_group() {
   return left;
 }
 
+// `request.rows` becomes what is computed at once.
+MemoryPlan plan_shapes(const TrainConfig& config, const Model& shapes, PlanRequest& request) {
+  return config.micro_batch_size > 0 ? choose_plan(shapes, request)
+                                     : choose_rows(shapes, request, config.rows_per_step());
+}
+
 // One change of a config, and the plan that it would give.
 struct Change {
   std::string text;
@@ -130,8 +136,8 @@ Estimate estimate_of(const TrainConfig& config, const MemoryPlan& plan) {
   Estimate estimate;
   estimate.flops_per_s = product_rate(config.operands);
   estimate.tokens = config.rows_per_step() * config.sequence_len;
-  estimate.seconds = plan.flops.total() * static_cast<double>(config.gradient_accumulation_steps) /
-                     estimate.flops_per_s;
+  estimate.seconds = plan.flops.total() * static_cast<double>(estimate.tokens) /
+                     static_cast<double>(plan.training.tokens) / estimate.flops_per_s;
   return estimate;
 }
 
@@ -194,7 +200,7 @@ int64_t anonymous_memory() {
 
 PlanRequest plan_request(const TrainConfig& config) {
   PlanRequest request;
-  request.rows = config.micro_batch_size;
+  request.rows = std::max<int64_t>(config.micro_batch_size, 1);
   request.sequence_len = config.sequence_len;
   const Json content = read_json_file(join_path(config.base_model, "config.json"));
   request.quantizes =
@@ -215,7 +221,8 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& m
 RunPlan plan_run(const TrainConfig& config) {
   RunPlan plan;
   plan.request = plan_request(config);
-  plan.memory = choose_plan(*shapes_of(config, run_model_config(config)), plan.request);
+  const auto shapes = shapes_of(config, run_model_config(config));
+  plan.memory = plan_shapes(config, *shapes, plan.request);
   return plan;
 }
 
@@ -281,8 +288,10 @@ int run_plan(const Args& args) {
   const TrainConfig config = read_train_config(args);
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
   const auto model = shapes_of(config, run_model_config(config));
-  const PlanRequest request = plan_request(config);
-  const RunPlan plan{choose_plan(*model, request), request};
+  RunPlan plan;
+  plan.request = plan_request(config);
+  plan.memory = plan_shapes(config, *model, plan.request);
+  const PlanRequest& request = plan.request;
   refuse_unfit(config, plan);
   const MemoryPlan& memory = plan.memory;
   const std::vector<PhaseUse> uses = phase_uses(*model, memory);
@@ -295,6 +304,7 @@ int run_plan(const Args& args) {
     json.set("compute", compute_name(config.operands));
     json.set("fullest_phase", fullest_phase(*model, memory));
     json.set("limit_bytes", request.cap);
+    json.set("micro_batch_rows", request.rows);
     json.set("tokens_per_step", estimate.tokens);
     json.set("product_flops_per_s", estimate.flops_per_s);
     json.set("least_seconds_per_step", estimate.seconds);
@@ -315,6 +325,9 @@ int run_plan(const Args& args) {
               config.max_memory > 0 ? "max_memory" : "what is free now");
   std::printf("compute  %s operands of the products with frozen weights\n",
               compute_name(config.operands));
+  std::printf("rows     %s of the %s of a step at once%s\n", format_count(request.rows).c_str(),
+              format_count(config.rows_per_step()).c_str(),
+              config.micro_batch_size > 0 ? "" : " (micro_batch_size: auto)");
   std::printf("blocks   %s\n", layers_text(memory.training).c_str());
   std::printf("head     %s rows of logits at a time\n",
               format_count(memory.training.head_chunk).c_str());

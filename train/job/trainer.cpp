@@ -270,8 +270,9 @@ void Training::print_plan() {
                format_count(config_.sequence_len).c_str());
   if (shares.size() > 1) print_shares(shares, in_epoch);
   print_new_tokens();
-  std::fprintf(stderr, "plan    %s steps of %s rows, %s of memory\n",
+  std::fprintf(stderr, "plan    %s steps of %s rows, %s at once, %s of memory\n",
                format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
+               format_count(plan_.request.rows).c_str(),
                format_bytes(plan_.memory.total()).c_str());
   std::fprintf(stderr, "blocks  %s\n", layers_text(plan_.memory.training).c_str());
   for (const data::RefusedRecord& refused : train_->summary.refused) {
@@ -348,8 +349,8 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   // Dropout's seed: one value a step; 0 would switch it off.
   const uint64_t dropout_seed =
       (xxh3_64("dropout " + std::to_string(config_.seed) + " " + std::to_string(step))) | 1U;
-  for (int64_t row = first; row < last; row += config_.micro_batch_size) {
-    const int64_t end = std::min(row + config_.micro_batch_size, last);
+  for (int64_t row = first; row < last; row += plan_.request.rows) {
+    const int64_t end = std::min(row + plan_.request.rows, last);
     fill_batch(
         train_->store,
         std::span(packed).subspan(static_cast<size_t>(row - first), static_cast<size_t>(end - row)),
