@@ -18,6 +18,7 @@ class JsonScanner {
  public:
   // Both must outlive the scanner.
   JsonScanner(std::string_view text, std::string_view name) : text_(text), name_(name) {}
+  JsonScanner(std::string_view text, std::string&& name) = delete;
 
   // The first character of the next value; 0 at the end.
   char peek() {
