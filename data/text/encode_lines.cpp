@@ -53,7 +53,7 @@ bool LineEncoder::answer(std::string_view line, std::string& out) {
   std::string_view text;
   bool has_text = false;
   try {
-    JsonScanner scanner(line, "stdin");
+    JsonScanner scanner(line, std::string_view("stdin"));
     std::string_view key;
     for (scanner.enter('{'); scanner.next_key(key, key_);) {
       if (key == "text") {
