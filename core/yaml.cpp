@@ -236,7 +236,8 @@ ConfigReader::ConfigReader(const Json& tree, std::string file, std::string path)
 }
 
 const Json* ConfigReader::take(std::string_view key) {
-  known_.emplace_back(key);
+  // A key may be looked at more than once: "auto" or a number.
+  if (std::find(known_.begin(), known_.end(), key) == known_.end()) known_.emplace_back(key);
   return tree_->find(key);
 }
 

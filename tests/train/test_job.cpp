@@ -142,6 +142,9 @@ TEST_CASE("train: micro_batch_size: auto ends with the adapter of 1, to the bit"
             .at("micro_batch_size")
             .as_string() == "auto");
   CHECK(train("wrong", {"micro_batch_size=most"}).exit_code == 2);
+  const std::string known = train("wrong", {"micro_batch=1"}).err;
+  CHECK(known.find("known: ") < known.find(" micro_batch_size,"));
+  CHECK(known.find(" micro_batch_size,") == known.rfind(" micro_batch_size,"));  // listed once
 }
 
 TEST_CASE("train: a run that cannot fit is refused before a weight is read, with what would fit",

@@ -588,6 +588,7 @@ TEST_CASE("new tokens: what is wrong with them is said by key, in training and i
     INFO(checked.out);
     CHECK(checked.exit_code == 1);
     CHECK(checked.out.find("new_tokens") != std::string::npos);
+    CHECK(checked.out.find("error: ") == checked.out.rfind("error: "));  // said once
     return trained.err;
   };
   CHECK_THAT(refused("new_tokens=[<a>, \"\"]", 2),

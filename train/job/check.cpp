@@ -233,10 +233,10 @@ void Checker::check_adapter() {
 }
 
 void Checker::check_plan() {
-  const RunPlan plan = plan_run(config_);
+  const RunPlan plan = plan_run(config_, *model_);
   report_.planned_bytes = plan.memory.total();
   report_.limit_bytes = plan.request.cap;
-  refuse_unfit(config_, plan);
+  refuse_unfit(config_, *model_, plan);
 }
 
 CheckReport Checker::run() {
@@ -260,7 +260,9 @@ CheckReport Checker::run() {
     part("adapter", model_.has_value(), [&] { check_adapter(); });
     fits_model = report_.findings.size() == before;
   }
-  part("plan", model_.has_value() && fits_model, [&] { check_plan(); });
+  // Without its text nobody knows how large a model with new tokens is.
+  const bool is_whole = config_.new_tokens.empty() || text_.has_value();
+  part("plan", model_.has_value() && is_whole && fits_model, [&] { check_plan(); });
   part("output", is_good("output_dir"),
        [&] { check_output_directory(config_, RunFile(config_.output_dir)); });
   return std::move(report_);

@@ -107,13 +107,15 @@ std::vector<Change> changes_of(const TrainConfig& config) {
 }
 
 // The longest sequence_len and each other change that fits.
-std::vector<std::string> fitting_changes(const TrainConfig& config, const RunPlan& plan) {
+std::vector<std::string> fitting_changes(const TrainConfig& config,
+                                         const ModelConfig& model,
+                                         const RunPlan& plan) {
   std::vector<std::string> texts;
   bool shortened = false;
   for (const Change& change : changes_of(config)) {
     const bool shortens = change.config.sequence_len != config.sequence_len;
     if (shortens && shortened) continue;
-    const RunPlan other = plan_run(change.config);
+    const RunPlan other = plan_run(change.config, model);
     if (!other.memory.fits) continue;
     shortened = shortened || shortens;
     texts.push_back(change.text + " needs " + format_bytes(other.memory.total()));
@@ -218,18 +220,17 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& m
   return shapes;
 }
 
-RunPlan plan_run(const TrainConfig& config) {
+RunPlan plan_run(const TrainConfig& config, const ModelConfig& model) {
   RunPlan plan;
   plan.request = plan_request(config);
-  const auto shapes = shapes_of(config, run_model_config(config));
-  plan.memory = plan_shapes(config, *shapes, plan.request);
+  plan.memory = plan_shapes(config, *shapes_of(config, model), plan.request);
   return plan;
 }
 
-void refuse_unfit(const TrainConfig& config, const RunPlan& plan) {
+void refuse_unfit(const TrainConfig& config, const ModelConfig& model, const RunPlan& plan) {
   if (plan.memory.fits) return;
   std::string fix = "any of these would fit:";
-  for (const std::string& text : fitting_changes(config, plan)) fix += "\n         " + text;
+  for (const std::string& text : fitting_changes(config, model, plan)) fix += "\n         " + text;
   fail(ExitCode::kDevice,
        "this run needs at least " + format_bytes(plan.memory.total()) + ", " +
            format_bytes(plan.request.cap) +
@@ -287,12 +288,13 @@ std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
 int run_plan(const Args& args) {
   const TrainConfig config = read_train_config(args);
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
-  const auto model = shapes_of(config, run_model_config(config));
+  const ModelConfig model_config = run_model_config(config);
+  const auto model = shapes_of(config, model_config);
   RunPlan plan;
   plan.request = plan_request(config);
   plan.memory = plan_shapes(config, *model, plan.request);
   const PlanRequest& request = plan.request;
-  refuse_unfit(config, plan);
+  refuse_unfit(config, model_config, plan);
   const MemoryPlan& memory = plan.memory;
   const std::vector<PhaseUse> uses = phase_uses(*model, memory);
   const Estimate estimate = estimate_of(config, memory);

@@ -38,12 +38,13 @@ struct RunPlan {
 // Names, shapes and adapters of a config's model, of which `model` may be the first blocks.
 std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& model);
 
-// The plan of a run, made from its config.json before any weight is read. `fits` may be false.
-RunPlan plan_run(const TrainConfig& config);
+// The plan of a run of `model` (run_model_config), made before any weight is read. `fits` may be
+// false.
+RunPlan plan_run(const TrainConfig& config, const ModelConfig& model);
 
 // Throws kDevice for a plan that does not fit, with the changes of the config that would make it
 // fit and what each would need.
-void refuse_unfit(const TrainConfig& config, const RunPlan& plan);
+void refuse_unfit(const TrainConfig& config, const ModelConfig& model, const RunPlan& plan);
 
 // Operations a second of a large matrix product, measured for about a tenth of a second.
 double product_rate(graft_float_type operands);

@@ -146,10 +146,10 @@ bool Training::claim_directory() {
 }
 
 void Training::prepare_model() {
-  plan_ = plan_run(config_);
-  refuse_unfit(config_, plan_);
-  const bool quantizes = config_.method == Method::kQlora;
   const ModelConfig model = run_model_config(config_);
+  plan_ = plan_run(config_, model);
+  refuse_unfit(config_, model, plan_);
+  const bool quantizes = config_.method == Method::kQlora;
   model_ =
       config_.random_weights
           ? make_model(model, config_.seed)
