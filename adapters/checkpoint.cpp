@@ -1,6 +1,7 @@
 #include "adapters/checkpoint.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/progress.h"
+#include "kernels/elementwise.h"
 
 namespace graft::adapters {
 namespace {
@@ -183,34 +185,40 @@ Json read_config(const SafetensorsDirectory& model) {
   return read_json_file(join_path(model.directory(), "config.json"));
 }
 
-void read_floats(const SafetensorsFile& file,
-                 const TensorInfo& tensor,
-                 int64_t begin,
-                 std::span<float> out) {
+graft_float_type float_type(const SafetensorsFile& file, const TensorInfo& tensor) {
   if (!is_floating(tensor.dtype)) {
     fail(ExitCode::kData,
          "the tensor is " + std::string(dtype_name(tensor.dtype)) + ", expected F32, BF16 or F16",
          file.path() + ": " + tensor.name);
   }
-  const size_t size = static_cast<size_t>(dtype_bytes(tensor.dtype));
-  const int64_t first_byte = begin * static_cast<int64_t>(size);
-  if (tensor.dtype == DType::kF32) {
-    file.read(tensor, first_byte, std::as_writable_bytes(out));
-    return;
-  }
-  // Bounds what is held beside the result.
-  constexpr size_t kMostRead = size_t{1} << 22;
-  std::vector<std::byte> bytes(std::min(out.size(), kMostRead) * size);
-  for (size_t done = 0; done < out.size(); done += kMostRead) {
-    const size_t values = std::min(kMostRead, out.size() - done);
-    const std::span<std::byte> piece(bytes.data(), values * size);
-    file.read(tensor, first_byte + static_cast<int64_t>(done * size), piece);
-    for_each_piece(static_cast<int64_t>(values), [&](int64_t, int64_t first, int64_t end) {
-      const size_t offset = static_cast<size_t>(first), count = static_cast<size_t>(end - first);
-      convert_to_f32(tensor.dtype, piece.subspan(offset * size, count * size),
-                     out.data() + done + offset, end - first);
-    });
-  }
+  return tensor.dtype == DType::kF32    ? GRAFT_F32
+         : tensor.dtype == DType::kBF16 ? GRAFT_BF16
+                                        : GRAFT_F16;
+}
+
+void read_floats(const SafetensorsFile& file,
+                 const TensorInfo& tensor,
+                 int64_t begin,
+                 std::span<float> out) {
+  const graft_float_type type = float_type(file, tensor);
+  const int64_t size = dtype_bytes(tensor.dtype);
+  for_each_piece(static_cast<int64_t>(out.size()), [&](int64_t, int64_t first, int64_t end) {
+    const int64_t count = end - first, at = (begin + first) * size;
+    float* const values = out.data() + first;
+    if (type == GRAFT_F32) {
+      file.read(tensor, at, std::as_writable_bytes(std::span(values, static_cast<size_t>(count))));
+      return;
+    }
+    std::array<uint16_t, kPieceValues> stored;
+    const auto bytes = std::as_writable_bytes(std::span(stored).first(static_cast<size_t>(count)));
+    file.read(tensor, at, bytes);
+    if (type == GRAFT_F16) {  // which graft_convert does not know
+      convert_to_f32(tensor.dtype, bytes, values, count);
+    } else if (graft_convert(stored.data(), type, count, values, GRAFT_F32, count, 1, count, 1) !=
+               GRAFT_OK) {
+      fail(ExitCode::kBug, graft_last_error());
+    }
+  });
 }
 
 void write_floats(std::span<const float> values, DType dtype, const ByteSink& sink) {

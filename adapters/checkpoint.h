@@ -13,6 +13,7 @@
 
 #include "core/json.h"
 #include "core/safetensors.h"
+#include "kernels/status.h"  // graft_float_type
 
 namespace graft::adapters {
 
@@ -54,8 +55,11 @@ Json with_vocab_size(const Json& config, int64_t vocab_size);
 // config.json of a model directory. Errors: kIo, kData.
 Json read_config(const SafetensorsDirectory& model);
 
-// Values [begin, begin + out.size()) of a floating tensor as float32.
-// Errors: kData for a dtype that is not floating.
+// The type of a tensor's values. Errors: kData for a dtype that is not F32, BF16 or F16.
+graft_float_type float_type(const SafetensorsFile& file, const TensorInfo& tensor);
+
+// Values [begin, begin + out.size()) of a floating tensor as float32, read on all threads.
+// Errors: those of float_type, kIo.
 void read_floats(const SafetensorsFile& file,
                  const TensorInfo& tensor,
                  int64_t begin,

@@ -1,6 +1,7 @@
 #include "adapters/quantize.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 
@@ -209,9 +210,17 @@ Nf4Owned quantize_tensor(const SafetensorsFile& file,
   const int64_t blocks = graft_nf4_block_count(weight.count, options.block_size);
   weight.packed.resize(static_cast<size_t>(graft_nf4_packed_bytes(weight.count)));
   weight.absmax.resize(static_cast<size_t>(blocks));
-  for_float_pieces(file, tensor, [&](int64_t begin, std::span<const float> values) {
-    quantize_piece(values, options, weight.packed.data() + begin / 2,
-                   weight.absmax.data() + begin / options.block_size, place(file, tensor));
+  const graft_float_type type = float_type(file, tensor);
+  for_each_piece(weight.count, [&](int64_t, int64_t begin, int64_t end) {
+    std::array<float, kPieceValues> stored;  // or half as wide
+    const int64_t size = dtype_bytes(tensor.dtype);
+    const auto bytes = std::as_writable_bytes(std::span(stored));
+    file.read(tensor, begin * size, bytes.first(static_cast<size_t>((end - begin) * size)));
+    check(graft_quant4_quantize(options.type, type, stored.data(), end - begin, options.block_size,
+                                weight.packed.data() + begin / 2,
+                                weight.absmax.data() + begin / options.block_size, GRAFT_CPU,
+                                nullptr),
+          place(file, tensor));
   });
   if (!options.double_quant || blocks == 0) return weight;
   weight.absmax8.resize(static_cast<size_t>(blocks));

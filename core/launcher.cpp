@@ -3,6 +3,7 @@
 // One program per side, because a program that links LibTorch needs 0.25-0.5 s to start and the
 // dataset side must start in milliseconds.
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -83,6 +84,9 @@ void print_help() {
     pointers.push_back(word.data());
   }
   pointers.push_back(nullptr);
+  // What the programs with OpenMP otherwise set by starting themselves once more: LibTorch would be
+  // loaded twice.
+  ::setenv("OMP_WAIT_POLICY", "passive", 0);
   ::execv(program.c_str(), pointers.data());
   graft::fail(graft::ExitCode::kUsage,
               "\"graft " + std::string(route.verb) + "\" needs the program " +

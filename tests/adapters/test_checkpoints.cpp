@@ -10,6 +10,7 @@
 #include "adapters/merge.h"
 #include "adapters/nf4_checkpoint.h"
 #include "adapters/peft.h"
+#include "adapters/pieces.h"
 #include "adapters/quantize.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -500,4 +501,23 @@ TEST_CASE("graft-adapter: the commands print JSON and use the exit codes", "[ada
   CHECK(wrong.err.find("did you mean \"w16\"") != std::string::npos);
   const auto missing = run({"graft-adapter", "inspect", directory.file("none")});
   CHECK(missing.exit_code == 74);
+}
+
+TEST_CASE("checkpoint: of several pieces that fail, the first one's error is raised",
+          "[adapters]") {
+  const auto fails_from = [](int64_t first) {
+    try {
+      graft::adapters::for_each_piece(5 * graft::adapters::kPieceValues + 1,
+                                      [&](int64_t piece, int64_t, int64_t) {
+                                        if (piece >= first)
+                                          throw std::runtime_error(std::to_string(piece));
+                                      });
+    } catch (const std::runtime_error& error) {
+      return std::string(error.what());
+    }
+    return std::string("none");
+  };
+  CHECK(fails_from(0) == "0");
+  CHECK(fails_from(2) == "2");
+  CHECK(fails_from(6) == "none");
 }

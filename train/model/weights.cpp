@@ -1,6 +1,8 @@
 #include "train/model/weights.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -8,6 +10,7 @@
 
 #include "adapters/checkpoint.h"
 #include "adapters/nf4_checkpoint.h"
+#include "adapters/pieces.h"
 #include "adapters/quantize.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -125,7 +128,7 @@ class WeightReader {
     const auto entry = files_.at(name);
     const std::string where = entry.file->path() + ": " + name;
     check_shape(where, tensor.stored_shape(), entry.info->shape);
-    adapters::read_floats(*entry.file, *entry.info, 0, {});  // no values: its type is looked at
+    adapters::float_type(*entry.file, *entry.info);
   }
 
   BaseWeight read_linear(const Linear& linear, Precision precision) const {
@@ -155,49 +158,36 @@ class WeightReader {
     return entry;
   }
 
+  // Read, looked at and rounded by pieces on all threads, each while it is in a thread's cache.
   static void read_into(const SafetensorsDirectory::Entry& entry,
                         graft_float_type type,
                         at::Tensor& tensor) {
+    // bfloat16 has float32's exponents; what is nearer to 2^128 than to its largest value rounds to
+    // infinity.
+    constexpr float kTooLarge = 0x1.ffp127F;
+    std::atomic<int64_t> not_finite{0}, too_large{0};
+    adapters::for_each_piece(tensor.numel(), [&](int64_t, int64_t begin, int64_t end) {
+      std::array<float, adapters::kPieceValues> wide;
+      const std::span<float> values(type == GRAFT_BF16 ? wide.data() : f32(tensor) + begin,
+                                    static_cast<size_t>(end - begin));
+      adapters::read_floats(*entry.file, *entry.info, begin, values);
+      int64_t found = 0;
+      check(graft_count_not_finite(values.data(), end - begin, &found));
+      not_finite += found;
+      if (type != GRAFT_BF16) return;
+      too_large += std::count_if(values.begin(), values.end(),
+                                 [](float value) { return std::fabs(value) >= kTooLarge; });
+      check(graft_convert(values.data(), GRAFT_F32, end - begin, bf16(tensor) + begin, GRAFT_BF16,
+                          end - begin, 1, end - begin, 1));
+    });
     const std::string where = entry.file->path() + ": " + entry.info->name;
-    if (type == GRAFT_BF16) {
-      read_rounded(entry, where, tensor);
-      return;
-    }
-    const auto count = static_cast<size_t>(tensor.numel());
-    adapters::read_floats(*entry.file, *entry.info, 0, {f32(tensor), count});
-    check_finite(f32(tensor), tensor.numel(), where);
-  }
-
-  static void check_finite(const float* values, int64_t count, const std::string& where) {
-    int64_t not_finite = 0;
-    check(graft_count_not_finite(values, count, &not_finite));
     if (not_finite > 0) {
       fail(ExitCode::kData, std::to_string(not_finite) + " weights are NaN or infinite", where,
            "fetch the checkpoint again");
     }
-  }
-
-  // Piece by piece, so that the tensor is never whole in float32.
-  static void read_rounded(const SafetensorsDirectory::Entry& entry,
-                           const std::string& where,
-                           at::Tensor& tensor) {
-    // bfloat16 has float32's exponents; what is nearer to 2^128 than to its largest value rounds to
-    // infinity.
-    constexpr float kTooLarge = 0x1.ffp127F;
-    constexpr int64_t kPiece = int64_t{1} << 18;
-    std::vector<float> piece(static_cast<size_t>(std::min(kPiece, tensor.numel())));
-    for (int64_t begin = 0; begin < tensor.numel(); begin += kPiece) {
-      const int64_t count = std::min(kPiece, tensor.numel() - begin);
-      const std::span<float> values = std::span(piece).first(static_cast<size_t>(count));
-      adapters::read_floats(*entry.file, *entry.info, begin, values);
-      check_finite(values.data(), count, where);
-      if (std::any_of(values.begin(), values.end(),
-                      [](float value) { return std::fabs(value) >= kTooLarge; })) {
-        fail(ExitCode::kData, "a weight is too large for bfloat16, whose largest is 3.39e38", where,
-             "set compute: fp32");
-      }
-      check(graft_convert(values.data(), GRAFT_F32, count, bf16(tensor) + begin, GRAFT_BF16, count,
-                          1, count, 1));
+    if (too_large > 0) {
+      fail(ExitCode::kData, "a weight is too large for bfloat16, whose largest is 3.39e38", where,
+           "set compute: fp32");
     }
   }
 
