@@ -62,6 +62,7 @@ void limit_data(int64_t bytes) {
   if (::setrlimit(RLIMIT_DATA, &both) != 0) ::_exit(126);
 }
 
+constexpr const char* kChild = "child of a memory test: plans two epochs";
 constexpr int kPlanned = 0;
 constexpr int kOutOfMemory = 3;
 
@@ -71,7 +72,7 @@ int plan_within(int64_t budget, const std::string& store) {
   return run([&] {
     ::setenv("GRAFT_TEST_BUDGET", std::to_string(budget).c_str(), 1);
     ::setenv("GRAFT_TEST_STORE", store.c_str(), 1);
-    ::execl("/proc/self/exe", "test_text", "memory: the process that plans", nullptr);
+    ::execl("/proc/self/exe", "test_text", kChild, nullptr);
   });
 }
 
@@ -123,11 +124,11 @@ bool plan_epochs(const std::string& path) {
 
 }  // namespace
 
-// Ends the process; run by plan_within() alone.
-TEST_CASE("memory: the process that plans", "[.]") {
+// Ends the process where plan_within() runs it, and does nothing where a person's filter does.
+TEST_CASE(kChild, "[.]") {
   const char* budget = std::getenv("GRAFT_TEST_BUDGET");
   const char* store = std::getenv("GRAFT_TEST_STORE");
-  REQUIRE((budget && store));
+  if (budget == nullptr || store == nullptr) return;
   limit_data(data_bytes() + std::atoll(budget));
   try {
     std::_Exit(plan_epochs(store) ? kPlanned : 2);
