@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,10 +18,11 @@
 namespace {
 
 struct Route {
-  std::string_view verb;
+  std::string_view verb;  // one word, or two, which become one of the program's
   std::string_view program;
   bool is_group;  // the verb is not passed on: `graft data clean` runs `graft-data clean`
   std::string_view summary;
+  std::string_view fix = "build it with `make`, or install the whole of graft";  // not here
 };
 
 constexpr Route kRoutes[] = {
@@ -34,7 +36,9 @@ constexpr Route kRoutes[] = {
     {"generate", "graft-train", false, "text from a model or adapter"},
     {"quantize", "graft-adapter", false, "a 4-bit checkpoint that bitsandbytes loads"},
     {"adapter", "graft-adapter", true, "inspect and merge adapters"},
-    {"bench", "graft-bench", true, "speed on this machine, beside other implementations"},
+    {"bench step", "graft-train", false, "speed and memory of training steps on this machine"},
+    {"bench", "graft-bench", true, "kernels and data beside other implementations",
+     "it is not installed: run it in a source tree after `make`; `graft bench step` is installed"},
 };
 
 constexpr std::string_view kBashCompletion =
@@ -70,15 +74,16 @@ void print_help() {
               "`graft COMMAND --help` explains a command. Every command takes --json.\n");
 }
 
-[[noreturn]] void become(const Route& route, int argc, char** argv, bool complete) {
+[[noreturn]] void become(const Route& route, std::span<char* const> rest, bool complete) {
   const std::string program = sibling(route.program);
   std::vector<std::string> words = {program};
   if (complete) {
     words.emplace_back("--complete");
   }
-  for (int i = route.is_group ? 2 : 1; i < argc; ++i) {
-    words.emplace_back(argv[i]);
+  if (!route.is_group) {
+    words.emplace_back(route.verb);
   }
+  words.insert(words.end(), rest.begin(), rest.end());
   std::vector<char*> pointers;
   for (std::string& word : words) {
     pointers.push_back(word.data());
@@ -91,22 +96,36 @@ void print_help() {
   graft::fail(graft::ExitCode::kUsage,
               "\"graft " + std::string(route.verb) + "\" needs the program " +
                   std::string(route.program) + ", which is not here",
-              program, "build it with `make`, or install the whole of graft");
+              program, std::string(route.fix));
+}
+
+// How many words the verb takes; 0 where the words are not its own.
+size_t words_of(const Route& route, std::span<char* const> words) {
+  const size_t space = route.verb.find(' ');
+  if (words.empty() || words[0] != route.verb.substr(0, space)) return 0;
+  if (space == std::string_view::npos) return 1;
+  return words.size() > 1 && words[1] == route.verb.substr(space + 1) ? 2 : 0;
 }
 
 int run(int argc, char** argv) {
-  const bool complete = argc > 1 && std::string_view(argv[1]) == "--complete";
+  std::span<char* const> words(argv + 1, static_cast<size_t>(argc - 1));
+  const bool complete = !words.empty() && std::string_view(words[0]) == "--complete";
   if (complete) {
-    --argc;
-    ++argv;
+    words = words.subspan(1);
   }
-  const std::string_view verb = argc > 1 ? argv[1] : "--help";
+  const std::string_view verb = words.empty() ? "--help" : words[0];
   std::vector<std::string_view> verbs;
   for (const Route& route : kRoutes) {
-    if (route.verb == verb) {
-      become(route, argc, argv, complete);
+    if (const size_t taken = words_of(route, words)) {
+      become(route, words.subspan(taken), complete);
     }
-    verbs.push_back(route.verb);
+    const size_t space = route.verb.find(' ');
+    if (space == std::string_view::npos) {
+      verbs.push_back(route.verb);
+    } else if (complete && words.size() == 1 && verb == route.verb.substr(0, space)) {
+      std::printf("%s\n", std::string(route.verb.substr(space + 1)).c_str());
+      std::fflush(stdout);  // its group's own follow
+    }
   }
   verbs.emplace_back("completion");
   if (complete) {

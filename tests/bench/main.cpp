@@ -13,9 +13,6 @@
 #include "core/progress.h"
 #include "tests/bench/duel.h"
 #include "tests/bench/measure.h"
-#ifdef GRAFT_BENCH_TRAIN
-#include "train/job/bench_step.h"
-#endif
 
 namespace {
 
@@ -240,7 +237,7 @@ int main(int argc, char** argv) {
     ::setenv("OMP_WAIT_POLICY", "passive", 0);
     ::execv("/proc/self/exe", argv);
   }
-  std::vector<graft::Command> commands = {
+  const std::vector<graft::Command> commands = {
       {"run",
        "",
        0,
@@ -259,9 +256,6 @@ int main(int argc, char** argv) {
         {"--seconds", "N", "60", "the longest wait for five quiet samples of a row"}},
        {"graft bench kernels --only adamw"},
        run_kernels}};
-#ifdef GRAFT_BENCH_TRAIN
-  commands.push_back(graft::train::bench_step_command());
-#endif
   return graft::run_main([&] {
     if (argc == 1) {  // `make bench`
       char word[] = "run";

@@ -358,7 +358,7 @@ Command bench_step_command() {
   static const std::string shape_help =
       "random weights of a known shape, or of a directory's config.json: " + shape_names();
   static const Option shape = {"--shape", "NAME|DIR", "", shape_help.c_str()};
-  return {"step",
+  return {"bench step",
           "",
           0,
           0,

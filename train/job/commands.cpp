@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/progress.h"
+#include "train/job/bench_step.h"
 #include "train/job/check.h"
 #include "train/job/compute.h"
 #include "train/job/device_option.h"
@@ -36,7 +37,7 @@ constexpr Option kMaxNew = {"--max-new-tokens", "N", "128", "longest answer, in 
 }  // namespace
 
 std::vector<Command> train_commands() {
-  return {
+  std::vector<Command> commands = {
       {"train",
        "CONFIG.yaml [key=value …]",
        1,
@@ -132,6 +133,8 @@ std::vector<Command> train_commands() {
         "graft generate --model base --adapter out/run/adapter --chat chat.json"},
        run_generate},
   };
+  commands.push_back(bench_step_command());
+  return commands;
 }
 
 }  // namespace graft::train
