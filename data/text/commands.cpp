@@ -148,7 +148,8 @@ int run_extend(const Args& args) {
   for (const std::string& content : args.positionals()) {
     tokens.push_back({.content = content, .special = !args.flag("--normal")});
   }
-  const std::vector<NewToken> added = extend_tokenizer_files(model, tokens, out);
+  const std::vector<NewToken> added =
+      extend_tokenizer_files(*load_tokenizer(model), model, tokens, out);
   Json list = Json::array();
   std::vector<std::vector<std::string>> rows = {{"id", "token", "row begins as the mean of"}};
   for (const NewToken& token : added) {

@@ -67,10 +67,11 @@ std::vector<NewToken> new_tokens_of(const Tokenizer& tokenizer,
   return result;
 }
 
-std::vector<NewToken> extend_tokenizer_files(const std::string& model_dir,
+std::vector<NewToken> extend_tokenizer_files(const Tokenizer& base,
+                                             const std::string& model_dir,
                                              std::span<const AddedTokenSpec> tokens,
                                              const std::string& out_dir) {
-  const std::vector<NewToken> result = new_tokens_of(*load_tokenizer(model_dir), tokens);
+  const std::vector<NewToken> result = new_tokens_of(base, tokens);
   std::string items;
   for (size_t i = 0; i < tokens.size(); ++i) {
     items += (items.empty() ? "" : ", ") +

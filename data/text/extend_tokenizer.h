@@ -30,9 +30,11 @@ std::vector<NewToken> new_tokens_of(const Tokenizer& tokenizer,
 // Writes tokenizer.json (or tokenizer.model), tokenizer_config.json, special_tokens_map.json and
 // chat_template.jinja of `model_dir`, where it has them, to `out_dir`, with `tokens` added as
 // Tokenizer::with_added_tokens adds them. Other bytes of tokenizer.json stay as they are. Loading
-// `out_dir` gives the same ids as with_added_tokens. Errors: kIo, kData (as load_tokenizer and
-// with_added_tokens; a token twice).
-std::vector<NewToken> extend_tokenizer_files(const std::string& model_dir,
+// `out_dir` gives the same ids as with_added_tokens.
+//   base   the tokenizer of model_dir
+// Errors: kIo, kData (as load_tokenizer and with_added_tokens; a token twice).
+std::vector<NewToken> extend_tokenizer_files(const Tokenizer& base,
+                                             const std::string& model_dir,
                                              std::span<const AddedTokenSpec> tokens,
                                              const std::string& out_dir);
 

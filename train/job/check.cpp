@@ -248,9 +248,10 @@ CheckReport Checker::run() {
   part("weights", model_.has_value() && !config_.random_weights,
        [&] { check_weight_files(*model_, config_.base_model); });
   part("text", model_.has_value(), [&] {
-    model_ = run_model_config(config_);
+    const Vocabulary vocabulary = read_vocabulary(config_);
+    model_ = vocabulary.model;
     const ScratchDirectory scratch;
-    text_ = load_run_text(config_, model_->vocab_size, join_path(scratch.path(), "tokenizer"));
+    text_ = load_run_text(config_, vocabulary, join_path(scratch.path(), "tokenizer"));
   });
   part("data", text_.has_value(), [&] { check_data(); });
   const bool adapts = config_.method != Method::kFull;

@@ -95,7 +95,9 @@ class Doctor {
   Doctor(const TrainConfig& config, const DoctorOptions& options)
       : config_(config),
         engine_(options.engine),
-        extent_(choose_extent(config, options.layers, static_cast<int64_t>(kRows), kRowTokens)) {}
+        vocabulary_(read_vocabulary(config)),
+        extent_(choose_extent(
+            config, vocabulary_.model, options.layers, static_cast<int64_t>(kRows), kRowTokens)) {}
 
   DoctorReport run();
 
@@ -119,6 +121,7 @@ class Doctor {
 
   const TrainConfig& config_;
   const DoctorEngine& engine_;
+  Vocabulary vocabulary_;
   Extent extent_;
   int64_t row_tokens_ = extent_.request.sequence_len;
   std::unique_ptr<Model> model_;
@@ -367,7 +370,7 @@ std::string Doctor::extent_text() const {
 
 DoctorReport Doctor::run() {
   const ScratchDirectory scratch;
-  text_ = load_run_text(config_, extent_.config.vocab_size, join_path(scratch.path(), "tokenizer"));
+  text_ = load_run_text(config_, vocabulary_, join_path(scratch.path(), "tokenizer"));
   check("mask", "the first " + std::to_string(kRecords) + " records of each dataset",
         [&] { return mask(); });
   model_ = load_extent(config_, extent_);

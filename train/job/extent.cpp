@@ -6,7 +6,6 @@
 #include "core/error.h"
 #include "core/progress.h"
 #include "train/job/memory.h"
-#include "train/job/vocabulary.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -57,10 +56,10 @@ MemoryPlan largest_plan(const TrainConfig& config,
 }  // namespace
 
 Extent choose_extent(const TrainConfig& config,
+                     const ModelConfig& whole,
                      int64_t asked,
                      int64_t rows,
                      int64_t most_row_tokens) {
-  const ModelConfig whole = run_model_config(config);
   Extent extent{whole, whole.layer_count(), plan_request(config)};
   extent.request.rows = rows;
   extent.request.sequence_len = std::min(config.sequence_len, most_row_tokens);

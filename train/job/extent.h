@@ -17,12 +17,13 @@ struct Extent {
   PlanRequest request;  // of a step of the checks
 };
 
-// `asked` blocks, or with 0 as many of the first as make about a minute or two of checks and fit
-// the memory with everything kept and every weight decoded; at least those that the adapter names.
-// The checks compute `rows` rows of at most `most_row_tokens` tokens. Errors: kUsage (more blocks
-// than there are; an adapter that does not fit the model), kDevice (too little memory for the
-// least).
+// `asked` blocks of `whole` (read_vocabulary), or with 0 as many of the first as make about a
+// minute or two of checks and fit the memory with everything kept and every weight decoded; at
+// least those that the adapter names. The checks compute `rows` rows of at most `most_row_tokens`
+// tokens. Errors: kUsage (more blocks than there are; an adapter that does not fit the model),
+// kDevice (too little memory for the least).
 Extent choose_extent(const TrainConfig& config,
+                     const ModelConfig& whole,
                      int64_t asked,
                      int64_t rows,
                      int64_t most_row_tokens);

@@ -288,7 +288,7 @@ std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
 int run_plan(const Args& args) {
   const TrainConfig config = read_train_config(args);
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
-  const ModelConfig model_config = run_model_config(config);
+  const ModelConfig model_config = read_vocabulary(config).model;
   const auto model = shapes_of(config, model_config);
   RunPlan plan;
   plan.request = plan_request(config);

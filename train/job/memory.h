@@ -38,7 +38,7 @@ struct RunPlan {
 // Names, shapes and adapters of a config's model, of which `model` may be the first blocks.
 std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& model);
 
-// The plan of a run of `model` (run_model_config), made before any weight is read. `fits` may be
+// The plan of a run of `model` (read_vocabulary), made before any weight is read. `fits` may be
 // false.
 RunPlan plan_run(const TrainConfig& config, const ModelConfig& model);
 

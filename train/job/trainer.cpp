@@ -146,7 +146,8 @@ bool Training::claim_directory() {
 }
 
 void Training::prepare_model() {
-  const ModelConfig model = run_model_config(config_);
+  const Vocabulary vocabulary = read_vocabulary(config_);
+  const ModelConfig& model = vocabulary.model;
   plan_ = plan_run(config_, model);
   refuse_unfit(config_, model, plan_);
   const bool quantizes = config_.method == Method::kQlora;
@@ -161,7 +162,7 @@ void Training::prepare_model() {
   } else {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
-  text_ = load_run_text(config_, model.vocab_size, path("tokenizer"));
+  text_ = load_run_text(config_, vocabulary, path("tokenizer"));
   optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);
 }
 

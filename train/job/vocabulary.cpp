@@ -33,10 +33,10 @@ void check_token(const data::NewToken& token,
 
 }  // namespace
 
-ModelConfig run_model_config(const TrainConfig& config) {
+Vocabulary read_vocabulary(const TrainConfig& config) {
   ModelConfig model = read_model_config(config.base_model);
-  if (config.new_tokens.empty()) return model;
-  const ModelText text = load_model_text(config.base_model, model.vocab_size);
+  if (config.new_tokens.empty()) return {std::move(model), nullptr};
+  ModelText text = load_model_text(config.base_model, model.vocab_size);
   const std::vector<data::NewToken> tokens =
       data::new_tokens_of(*text.tokenizer, config.new_tokens);
   const int64_t first = text.tokenizer->vocab_size();
@@ -49,14 +49,15 @@ ModelConfig run_model_config(const TrainConfig& config) {
     pieces.push_back(tokens[i].pieces);
   }
   add_tokens(model, first, std::move(pieces));
-  return model;
+  return {std::move(model), std::move(text.tokenizer)};
 }
 
 ModelText load_run_text(const TrainConfig& config,
-                        int64_t vocab_size,
+                        const Vocabulary& vocabulary,
                         const std::string& directory) {
-  if (config.new_tokens.empty()) return load_model_text(config.base_model, vocab_size);
-  data::extend_tokenizer_files(config.base_model, config.new_tokens, directory);
+  const int64_t vocab_size = vocabulary.model.vocab_size;
+  if (vocabulary.base == nullptr) return load_model_text(config.base_model, vocab_size);
+  data::extend_tokenizer_files(*vocabulary.base, config.base_model, config.new_tokens, directory);
   return load_model_text(directory, vocab_size);
 }
 
