@@ -189,7 +189,8 @@ graft_float_type float_type(const SafetensorsFile& file, const TensorInfo& tenso
   if (!is_floating(tensor.dtype)) {
     fail(ExitCode::kData,
          "the tensor is " + std::string(dtype_name(tensor.dtype)) + ", expected F32, BF16 or F16",
-         file.path() + ": " + tensor.name);
+         file.path() + ": " + tensor.name,
+         "save the weights in one of these, or as a bitsandbytes checkpoint in 4 bits");
   }
   return tensor.dtype == DType::kF32    ? GRAFT_F32
          : tensor.dtype == DType::kBF16 ? GRAFT_BF16

@@ -193,7 +193,10 @@ class Collector {
     if (summary_.documents == 0) {
       fail(ExitCode::kData,
            "none of the " + format_count(summary_.records) + " records gives a document",
-           first_refusal(""), "correct the records, or the model's chat template");
+           first_refusal(""),
+           "correct the records, what chooses the trained turns (roles_to_train, train_on_turns), "
+           "or the "
+           "model's chat template");
     }
     if (static_cast<double>(summary_.straddling) >
         kMaxStraddlingTurns * static_cast<double>(summary_.turns)) {

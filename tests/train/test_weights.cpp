@@ -197,7 +197,7 @@ TEST_CASE("weights: what does not fit the config is refused with file and tensor
     const float bad = NAN;
     std::memcpy(checkpoint.at("model.norm.weight").bytes.data(), &bad, 4);
     checkpoint.write();
-    refuses("1 weights are NaN or infinite", "model.norm.weight");
+    refuses("1 of 32 weights: NaN or infinite", "model.norm.weight");
   }
 }
 

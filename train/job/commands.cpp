@@ -62,7 +62,7 @@ std::vector<Command> train_commands() {
        1,
        -1,
        "all that is wrong with a config, its data and its model, in one run; exit 1 where training "
-       "would end with an error",
+       "would end with an error. Of weights names, shapes and types are read, no values",
        {},
        {"graft check configs/qlora.yaml", "graft check run.yaml datasets=[mine.jsonl] --json"},
        run_check},

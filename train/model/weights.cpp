@@ -182,8 +182,10 @@ class WeightReader {
     });
     const std::string where = entry.file->path() + ": " + entry.info->name;
     if (not_finite > 0) {
-      fail(ExitCode::kData, std::to_string(not_finite) + " weights are NaN or infinite", where,
-           "fetch the checkpoint again");
+      fail(ExitCode::kData,
+           std::to_string(not_finite) + " of " + std::to_string(tensor.numel()) +
+               " weights: NaN or infinite",
+           where, "fetch the checkpoint again");
     }
     if (too_large > 0) {
       fail(ExitCode::kData, "a weight is too large for bfloat16, whose largest is 3.39e38", where,
