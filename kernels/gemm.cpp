@@ -1,6 +1,7 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "kernels/check.h"
 #include "kernels/parallel.h"
@@ -9,10 +10,12 @@
 namespace graft::kernels {
 namespace {
 
-// Columns of op(B) that one task packs: 256 x 512 floats, half of a 1 MiB second-level cache.
-constexpr int64_t kTaskColumns = 512;
-// Fewer rows than this and packing op(B) again for each task costs more than 5 % of the product.
-constexpr int64_t kTaskRows = 192;
+// Columns of op(B) that one task packs at most: 256 x 1024 floats. Fewer threads share the columns
+// in wider pieces, so that op(A) is packed less often.
+constexpr int64_t kWidths[] = {1024, 768, 512, 384, 256, 192, 128, 64};
+// Packing an element takes as long as this many multiply-adds.
+constexpr int64_t kPackCost = 16;
+constexpr int64_t kLeastRows = 48;  // of a task
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -31,21 +34,29 @@ struct Grid {
   int64_t rows, columns;  // of a task
 };
 
-// Cuts C for `threads`. The cut changes which thread computes an element, never its value.
+// Cuts C into the tasks that `threads` finish first, by the number of multiply-adds. The cut
+// changes which thread computes an element, never its value.
 Grid choose_grid(int64_t m, int64_t n, int64_t k, const Table& isa) {
   const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
-  Grid grid{m, std::min(n, kTaskColumns)};
-  if (threads == 1 || m * n * k < (1 << 19)) return grid;
-  const int64_t wanted = 3 * threads;
-  const int64_t column_tasks = ceil_div(n, grid.columns);
-  if (column_tasks >= wanted) return grid;
-  const int64_t row_tasks = std::min(ceil_div(wanted, column_tasks), ceil_div(m, kTaskRows));
-  grid.rows = round_up(ceil_div(m, std::max<int64_t>(row_tasks, 1)), isa.gemm_tile_rows);
-  const int64_t missing = ceil_div(threads, ceil_div(m, grid.rows) * column_tasks);
-  if (missing > 1) {
-    grid.columns = round_up(ceil_div(grid.columns, missing), isa.gemm_tile_columns);
+  if (m * n * k < (1 << 19)) return {m, std::min(n, kWidths[0])};
+  Grid best{};
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (const int64_t width : kWidths) {
+    const int64_t column_tasks = ceil_div(n, width);
+    const int64_t columns = round_up(ceil_div(n, column_tasks), isa.gemm_tile_columns);
+    const int64_t most = std::min(ceil_div(m, kLeastRows), ceil_div(8 * threads, column_tasks));
+    for (int64_t row_tasks = 1; row_tasks <= most; ++row_tasks) {
+      const int64_t rows = round_up(ceil_div(m, row_tasks), isa.gemm_tile_rows);
+      const int64_t task = rows * columns + kPackCost * (rows + columns);
+      // A sixteenth of the last task: among equals the smaller ones, for a thread that is held up.
+      const int64_t turns = ceil_div(ceil_div(m, rows) * ceil_div(n, columns), threads);
+      const int64_t cost = turns * task + (threads > 1 ? task / 16 : 0);
+      if (cost >= least) continue;
+      least = cost;
+      best = {rows, columns};
+    }
   }
-  return grid;
+  return best;
 }
 
 }  // namespace
