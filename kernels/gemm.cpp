@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/check.h"
+#include "kernels/gemm_chain.h"
 #include "kernels/parallel.h"
 #include "kernels/simd/table.h"
 
@@ -59,7 +60,49 @@ Grid choose_grid(int64_t m, int64_t n, int64_t k, const Table& isa) {
   return best;
 }
 
+GemmBlock block_of(const graft_product& p, int64_t i, int64_t j, int64_t rows, int64_t columns) {
+  GemmBlock block;
+  block.m = rows;
+  block.n = columns;
+  block.k = p.k;
+  block.a_row = p.ta == GRAFT_N ? p.lda : 1;
+  block.a_col = p.ta == GRAFT_N ? 1 : p.lda;
+  block.b_row = p.tb == GRAFT_N ? p.ldb : 1;
+  block.b_col = p.tb == GRAFT_N ? 1 : p.ldb;
+  block.a = static_cast<const float*>(p.a) + i * block.a_row;
+  block.b = static_cast<const float*>(p.b) + j * block.b_col;
+  block.c = static_cast<float*>(p.c) + i * p.ldc + j;
+  block.ldc = p.ldc;
+  block.alpha = p.alpha;
+  block.beta = p.beta;
+  return block;
+}
+
 }  // namespace
+
+void gemm_f32_chain(const graft_product* products, int64_t count) {
+  const int64_t m = products[0].m, n = products[0].n;
+  int64_t depth = 0;
+  for (int64_t i = 0; i < count; ++i) depth += products[i].k;
+  const Table& isa = table();
+  const Grid grid = choose_grid(m, n, depth, isa);
+  const int64_t row_tasks = ceil_div(m, grid.rows);
+  const int64_t tasks = row_tasks * ceil_div(n, grid.columns);
+  for_tasks(tasks, omp_get_max_threads() > 1, [&](int64_t task) {
+    const int64_t i = task % row_tasks * grid.rows, rows = std::min(grid.rows, m - i);
+    const int64_t j = task / row_tasks * grid.columns, columns = std::min(grid.columns, n - j);
+    float* const scratch = thread_scratch(isa.gemm_scratch_floats(columns));
+    for (int64_t x = 0; x < count; ++x) {
+      const graft_product& p = products[x];
+      if (p.k == 0 || p.alpha == 0.0f) {
+        scale_only(rows, columns, p.beta, static_cast<float*>(p.c) + i * p.ldc + j, p.ldc);
+      } else {
+        isa.gemm_block(block_of(p, i, j, rows, columns), scratch);
+      }
+    }
+  });
+}
+
 }  // namespace graft::kernels
 
 extern "C" graft_status graft_gemm_f32(graft_transpose ta,
@@ -91,34 +134,11 @@ extern "C" graft_status graft_gemm_f32(graft_transpose ta,
     return status;
   }
   if (const graft_status status = check_pointers(kName, {{"c", c}})) return status;
-  if (k == 0 || alpha == 0.0f) {
-    scale_only(m, n, beta, c, ldc);
-    return GRAFT_OK;
+  if (k > 0 && alpha != 0.0f) {
+    if (const graft_status status = check_pointers(kName, {{"a", a}, {"b", b}})) return status;
   }
-  if (const graft_status status = check_pointers(kName, {{"a", a}, {"b", b}})) return status;
-
-  const Table& isa = table();
-  const Grid grid = choose_grid(m, n, k, isa);
-  const int64_t row_tasks = ceil_div(m, grid.rows);
-  const int64_t tasks = row_tasks * ceil_div(n, grid.columns);
-  for_tasks(tasks, omp_get_max_threads() > 1, [&](int64_t task) {
-    const int64_t i = task % row_tasks * grid.rows;
-    const int64_t j = task / row_tasks * grid.columns;
-    GemmBlock block;
-    block.m = std::min(grid.rows, m - i);
-    block.n = std::min(grid.columns, n - j);
-    block.k = k;
-    block.a_row = ta == GRAFT_N ? lda : 1;
-    block.a_col = ta == GRAFT_N ? 1 : lda;
-    block.b_row = tb == GRAFT_N ? ldb : 1;
-    block.b_col = tb == GRAFT_N ? 1 : ldb;
-    block.a = a + i * block.a_row;
-    block.b = b + j * block.b_col;
-    block.c = c + i * ldc + j;
-    block.ldc = ldc;
-    block.alpha = alpha;
-    block.beta = beta;
-    isa.gemm_block(block, thread_scratch(isa.gemm_scratch_floats(block.n)));
-  });
+  const graft_product product{ta,  tb, m,   n, k,   alpha,     beta,     a,
+                              lda, b,  ldb, c, ldc, GRAFT_F32, GRAFT_F32};
+  gemm_f32_chain(&product, 1);
   return GRAFT_OK;
 }

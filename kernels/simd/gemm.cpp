@@ -1,5 +1,7 @@
 // One block of a product: op(A) and op(B) are packed into panels of kTileRows rows and kTileColumns
 // columns, so that the inner loop reads two streams whose lines never share a set of the cache.
+#include <cstring>
+
 #include "kernels/simd/functions.h"
 #include "kernels/simd/vector.h"
 
@@ -42,18 +44,24 @@ void pack_b_panel(const GemmBlock& block, int64_t p0, int64_t depth, int64_t j, 
 // Rows i0 to i0 + rows of op(A) as panels of kTileRows rows, each [depth, kTileRows].
 void pack_a(
     const GemmBlock& block, int64_t i0, int64_t rows, int64_t p0, int64_t depth, float* panels) {
-  for (int64_t i = 0; i < rows; i += kTileRows) {
-    const int64_t height = smaller_of(kTileRows, rows - i);
-    const float* from = block.a + (i0 + i) * block.a_row + p0 * block.a_col;
-    float* panel = panels + i * depth;
-    if (height == kTileRows && block.a_col == 1) {
-      pack_tile_rows(from, block.a_row, depth, panel);
-      continue;
+  const float* const from = block.a + i0 * block.a_row + p0 * block.a_col;
+  const int64_t full = rows / kTileRows * kTileRows;
+  if (block.a_col == 1) {
+    for (int64_t i = 0; i < full; i += kTileRows) {
+      pack_tile_rows(from + i * block.a_row, block.a_row, depth, panels + i * depth);
     }
+  } else {
+    // Along the rows of what is stored: a line of it is read once.
     for (int64_t p = 0; p < depth; ++p) {
-      for (int64_t x = 0; x < height; ++x) {
-        panel[p * kTileRows + x] = from[x * block.a_row + p * block.a_col];
+      for (int64_t i = 0; i < full; i += kTileRows) {
+        std::memcpy(panels + i * depth + p * kTileRows, from + p * block.a_col + i,
+                    kTileRows * sizeof(float));
       }
+    }
+  }
+  for (int64_t i = full; i < rows; ++i) {
+    for (int64_t p = 0; p < depth; ++p) {
+      panels[full * depth + p * kTileRows + i - full] = from[i * block.a_row + p * block.a_col];
     }
   }
 }
