@@ -62,8 +62,8 @@ struct Accumulators {
   inline __attribute__((always_inline)) void run_packed(const Tile& tile) {
     constexpr int kUnroll = 4;
     // A panel of A is walked once for each panel of B, from the second-level cache: the lines of
-    // the next 64 columns of A are asked for while these are summed.
-    constexpr int64_t kAhead = 64 * kRows * sizeof(float);
+    // the next 16 columns of A are asked for while these are summed.
+    constexpr int64_t kAhead = 16 * kRows * sizeof(float);
     const float* a = tile.a;
     const float* b = tile.b;
     int64_t p = 0;
