@@ -42,8 +42,11 @@ Grid choose_grid(int64_t m, int64_t n, int64_t k, const Table& isa) {
   if (m * n * k < (1 << 19)) return {m, std::min(n, kWidths[0])};
   Grid best{};
   int64_t least = std::numeric_limits<int64_t>::max();
+  int64_t tried = 0;  // numbers of column tasks grow
   for (const int64_t width : kWidths) {
     const int64_t column_tasks = ceil_div(n, width);
+    if (column_tasks == tried) continue;
+    tried = column_tasks;
     const int64_t columns = round_up(ceil_div(n, column_tasks), isa.gemm_tile_columns);
     const int64_t most = std::min(ceil_div(m, kLeastRows), ceil_div(8 * threads, column_tasks));
     for (int64_t row_tasks = 1; row_tasks <= most; ++row_tasks) {
