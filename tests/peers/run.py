@@ -149,6 +149,13 @@ def every_kind_of_adapter_takes_the_same_steps_as_in_peft():
 
 
 @case
+def loftq_and_pissa_leave_as_little_as_in_peft_and_their_base_loads():
+    import beginnings
+    beginnings.compare(graft, WORK, BASE, ROOT / "examples/quickstart/eval.jsonl", decoded_nf4(BASE), some_ids(700),
+                       graft_logits, hf_logits, check_close)
+
+
+@case
 def quickstart_adapter_loads_in_peft_and_merges():
     check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(700))
 

@@ -322,6 +322,7 @@ TEST_CASE("compute: auto follows the processor, and gives way where weights chan
   CHECK(operands("compute: bf16\n") == GRAFT_BF16);
   CHECK(operands("adapter: none\n") == GRAFT_F32);
   CHECK(operands("adapter: lora\ninit_lora_weights: pissa\n") == GRAFT_F32);
+  CHECK(operands("adapter: qlora\ninit_lora_weights: pissa\n") == native);
   for (const char* lines : {"adapter: none\ncompute: bf16\n",
                             "adapter: lora\ninit_lora_weights: pissa\ncompute: bf16\n"}) {
     const ErrorText error = error_of([&] { operands(lines); });
