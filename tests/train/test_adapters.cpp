@@ -188,16 +188,10 @@ TEST_CASE("dora: begins as the base, and a norm is that of the sum", "[train][do
   CHECK(largest_difference(logits_of(*plain, batch), logits_of(*model, batch)) <= 2e-5F);
   roughen(*model);
   const Linear& linear = model->layers[1].o;
-  at::Tensor weight = linear.base.dense;
-  if (linear.base.quantized()) {
-    weight = empty_f32({linear.out, linear.in});
-    const graft_nf4_weight packed = linear.base.nf4();
-    check(graft_nf4_decode(&packed, f32(weight), GRAFT_CPU, nullptr));
-  }
   const Lora& lora = linear.lora;
-  const at::Tensor sum =
-      weight.to(at::kDouble) +
-      static_cast<double>(lora.scale) * lora.b.to(at::kDouble).matmul(lora.a.to(at::kDouble));
+  const at::Tensor weight =
+      linear.base.quantized() ? decoded(linear) : linear.base.dense.to(at::kDouble);
+  const at::Tensor sum = weight + pair_of(linear);
   const at::Tensor expected = lora.magnitude.to(at::kDouble) / sum.pow(2).sum(1).sqrt();
   CHECK((lora.gain.to(at::kDouble) / expected - 1).abs().max().item<double>() <= 1e-6);
 }
