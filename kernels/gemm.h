@@ -17,7 +17,7 @@ typedef enum graft_transpose GRAFT_ANY_INT { GRAFT_N = 0, GRAFT_T = 1 } graft_tr
 // An element is a chain of fused multiply-adds over 256 values of k in order, times alpha, added
 // chain by chain: the same bits for any number of threads, alignment, instruction set and run. A
 // row of C does not depend on the other rows: rows [i, j) of a call of their own are equal to the
-// bit. Scratch of 1/2 to 1 MiB is kept per thread. Inside a parallel region it runs on one thread.
+// bit. Scratch of up to 1.2 MiB is kept per thread. Inside a parallel region it runs on one thread.
 // Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
 graft_status graft_gemm_f32(graft_transpose ta,
                             graft_transpose tb,

@@ -2,6 +2,7 @@
 
 #include "kernels/bf16_product.h"
 #include "kernels/device.h"
+#include "kernels/gemm_chain.h"
 
 namespace graft::kernels {
 namespace {
@@ -30,6 +31,22 @@ graft_status check_product(const char* function, const graft_product& p) {
   return p.k == 0 ? GRAFT_OK : check_pointers(function, {{"a", p.a}, {"b", p.b}});
 }
 
+graft_status multiply(const graft_product& p, graft_device device, graft_stream stream) {
+  if (device != GRAFT_CPU) {
+    return on_device("graft_multiply", device,
+                     [&](const DeviceTable& functions) { return functions.multiply(p, stream); });
+  }
+  if (p.type == GRAFT_F32) {
+    gemm_f32_chain(&p, 1);
+    return GRAFT_OK;
+  }
+  Bf16Operands operands{p.m, p.n, p.k, p.a, p.type, p.lda, p.beta, p.c, p.ldc, p.c_type};
+  operands.ta = p.ta;
+  operands.alpha = p.alpha;
+  bf16_product_of(operands, p.tb, static_cast<const uint16_t*>(p.b), p.ldb);
+  return GRAFT_OK;
+}
+
 }  // namespace
 }  // namespace graft::kernels
 
@@ -43,18 +60,36 @@ extern "C" graft_status graft_multiply(const graft_product* product,
   const graft_product& p = *product;
   if (const graft_status status = check_product(kName, p)) return status;
   if (p.m == 0 || p.n == 0) return GRAFT_OK;
-  if (device != GRAFT_CPU) {
-    return on_device(kName, device,
-                     [&](const DeviceTable& functions) { return functions.multiply(p, stream); });
+  return multiply(p, device, stream);
+}
+
+extern "C" graft_status graft_multiply_chain(const graft_product* products,
+                                             int64_t count,
+                                             graft_device device,
+                                             graft_stream stream) {
+  constexpr const char* kName = "graft_multiply_chain";
+  if (const graft_status status = check_counts(kName, {{"count", count}})) return status;
+  if (count == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(kName, {{"products", products}})) return status;
+  bool float32 = device == GRAFT_CPU;
+  for (int64_t i = 0; i < count; ++i) {
+    const graft_product& p = products[i];
+    if (const graft_status status = check_product(kName, p)) return status;
+    const graft_product& first = products[0];
+    if (p.m != first.m || p.n != first.n || p.c != first.c || p.ldc != first.ldc ||
+        p.c_type != first.c_type) {
+      return fail(GRAFT_BAD_ARGUMENT, kName, "product %lld has another C than the first",
+                  static_cast<long long>(i));
+    }
+    float32 = float32 && p.type == GRAFT_F32;
   }
-  if (p.type == GRAFT_F32) {
-    return graft_gemm_f32(p.ta, p.tb, p.m, p.n, p.k, p.alpha, static_cast<const float*>(p.a), p.lda,
-                          static_cast<const float*>(p.b), p.ldb, p.beta, static_cast<float*>(p.c),
-                          p.ldc);
+  if (products[0].m == 0 || products[0].n == 0) return GRAFT_OK;
+  if (float32) {
+    gemm_f32_chain(products, count);
+    return GRAFT_OK;
   }
-  Bf16Operands operands{p.m, p.n, p.k, p.a, p.type, p.lda, p.beta, p.c, p.ldc, p.c_type};
-  operands.ta = p.ta;
-  operands.alpha = p.alpha;
-  bf16_product_of(operands, p.tb, static_cast<const uint16_t*>(p.b), p.ldb);
+  for (int64_t i = 0; i < count; ++i) {
+    if (const graft_status status = multiply(products[i], device, stream)) return status;
+  }
   return GRAFT_OK;
 }

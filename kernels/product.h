@@ -37,6 +37,15 @@ graft_status graft_multiply(const graft_product* product,
                             graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                             graft_stream stream GRAFT_DEFAULT(nullptr));
 
+// `count` products one after another that add up in one C: the same m, n, c, ldc and c_type, and
+// beta 1 from the second on where it is a sum. The bits of graft_multiply in turn; on the CPU,
+// products of float32 go through memory once. Errors: as graft_multiply, and GRAFT_BAD_ARGUMENT for
+// a C that differs.
+graft_status graft_multiply_chain(const graft_product* products,
+                                  int64_t count,
+                                  graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                  graft_stream stream GRAFT_DEFAULT(nullptr));
+
 #ifdef __cplusplus
 }
 #endif

@@ -41,9 +41,19 @@ constexpr int64_t kTileColumns =
 void multiply_tile(int64_t rows, int64_t columns, const Tile& tile, TileStart start);
 // c = alpha * sum + beta * c; c is not read when beta is 0.
 void multiply_tile_scaled(int64_t rows, int64_t columns, const Tile& tile, float alpha, float beta);
+// The same for kTileRows x kTileColumns of packed operands, a [k, kTileRows] and b [k,
+// kTileColumns] whatever the tile's strides say. Reads ahead of both: made for a loop over
+// neighbouring tiles.
+void multiply_packed_tile(const Tile& tile, float alpha, float beta);
+
+// pack.cpp
 // to[j * to_row + i] = from[i * from_row + j], i < rows, j < columns.
 void transpose(
     const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row);
+// kTileRows rows of a, each `depth` long, as a panel [depth, kTileRows]. Up to kPanelSlack floats
+// behind the panel are written too.
+void pack_tile_rows(const float* a, int64_t a_row, int64_t depth, float* panel);
+constexpr int64_t kPanelSlack = 16;
 
 int64_t gemm_scratch_floats(int64_t n);
 void gemm_block(const GemmBlock& block, float* scratch);

@@ -1,5 +1,7 @@
-// One block of a product: op(B) is packed into panels of kTileColumns columns, so that the inner
-// loop reads one stream; op(A) is read in place when its rows are contiguous and packed otherwise.
+// One block of a product: op(A) and op(B) are packed into panels of kTileRows rows and kTileColumns
+// columns, so that the inner loop reads two streams whose lines never share a set of the cache.
+#include <cstring>
+
 #include "kernels/simd/functions.h"
 #include "kernels/simd/vector.h"
 
@@ -10,8 +12,8 @@ namespace {
 // per machine. 256 x 32 floats of B are 32 KiB, two thirds of a 48 KiB first-level cache.
 constexpr int64_t kDepth = 256;
 
-// Rows of op(A) that stay in the second-level cache while every panel of B passes: 240 KiB.
-constexpr int64_t kRowBlock = 240;
+// Rows of op(A) that stay in the second-level cache while every panel of B passes: 120 KiB.
+constexpr int64_t kRowBlock = 120;
 
 int64_t smaller_of(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -39,22 +41,85 @@ void pack_b_panel(const GemmBlock& block, int64_t p0, int64_t depth, int64_t j, 
   }
 }
 
-// Panels of kTileRows rows, each [depth, kTileRows]; only for op(A) with contiguous columns.
+// Rows i0 to i0 + rows of op(A) as panels of kTileRows rows, each [depth, kTileRows].
 void pack_a(
     const GemmBlock& block, int64_t i0, int64_t rows, int64_t p0, int64_t depth, float* panels) {
-  for (int64_t i = 0; i < rows; i += kTileRows) {
-    const int64_t height = smaller_of(kTileRows, rows - i);
-    const float* from = block.a + i0 + i + p0 * block.a_col;
-    float* panel = panels + i * depth;
+  const float* const from = block.a + i0 * block.a_row + p0 * block.a_col;
+  const int64_t full = rows / kTileRows * kTileRows;
+  if (block.a_col == 1) {
+    for (int64_t i = 0; i < full; i += kTileRows) {
+      pack_tile_rows(from + i * block.a_row, block.a_row, depth, panels + i * depth);
+    }
+  } else {
+    // Along the rows of what is stored: a line of it is read once.
     for (int64_t p = 0; p < depth; ++p) {
-      for (int64_t x = 0; x < height; ++x) panel[p * kTileRows + x] = from[p * block.a_col + x];
+      for (int64_t i = 0; i < full; i += kTileRows) {
+        std::memcpy(panels + i * depth + p * kTileRows, from + p * block.a_col + i,
+                    kTileRows * sizeof(float));
+      }
+    }
+  }
+  for (int64_t i = full; i < rows; ++i) {
+    for (int64_t p = 0; p < depth; ++p) {
+      panels[full * depth + p * kTileRows + i - full] = from[i * block.a_row + p * block.a_col];
     }
   }
 }
 
+// A rectangle of floats that will be packed next. Its lines are asked for between tiles, a few at a
+// time: the rows are short and lie in pages of their own, so that the processor does not see them
+// coming.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  Upcoming(const float* from, int64_t row_stride, int64_t rows, int64_t columns, int64_t tiles)
+      : row_(from), stride_(row_stride), rows_(rows), columns_(columns) {
+    const int64_t lines = rows * ((columns + kLineFloats - 1) / kLineFloats);
+    each_ = (lines + tiles - 1) / tiles;
+  }
+  void ask() {
+    for (int64_t line = 0; line < each_ && rows_ > 0; ++line) {
+      __builtin_prefetch(row_ + column_, 0, 2);
+      column_ += kLineFloats;
+      if (column_ < columns_) continue;
+      column_ = 0;
+      row_ += stride_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLineFloats = 16;
+  const float* row_ = nullptr;
+  int64_t stride_ = 0, rows_ = 0, columns_ = 0, column_ = 0, each_ = 0;
+};
+
+// What pack_a and pack_b_panel will read next, the places past the last row or column being those
+// at the beginning of the next depth.
+Upcoming upcoming_a(const GemmBlock& block, int64_t i0, int64_t p0, int64_t tiles) {
+  if (i0 >= block.m) {
+    i0 = 0;
+    p0 += kDepth;
+  }
+  if (p0 >= block.k) return {};
+  const int64_t rows = smaller_of(kRowBlock, block.m - i0);
+  const int64_t depth = smaller_of(kDepth, block.k - p0);
+  const float* const from = block.a + i0 * block.a_row + p0 * block.a_col;
+  return block.a_col == 1 ? Upcoming(from, block.a_row, rows, depth, tiles)
+                          : Upcoming(from, block.a_col, depth, rows, tiles);
+}
+Upcoming upcoming_b(const GemmBlock& block, int64_t p0, int64_t j, int64_t tiles) {
+  if (j >= block.n) return {};
+  const int64_t depth = smaller_of(kDepth, block.k - p0);
+  const int64_t width = smaller_of(kTileColumns, block.n - j);
+  const float* const from = block.b + p0 * block.b_row + j * block.b_col;
+  return block.b_col == 1 ? Upcoming(from, block.b_row, depth, width, tiles)
+                          : Upcoming(from, block.b_col, width, depth, tiles);
+}
+
 // Packing pays when an operand is read more than once.
 bool packs_a(const GemmBlock& block) {
-  return block.a_row == 1 && block.n > 2 * kTileColumns;
+  return block.n > 2 * kTileColumns;
 }
 bool packs_b(const GemmBlock& block) {
   return block.b_col != 1 || block.m > 2 * kTileRows;
@@ -63,13 +128,14 @@ bool packs_b(const GemmBlock& block) {
 }  // namespace
 
 int64_t gemm_scratch_floats(int64_t n) {
-  return (kRowBlock + round_up(n, kTileColumns)) * kDepth;
+  return (kRowBlock + round_up(n, kTileColumns)) * kDepth + kPanelSlack;
 }
 
 void gemm_block(const GemmBlock& block, float* scratch) {
   const bool packed_a = packs_a(block), packed_b = packs_b(block);
   float* const b_panels = scratch;
   float* const a_panels = scratch + round_up(block.n, kTileColumns) * kDepth;
+  const int64_t column_tiles = round_up(block.n, kTileColumns) / kTileColumns;
   for (int64_t p0 = 0; p0 < block.k; p0 += kDepth) {
     const int64_t depth = smaller_of(kDepth, block.k - p0);
     const float beta = p0 == 0 ? block.beta : 1.0f;
@@ -77,11 +143,21 @@ void gemm_block(const GemmBlock& block, float* scratch) {
       const int64_t rows = smaller_of(kRowBlock, block.m - i0);
       if (packed_a) pack_a(block, i0, rows, p0, depth, a_panels);
       const float* const a = block.a + i0 * block.a_row + p0 * block.a_col;
+      const int64_t row_tiles = round_up(rows, kTileRows) / kTileRows;
+      Upcoming next_a, next_b;
+      if (packed_a) {
+        next_a = upcoming_a(block, i0 + kRowBlock, p0, row_tiles * column_tiles);
+      }
       for (int64_t j = 0; j < block.n; j += kTileColumns) {
         const int64_t width = smaller_of(kTileColumns, block.n - j);
         // Packed just before its first use, a panel is still in the first-level cache.
-        if (packed_b && i0 == 0) pack_b_panel(block, p0, depth, j, b_panels + j * depth);
+        if (packed_b && i0 == 0) {
+          pack_b_panel(block, p0, depth, j, b_panels + j * depth);
+          next_b = upcoming_b(block, p0, j + kTileColumns, row_tiles);
+        }
         for (int64_t i = 0; i < rows; i += kTileRows) {
+          next_a.ask();
+          next_b.ask();
           Tile tile;
           tile.k = depth;
           tile.a = packed_a ? a_panels + i * depth : a + i * block.a_row;
@@ -91,7 +167,12 @@ void gemm_block(const GemmBlock& block, float* scratch) {
           tile.b_row = packed_b ? kTileColumns : block.b_row;
           tile.c = block.c + (i0 + i) * block.ldc + j;
           tile.ldc = block.ldc;
-          multiply_tile_scaled(smaller_of(kTileRows, rows - i), width, tile, block.alpha, beta);
+          const int64_t height = smaller_of(kTileRows, rows - i);
+          if (packed_a && packed_b && height == kTileRows && width == kTileColumns) {
+            multiply_packed_tile(tile, block.alpha, beta);
+          } else {
+            multiply_tile_scaled(height, width, tile, block.alpha, beta);
+          }
         }
       }
     }

@@ -1,6 +1,7 @@
 // graft_multiply on the processor and on the emulated device, whose cuBLASLt is made of the
 // processor's products (the same for a GPU: test_cases.cpp).
 #include <algorithm>
+#include <array>
 
 #include "kernels/element.h"
 #include "kernels/emu/cublaslt.h"
@@ -193,6 +194,64 @@ TEST_CASE("multiply: one algorithm for n and k serves every number of rows", "[k
   const int sum = run(dense(GRAFT_T, GRAFT_N, 23, 29, 5));
   CHECK(run(dense(GRAFT_T, GRAFT_N, 23, 29, 64)) == sum);
   CHECK(run(dense(GRAFT_T, GRAFT_T, 23, 29, 5)) == sum + 1);
+}
+
+TEST_CASE("multiply_chain: the bits of its products in turn, for any number of threads",
+          "[kernels][gemm]") {
+  struct Case {
+    int64_t m, n;
+    std::array<int64_t, 3> k;
+  };
+  // Edges of tiles and chains; one with a product of nothing; one that is cut into tasks.
+  const Case c = GENERATE(Case{1, 1, {1, 1, 1}}, Case{13, 33, {300, 16, 0}},
+                          Case{150, 530, {260, 8, 256}}, Case{7, 17, {0, 3, 5}});
+  const graft_float_type type = GENERATE(GRAFT_F32, GRAFT_BF16);
+  const graft_device device = GENERATE(GRAFT_CPU, GRAFT_EMU);
+  const int64_t deepest = *std::max_element(c.k.begin(), c.k.end());
+  const auto a = random_floats(c.m * deepest, 1), b = random_floats(c.n * deepest, 2);
+  const auto a16 = narrow(a), b16 = narrow(b);
+  const auto before = random_floats(c.m * c.n, 3);
+  std::array<graft_product, 3> products;
+  for (size_t i = 0; i < 3; ++i) {
+    const bool last = i == 2;
+    products[i] = dense(last ? GRAFT_T : GRAFT_N, last ? GRAFT_N : GRAFT_T, c.m, c.n, c.k[i]);
+    products[i].alpha = i == 1 ? 0.5f : 1.0f;
+    products[i].beta = 1.0f;
+    // The middle one is an adapter's: float32 whatever the others are.
+    products[i].type = i == 1 ? GRAFT_F32 : type;
+    const bool wide = products[i].type == GRAFT_F32;
+    products[i].a = wide ? static_cast<const void*>(a.data()) : a16.data();
+    products[i].b = wide ? static_cast<const void*>(b.data()) : b16.data();
+  }
+  Guarded<float> in_turn(before);
+  for (graft_product p : products) {
+    p.c = in_turn.data();
+    REQUIRE(graft_multiply(&p) == GRAFT_OK);
+  }
+  CHECK(same_bits(same_everywhere([&] {
+                    Guarded<float> out(before);
+                    for (graft_product& p : products) p.c = out.data();
+                    REQUIRE(graft_multiply_chain(products.data(), 3, device) == GRAFT_OK);
+                    REQUIRE(out.intact());
+                    return out.values();
+                  }),
+                  in_turn.values()));
+}
+
+TEST_CASE("multiply_chain: products of another C are refused", "[kernels][gemm]") {
+  float x[4] = {}, c[4] = {1, 2, 3, 4};
+  std::array<graft_product, 2> products;
+  products.fill(dense(GRAFT_N, GRAFT_N, 2, 2, 1));
+  for (graft_product& p : products) {
+    p.a = p.b = x;
+    p.c = c;
+  }
+  CHECK(graft_multiply_chain(products.data(), 0) == GRAFT_OK);
+  CHECK(graft_multiply_chain(nullptr, 1) == GRAFT_BAD_ARGUMENT);
+  products[1].n = 1;
+  CHECK(graft_multiply_chain(products.data(), 2) == GRAFT_BAD_ARGUMENT);
+  CHECK(std::string(graft_last_error()).find("product 1 has another C") != std::string::npos);
+  CHECK(c[0] == 1.0f);
 }
 
 TEST_CASE("multiply: wrong arguments are named", "[kernels][gemm]") {

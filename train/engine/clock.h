@@ -8,9 +8,9 @@
 namespace graft::train {
 
 enum class Work {
-  kProducts,  // with the base's weights
+  kProducts,  // with the base's weights; the adapters' part of y and dx is added in the same pass
   kDecode,    // of 4-bit weights
-  kAdapters,  // products with A and B, their gradients, dropout
+  kAdapters,  // other products with A and B, their gradients, dropout
   kAttention,
   kRows,  // norms, rotations, activations, routing, additions
   kHead,  // its products

@@ -15,7 +15,9 @@ void Device::zero(void* to, size_t bytes) const {
   std::memset(to, 0, bytes);
 }
 
-void multiply(const Device& device, const Product& p) {
+namespace {
+
+graft_product product_of(const Product& p) {
   graft_product product{};
   product.ta = p.ta;
   product.tb = p.tb;
@@ -32,7 +34,25 @@ void multiply(const Device& device, const Product& p) {
   product.ldc = p.n;
   product.type = p.operands;
   product.c_type = GRAFT_F32;
+  return product;
+}
+
+}  // namespace
+
+void multiply(const Device& device, const Product& p) {
+  const graft_product product = product_of(p);
   check(graft_multiply(&product, device.kind, device.stream));
+}
+
+void ProductChain::add(const Product& product) {
+  if (count_ == kMost) run();
+  products_[count_++] = product_of(product);
+  if (product.operands != GRAFT_F32) run();
+}
+
+void ProductChain::run() {
+  check(graft_multiply_chain(products_, count_, device_.kind, device_.stream));
+  count_ = 0;
 }
 
 void round_values(

@@ -31,6 +31,21 @@ struct Product {
 };
 void multiply(const Device& device, const Product& product);
 
+// Products that add up in one C, collected until run(): float32 ones then go through memory once,
+// others are computed as they come. The bits of multiply() in turn.
+class ProductChain {
+ public:
+  explicit ProductChain(const Device& device) : device_(device) {}
+  void add(const Product& product);
+  void run();
+
+ private:
+  static constexpr int64_t kMost = 4;
+  const Device& device_;
+  graft_product products_[kMost];
+  int64_t count_ = 0;
+};
+
 // x [rows, columns] in bfloat16, to nearest, ties to even.
 void round_values(
     const Device& device, const float* x, int64_t rows, int64_t columns, uint16_t* rounded);

@@ -98,12 +98,43 @@ struct WeightGradient {
 void add_weight_gradient(const LinearWorkspace& workspace,
                          int64_t tokens,
                          const WeightGradient& sum) {
+  ProductChain chain(workspace.device);
   for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
-    multiply(workspace,
-             {GRAFT_T, GRAFT_N, sum.out, sum.in, count, sum.scale, sum.dy + begin * sum.out,
-              sum.x + begin * sum.in, 1, sum.grad},
-             sum.work);
+    chain.add({GRAFT_T, GRAFT_N, sum.out, sum.in, count, sum.scale, sum.dy + begin * sum.out,
+               sum.x + begin * sum.in, 1, sum.grad});
   });
+  chain.run();
+  workspace.clock->lap(sum.work);
+}
+
+// du = scale * inner * B, for whoever needs dx, and the gradients of A and B.
+template <typename Inner>
+void low_rank_backward(const Linear& linear,
+                       const LinearWorkspace& workspace,
+                       const float* x,
+                       const float* u,
+                       int64_t tokens,
+                       const Inner& inner) {
+  const Lora& lora = linear.lora;
+  const int64_t in = linear.in, rank = lora.rank;
+  const float scale = lora.scale;
+  float* const du = workspace.low_rank;
+  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    multiply(workspace,
+             {GRAFT_N, GRAFT_N, tokens, rank, rows, scale, inner(part, row),
+              f32(lora.b) + row * rank, part > 0 ? 1.0F : 0.0F, du},
+             Work::kAdapters);
+    if (lora.grad_b.defined()) {
+      add_weight_gradient(
+          workspace, tokens,
+          {rows, rank, scale, inner(part, row), u, f32(lora.grad_b) + row * rank, Work::kAdapters});
+    }
+  });
+  if (lora.grad_a.defined()) {
+    const float* x_low = low_rank_input(linear, workspace, x, tokens);
+    add_weight_gradient(workspace, tokens,
+                        {rank, in, 1, du, x_low, f32(lora.grad_a), Work::kAdapters});
+  }
 }
 
 }  // namespace
@@ -145,10 +176,8 @@ void linear_forward(const Linear& linear,
   }
   const auto times_weight = [&](const void* x, int64_t row, int64_t rows, float alpha, float beta,
                                 float* output) {
-    multiply(workspace,
-             {GRAFT_N, GRAFT_T, tokens, rows, in, alpha, x, weight.at(row), beta, output,
-              linear.operands},
-             Work::kProducts);
+    return Product{GRAFT_N,        GRAFT_T, tokens, rows,           in, alpha, x,
+                   weight.at(row), beta,    output, linear.operands};
   };
   const auto add_bias = [&](int64_t row, int64_t rows, float* output) {
     check(graft_bias_add(output, f32(linear.bias) + row, tokens, rows, device.kind, device.stream));
@@ -156,18 +185,23 @@ void linear_forward(const Linear& linear,
   };
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
     float* const sum = weighs ? kept + tokens * (rank + row) : y[part];  // h or y
-    times_weight(operand_low, row, rows, 1, 0, sum);
-    if (!weighs && linear.has_bias) add_bias(row, rows, sum);
+    ProductChain chain(device);
+    chain.add(times_weight(operand_low, row, rows, 1, 0, sum));
     if (rank > 0) {
-      multiply(workspace,
-               {GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u,
-                f32(linear.lora.b) + row * rank, 1, sum},
-               Work::kAdapters);
+      chain.add({GRAFT_N, GRAFT_T, tokens, rows, rank, linear.lora.scale, u,
+                 f32(linear.lora.b) + row * rank, 1, sum});
     }
-    if (!weighs) return;
+    chain.run();
+    workspace.clock->lap(Work::kProducts);
+    if (!weighs) {
+      if (linear.has_bias) add_bias(row, rows, sum);
+      return;
+    }
     if (drop) {
-      times_weight(operand, row, rows, 1, 0, y[part]);
-      times_weight(operand_low, row, rows, -1, 1, y[part]);
+      chain.add(times_weight(operand, row, rows, 1, 0, y[part]));
+      chain.add(times_weight(operand_low, row, rows, -1, 1, y[part]));
+      chain.run();
+      workspace.clock->lap(Work::kProducts);
     }
     check(graft_gain_forward(sum, f32(linear.lora.gain) + row, tokens, rows, drop ? 1 : 0, y[part],
                              device.kind, device.stream));
@@ -198,10 +232,8 @@ void linear_backward(const Linear& linear,
     if (linear.operands == GRAFT_BF16) {
       operand = round_to(workspace.rounded, workspace, d, tokens, rows);
     }
-    multiply(workspace,
-             {GRAFT_N, GRAFT_N, tokens, in, rows, alpha, operand, weight.at(row), beta, output,
-              linear.operands},
-             Work::kProducts);
+    return Product{GRAFT_N, GRAFT_N,        tokens, in,     rows,           alpha,
+                   operand, weight.at(row), beta,   output, linear.operands};
   };
   // What reaches h: dy, or with DoRA dh.
   const auto inner = [&](size_t part, int64_t row) {
@@ -230,50 +262,30 @@ void linear_backward(const Linear& linear,
       });
       workspace.clock->lap(Work::kRows);
     }
-    if (needs_dx) {
-      const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
-      times_weight(drop ? dy[part] : inner(part, row), row, rows, 1, beta, dx);
-    }
   });
-  if (rank == 0) {
-    return;
-  }
-  const float scale = lora.scale;
-  const float* const u = kept;
-  float* du = workspace.low_rank;
+  if (rank > 0) low_rank_backward(linear, workspace, x, kept, tokens, inner);
+  if (!needs_dx) return;
+  ProductChain chain(device);
   for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-    multiply(workspace,
-             {GRAFT_N, GRAFT_N, tokens, rank, rows, scale, inner(part, row),
-              f32(lora.b) + row * rank, part > 0 ? 1.0F : 0.0F, du},
-             Work::kAdapters);
-    if (lora.grad_b.defined()) {
-      add_weight_gradient(
-          workspace, tokens,
-          {rows, rank, scale, inner(part, row), u, f32(lora.grad_b) + row * rank, Work::kAdapters});
-    }
+    const float beta = part > 0 || input_grad == InputGrad::kAdd ? 1.0F : 0.0F;
+    chain.add(times_weight(drop ? dy[part] : inner(part, row), row, rows, 1, beta, dx));
   });
-  if (lora.grad_a.defined()) {
-    const float* x_low = low_rank_input(linear, workspace, x, tokens);
-    add_weight_gradient(workspace, tokens,
-                        {rank, in, 1, du, x_low, f32(lora.grad_a), Work::kAdapters});
-  }
-  if (!needs_dx) {
-    return;
-  }
-  if (!drop) {
-    multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(lora.a), 1, dx},
-             Work::kAdapters);
-    return;
-  }
-  float* dropped = workspace.dropped;
-  multiply(workspace, {GRAFT_N, GRAFT_N, tokens, in, rank, 1, du, f32(lora.a), 0, dropped},
-           Work::kAdapters);
-  if (weighs) {
-    for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-      times_weight(inner(part, row), row, rows, 1, 1, dropped);
-      times_weight(dy[part], row, rows, -1, 1, dropped);
-    });
-  }
+  const auto low_rank_part = [&](float beta, float* output) {
+    return Product{GRAFT_N,     GRAFT_N, tokens, in, rank, 1, workspace.low_rank,
+                   f32(lora.a), beta,    output};
+  };
+  if (rank > 0 && !drop) chain.add(low_rank_part(1, dx));
+  chain.run();
+  workspace.clock->lap(Work::kProducts);
+  if (rank == 0 || !drop) return;
+  float* const dropped = workspace.dropped;
+  chain.add(low_rank_part(0, dropped));
+  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+    if (!weighs) return;
+    chain.add(times_weight(inner(part, row), row, rows, 1, 1, dropped));
+    chain.add(times_weight(dy[part], row, rows, -1, 1, dropped));
+  });
+  chain.run();
   apply_dropout(lora, workspace, dropped, tokens, in);
   check(graft_add(dx, dropped, tokens * in, GRAFT_F32, device.kind, device.stream));
   workspace.clock->lap(Work::kAdapters);

@@ -1,6 +1,6 @@
 // A linear layer's forward and backward pass: frozen or trained base, optional bias and A/B pair.
 //
-// With u = drop(x) A^T:      y  = x W^T + bias + s u B^T
+// With u = drop(x) A^T:      y  = x W^T + s u B^T + bias
 // and, given dy, du = s dy B: dB = s dy^T u    dA = du^T drop(x)    dx = dy W + drop'(du A)
 // (LoRA, arXiv 2106.09685, section 4.1). dW = dy^T x and dbias = sum dy in full-parameter training
 // only: a frozen base costs 4 flops a weight and token, not 6.
