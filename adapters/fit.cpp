@@ -7,6 +7,7 @@
 
 #include "adapters/nf4_checkpoint.h"
 #include "core/error.h"
+#include "core/hash.h"
 
 namespace graft::adapters {
 namespace {
@@ -295,7 +296,37 @@ Adapter fit_adapter(Adapter adapter, const SafetensorsDirectory& model) {
     if (shape.size() != 2) return std::nullopt;
     return LinearShape{shape[0], shape[1]};
   };
-  return fit_adapter(std::move(adapter), find, model.directory());
+  Adapter fitted = fit_adapter(std::move(adapter), find, model.directory());
+  check_base(
+      fitted,
+      [&](const std::string& module) -> std::optional<uint64_t> {
+        const auto packed = find_nf4(model, module);
+        return packed ? std::optional(nf4_digest(packed->view())) : std::nullopt;
+      },
+      model.directory());
+  return fitted;
+}
+
+bool has_own_base(const Adapter& adapter) {
+  return adapter.metadata.find(std::string(kBaseDigest)) != adapter.metadata.end();
+}
+
+void check_base(const Adapter& adapter, const FindDigest& digest, const std::string& model) {
+  if (!has_own_base(adapter)) return;
+  uint64_t sum = 0;
+  bool packed = true;
+  for (const AdapterModule& module : adapter.modules) {
+    const std::optional<uint64_t> one = digest(module.name);
+    packed = packed && one;
+    sum += one.value_or(0);
+  }
+  const std::string& expected = adapter.metadata.find(std::string(kBaseDigest))->second;
+  if (packed && hex64(sum) == expected) return;
+  fail(ExitCode::kData,
+       "the adapter began by changing its base's 4-bit weights (" + std::string(kBaseDigest) + " " +
+           expected + "), and these are " +
+           (packed ? "others (" + hex64(sum) + ")" : "not in 4 bits"),
+       model, "give the directory `base` that the training run wrote beside the adapter");
 }
 
 }  // namespace graft::adapters

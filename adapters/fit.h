@@ -13,6 +13,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "adapters/peft.h"
 #include "core/safetensors.h"
@@ -36,7 +37,17 @@ Adapter fit_adapter(Adapter adapter, const FindLinear& find, const std::string& 
 // The name itself, then the others that the same module or tensor has elsewhere.
 std::vector<std::string> names_of(const std::string& name);
 
-// For the matrices of a checkpoint, plain or 4-bit.
+// For the matrices of a checkpoint, plain or 4-bit. Errors: those of check_base too.
 Adapter fit_adapter(Adapter adapter, const SafetensorsDirectory& model);
+
+// An adapter that began by changing its base's 4-bit weights belongs to those alone: on what
+// quantizing the checkpoint gives it would be another model. Its metadata then have the sum of
+// nf4_digest over the weights that it adapts, as 16 hex digits under this key.
+constexpr std::string_view kBaseDigest = "base_nf4_xxh3";
+bool has_own_base(const Adapter& adapter);
+// Checks that sum for a fitted adapter; `digest` gives nf4_digest of a module's weight, or nothing
+// for one that is not in 4 bits. Errors: kData for another base.
+using FindDigest = std::function<std::optional<uint64_t>(const std::string& module)>;
+void check_base(const Adapter& adapter, const FindDigest& digest, const std::string& model);
 
 }  // namespace graft::adapters

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "core/hash.h"
 
 namespace graft::adapters {
 namespace {
@@ -251,6 +252,18 @@ std::string quant_state_json(const QuantState& state) {
   JsonStyle style;
   style.spaces = true;
   return dump_json(json, style);
+}
+
+uint64_t nf4_digest(const graft_nf4_weight& weight) {
+  const auto add = [](uint64_t before, const void* data, int64_t bytes) {
+    return xxh3_64({static_cast<const char*>(data), static_cast<size_t>(bytes)}, before);
+  };
+  const int64_t blocks = graft_nf4_block_count(weight.count, weight.block_size);
+  const uint64_t codes = add(0, weight.packed, graft_nf4_packed_bytes(weight.count));
+  if (weight.absmax8 == nullptr) return add(codes, weight.absmax, blocks * 4);
+  const uint64_t scales = add(codes, weight.absmax8, blocks);
+  const int64_t nested = graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK);
+  return add(add(scales, weight.nested_absmax, nested * 4), &weight.offset, 4);
 }
 
 bool is_quantization_tensor(std::string_view name) {

@@ -61,6 +61,9 @@ std::string quant_state_json(const QuantState& state);
 std::string_view quant_type_name(graft_quant4_type type);
 std::optional<graft_quant4_type> quant_type_of(std::string_view name);
 
+// XXH3 over the packed bytes and the scales: what a 4-bit weight decodes from.
+uint64_t nf4_digest(const graft_nf4_weight& weight);
+
 // Names of the tensors that belong to a packed `<module>.weight`.
 bool is_quantization_tensor(std::string_view name);
 

@@ -50,28 +50,67 @@ void quantize_piece(std::span<const float> values,
         where);
 }
 
+// Of `count` values of `type`; values_of(begin, end, room) gives where a piece lies, in `room` if
+// it had to be read. On all threads.
+template <class ValuesOf>
+Nf4Owned quantize_pieces(int64_t count,
+                         graft_float_type type,
+                         const Nf4Options& options,
+                         const std::string& where,
+                         const ValuesOf& values_of) {
+  Nf4Owned weight;
+  weight.count = count;
+  weight.block_size = options.block_size;
+  weight.type = options.type;
+  const int64_t blocks = graft_nf4_block_count(weight.count, options.block_size);
+  weight.packed.resize(static_cast<size_t>(graft_nf4_packed_bytes(weight.count)));
+  weight.absmax.resize(static_cast<size_t>(blocks));
+  for_each_piece(weight.count, [&](int64_t, int64_t begin, int64_t end) {
+    std::array<float, kPieceValues> room;  // or half as wide
+    const void* const values = values_of(begin, end, std::as_writable_bytes(std::span(room)));
+    check(graft_quant4_quantize(options.type, type, values, end - begin, options.block_size,
+                                weight.packed.data() + begin / 2,
+                                weight.absmax.data() + begin / options.block_size, GRAFT_CPU,
+                                nullptr),
+          where);
+  });
+  if (!options.double_quant || blocks == 0) return weight;
+  weight.absmax8.resize(static_cast<size_t>(blocks));
+  weight.nested_absmax.resize(
+      static_cast<size_t>(graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK)));
+  check(graft_nf4_compress_absmax(weight.absmax.data(), blocks, weight.absmax8.data(),
+                                  weight.nested_absmax.data(), &weight.offset, GRAFT_CPU, nullptr),
+        where);
+  weight.absmax = {};
+  return weight;
+}
+
 // What the small tensors of a packed weight hold; the packed bytes are made again when written.
 struct Scales {
   std::vector<float> absmax;  // empty when nested
   std::vector<uint8_t> absmax8;
   std::vector<float> nested_absmax;
-  float offset = 0;
   std::string state;  // JSON
 };
 
-Scales scales_of(Nf4Owned&& weight, const TensorInfo& tensor) {
+Scales scales_of(const graft_nf4_weight& weight, const TensorInfo& tensor) {
   Scales scales;
   QuantState state;
   state.type = weight.type;
   state.block_size = weight.block_size;
   state.dtype = tensor.dtype;
   state.shape = tensor.shape;
-  if (!weight.absmax8.empty()) state.nested_offset = weight.offset;
+  if (weight.absmax8 != nullptr) state.nested_offset = weight.offset;
   scales.state = quant_state_json(state);
-  scales.absmax = std::move(weight.absmax);
-  scales.absmax8 = std::move(weight.absmax8);
-  scales.nested_absmax = std::move(weight.nested_absmax);
-  scales.offset = weight.offset;
+  const int64_t blocks = graft_nf4_block_count(weight.count, weight.block_size);
+  if (weight.absmax8 == nullptr) {
+    scales.absmax.assign(weight.absmax, weight.absmax + blocks);
+    return scales;
+  }
+  scales.absmax8.assign(weight.absmax8, weight.absmax8 + blocks);
+  scales.nested_absmax.assign(
+      weight.nested_absmax,
+      weight.nested_absmax + graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK));
   return scales;
 }
 
@@ -98,13 +137,21 @@ OutputTensor packed_tensor(const SafetensorsFile& file,
       }};
 }
 
+OutputTensor ready_tensor(const graft_nf4_weight& weight, const TensorInfo& tensor) {
+  const int64_t bytes = graft_nf4_packed_bytes(weight.count);
+  OutputTensor output = held_tensor(tensor.name, DType::kU8, weight.packed, bytes);
+  output.spec.shape = {bytes, 1};
+  return output;
+}
+
+// `packed` and the small tensors beside it.
 void add_quantized(std::vector<OutputTensor>& output,
-                   const SafetensorsFile& file,
+                   OutputTensor packed,
                    const TensorInfo& tensor,
                    const Nf4Options& options,
                    const Scales& scales) {
   const auto size = [](const auto& values) { return static_cast<int64_t>(values.size()); };
-  output.push_back(packed_tensor(file, tensor, options));
+  output.push_back(std::move(packed));
   output.push_back(held_tensor(tensor.name + ".quant_map", DType::kF32,
                                graft_quant4_codebook(options.type), 16));
   const std::string type(quant_type_name(options.type));
@@ -203,34 +250,21 @@ graft_nf4_weight Nf4Owned::view() const {
 Nf4Owned quantize_tensor(const SafetensorsFile& file,
                          const TensorInfo& tensor,
                          const Nf4Options& options) {
-  Nf4Owned weight;
-  weight.count = tensor.count();
-  weight.block_size = options.block_size;
-  weight.type = options.type;
-  const int64_t blocks = graft_nf4_block_count(weight.count, options.block_size);
-  weight.packed.resize(static_cast<size_t>(graft_nf4_packed_bytes(weight.count)));
-  weight.absmax.resize(static_cast<size_t>(blocks));
-  const graft_float_type type = float_type(file, tensor);
-  for_each_piece(weight.count, [&](int64_t, int64_t begin, int64_t end) {
-    std::array<float, kPieceValues> stored;  // or half as wide
-    const int64_t size = dtype_bytes(tensor.dtype);
-    const auto bytes = std::as_writable_bytes(std::span(stored));
-    file.read(tensor, begin * size, bytes.first(static_cast<size_t>((end - begin) * size)));
-    check(graft_quant4_quantize(options.type, type, stored.data(), end - begin, options.block_size,
-                                weight.packed.data() + begin / 2,
-                                weight.absmax.data() + begin / options.block_size, GRAFT_CPU,
-                                nullptr),
-          place(file, tensor));
-  });
-  if (!options.double_quant || blocks == 0) return weight;
-  weight.absmax8.resize(static_cast<size_t>(blocks));
-  weight.nested_absmax.resize(
-      static_cast<size_t>(graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK)));
-  check(graft_nf4_compress_absmax(weight.absmax.data(), blocks, weight.absmax8.data(),
-                                  weight.nested_absmax.data(), &weight.offset, GRAFT_CPU, nullptr),
-        place(file, tensor));
-  weight.absmax = {};
-  return weight;
+  return quantize_pieces(tensor.count(), float_type(file, tensor), options, place(file, tensor),
+                         [&](int64_t begin, int64_t end, std::span<std::byte> room) -> const void* {
+                           const int64_t size = dtype_bytes(tensor.dtype);
+                           file.read(tensor, begin * size,
+                                     room.first(static_cast<size_t>((end - begin) * size)));
+                           return room.data();
+                         });
+}
+
+Nf4Owned quantize_values(std::span<const float> values,
+                         const Nf4Options& options,
+                         const std::string& where) {
+  return quantize_pieces(
+      static_cast<int64_t>(values.size()), GRAFT_F32, options, where,
+      [&](int64_t begin, int64_t, std::span<std::byte>) { return values.data() + begin; });
 }
 
 void decode_range(const graft_nf4_weight& weight,
@@ -271,7 +305,8 @@ bool is_quantized_weight(const TensorInfo& tensor) {
 
 QuantizeReport quantize_directory(const std::string& model_directory,
                                   const std::string& out,
-                                  const Nf4Options& options) {
+                                  const Nf4Options& options,
+                                  const PackedWeights& packed) {
   const SafetensorsDirectory model(model_directory);
   Json config = read_config(model);
   if (config.find("quantization_config") != nullptr) {
@@ -292,10 +327,18 @@ QuantizeReport quantize_directory(const std::string& model_directory,
         ++report.copied_tensors;
         continue;
       }
-      Nf4Owned weight = quantize_tensor(file, tensor, options);
-      add_error(weight, file, tensor, error, size);
-      held.push_back(std::make_unique<Scales>(scales_of(std::move(weight), tensor)));
-      add_quantized(output, file, tensor, options, *held.back());
+      const std::optional<graft_nf4_weight> ready =
+          packed ? packed(tensor.name) : std::optional<graft_nf4_weight>();
+      if (ready) {
+        held.push_back(std::make_unique<Scales>(scales_of(*ready, tensor)));
+      } else {
+        const Nf4Owned weight = quantize_tensor(file, tensor, options);
+        add_error(weight, file, tensor, error, size);
+        held.push_back(std::make_unique<Scales>(scales_of(weight.view(), tensor)));
+      }
+      add_quantized(output,
+                    ready ? ready_tensor(*ready, tensor) : packed_tensor(file, tensor, options),
+                    tensor, options, *held.back());
       ++report.quantized_tensors;
       report.weights += tensor.count();
     }

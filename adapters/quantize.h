@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,6 +38,11 @@ Nf4Owned quantize_tensor(const SafetensorsFile& file,
                          const TensorInfo& tensor,
                          const Nf4Options& options);
 
+// The same of float32 values in memory; `where` names them in errors.
+Nf4Owned quantize_values(std::span<const float> values,
+                         const Nf4Options& options,
+                         const std::string& where);
+
 // Elements [begin, end) of a weight, decoded to float32. Any begin.
 void decode_range(const graft_nf4_weight& weight,
                   int64_t begin,
@@ -52,17 +60,22 @@ struct QuantizeReport {
   int64_t weights = 0;       // in quantized tensors
   int64_t bytes_before = 0;  // of all tensors
   int64_t bytes_after = 0;
-  double relative_error = 0;  // root mean square of decoded - original over that of the original
+  // Root mean square of decoded - original over that of the original, of what was quantized here.
+  double relative_error = 0;
 };
+
+// A tensor's weight where it is in 4 bits already, in the same Nf4Options; borrowed for the call.
+using PackedWeights = std::function<std::optional<graft_nf4_weight>(const std::string& tensor)>;
 
 // Writes `out` as a checkpoint that bitsandbytes and transformers load: kernels/nf4.h for the
 // arrays, all tensors and JSON bytes as bitsandbytes writes them, quantization_config in
 // config.json. Embeddings, head, norms and biases are copied. Needs one byte per 64 weights of a
-// shard and one matrix in memory. Errors: kUsage (out exists), kData (already quantized, not
-// finite), kIo.
+// shard and one matrix in memory. A weight that `packed` has is written in place of the
+// checkpoint's own. Errors: kUsage (out exists), kData (already quantized, not finite), kIo.
 QuantizeReport quantize_directory(const std::string& model,
                                   const std::string& out,
-                                  const Nf4Options& options);
+                                  const Nf4Options& options,
+                                  const PackedWeights& packed = {});
 
 // Writes `out` as a plain directory whose weights are the decoded ones of a 4-bit checkpoint, each
 // in the dtype that it names. Errors: kUsage, kData (nothing is quantized), kIo.

@@ -28,6 +28,9 @@ KINDS = {
     "DoRA on joined weights": ("phi3", dict(dora=True), {}),
     "DoRA with norms after": ("olmo2", dict(dora=True), {}),
     "PiSSA": ("llama", dict(init="pissa"), {}),
+    "PiSSA on NF4": ("llama", dict(init="pissa", nf4=True), {}),
+    "LoftQ": ("qwen2", dict(init="loftq", nf4=True), {}),
+    "LoftQ of 3 rounds, on joined weights": ("phi3", dict(init="loftq", loftq_iter=3, nf4=True, rslora=True), {}),
     "patterns": ("qwen3", PATTERNS, {}),
     "patterns, rsLoRA": ("llama", PATTERNS | dict(rslora=True), {}),
     "head and embeddings": ("llama", dict(saved=ENDS), {}),
@@ -40,7 +43,7 @@ KINDS = {
     "new tokens and the whole head": ("mistral", dict(new_tokens=TOKENS, saved=["lm_head"]), {}),
 }
 ADAPTER = dict(r=3, alpha=5.0, rslora=False, dora=False, init="default", b_lr_ratio=1.0, targets=["all-linear"], saved=[],
-               rank_pattern={}, alpha_pattern={}, new_tokens=[])
+               rank_pattern={}, alpha_pattern={}, new_tokens=[], nf4=False, loftq_iter=1)
 OPTIMIZER = dict(steps=STEPS, learning_rate=2e-3, weight_decay=0.01, max_grad_norm=0.0)
 
 
@@ -66,11 +69,13 @@ class Kind:
         self.labels = self.ids.clone()
         self.labels[:, :4] = -100
 
-    def peft_model(self):
+    def peft_model(self, ours):
+        """With nf4 on graft's decoded weights and from its beginning: PEFT has none on a CPU."""
         s = self.settings
+        beginning = "default" if s["nf4"] else s["init"]
         torch.manual_seed(3)
         config = LoraConfig(r=s["r"], lora_alpha=s["alpha"], use_rslora=s["rslora"], use_dora=s["dora"],
-                            init_lora_weights=True if s["init"] == "default" else s["init"],
+                            init_lora_weights=True if beginning == "default" else beginning,
                             target_modules="all-linear", modules_to_save=s["saved"] or None,
                             rank_pattern=s["rank_pattern"], alpha_pattern=s["alpha_pattern"],
                             ensure_weight_tying=bool(self.config.tie_word_embeddings and s["saved"]),
@@ -78,7 +83,16 @@ class Kind:
         model = families.load(self.family, self.work / "base", self.config)
         if s["new_tokens"]:
             self.add_tokens(model, config)
-        return get_peft_model(model, config)
+        if not s["nf4"]:
+            return get_peft_model(model, config)
+        own = {n.removeprefix("base."): v for n, v in ours.items() if n.startswith("base.")}
+        assert own and not model.load_state_dict(own, strict=False).unexpected_keys
+        model = get_peft_model(model, config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(ours["begin." + graft_name(name)])
+        return model
 
     def add_tokens(self, model, config):
         first, tokens = families.VOCAB, self.settings["new_tokens"]
@@ -104,8 +118,8 @@ class Kind:
                   dict(params=[p for p in trained if p.ndim == 1], weight_decay=0.0)]
         return torch.optim.AdamW(groups, lr=s["learning_rate"])
 
-    def theirs(self):
-        model = self.peft_model()
+    def theirs(self, ours):
+        model = self.peft_model(ours)
         named = {graft_name(n): p for n, p in model.named_parameters() if p.requires_grad}
         begin = {n: p.detach().clone() for n, p in named.items()}
         optimizer, losses = self.optimizer(model), []
@@ -123,7 +137,7 @@ class Kind:
 
     def ours(self, begin):
         path, out = self.work / "batches.safetensors", self.work / "out.safetensors"
-        own = self.settings["init"] == "pissa"  # graft's own beginning
+        own = self.settings["init"] != "default"  # graft's own beginning
         given = {} if own else {"begin." + n: v.contiguous() for n, v in begin.items() if "token_adapter" not in n}
         save_file({"input_ids": self.ids, "labels": self.labels} | given, path)
         done = subprocess.run([str(self.steps), str(self.work / "base"), str(path), json.dumps(self.settings), str(out)],
@@ -133,7 +147,7 @@ class Kind:
 
     def signs(self, name, ours, begin):
         """Singular vectors have two signs: those that make graft's beginning PEFT's, for each row of A or column of B."""
-        if self.settings["init"] != "pissa":
+        if self.settings["init"] != "pissa" or self.settings["nf4"]:
             return 1.0
         axis = 1 if name.endswith("lora_A.weight") else 0
         signs = torch.sign((ours["begin." + name] * begin[name]).sum(axis, keepdim=True))
@@ -142,8 +156,9 @@ class Kind:
         return signs
 
     def check(self):
-        begin, end, losses = self.theirs()
-        ours = self.ours(begin)
+        ours = self.ours({}) if self.settings["nf4"] else None
+        begin, end, losses = self.theirs(ours)
+        ours = ours or self.ours(begin)
         trained = {n.removeprefix("end.") for n in ours if n.startswith("end.")}
         if self.config.tie_word_embeddings and self.settings["saved"]:
             end.pop("lm_head.weight", None)  # the same tensor

@@ -149,6 +149,13 @@ def every_kind_of_adapter_takes_the_same_steps_as_in_peft():
 
 
 @case
+def loftq_and_pissa_leave_as_little_as_in_peft_and_their_base_loads():
+    import beginnings
+    beginnings.compare(graft, WORK, BASE, ROOT / "examples/quickstart/eval.jsonl", decoded_nf4(BASE), some_ids(700),
+                       graft_logits, hf_logits, check_close)
+
+
+@case
 def quickstart_adapter_loads_in_peft_and_merges():
     check_adapter_everywhere(BASE, ROOT / "examples/quickstart/eval.jsonl", some_ids(700))
 
@@ -232,6 +239,42 @@ def new_tokens_load_in_peft_and_merge():
         finally:
             os.chdir(before)
         check_close("AutoPeftModelForCausalLM", auto, theirs, 1e-6)
+
+
+@case
+def new_tokens_on_a_checkpoint_that_bitsandbytes_wrote():
+    """Trained by graft on 4-bit weights that transformers saved, then resized and loaded by PEFT on their decoded values."""
+    base = WORK / "saved-in-4-bits"
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                             bnb_4bit_compute_dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, quantization_config=config)
+    model.save_pretrained(base)
+    for path in BASE.glob("*token*"):
+        (base / path.name).write_bytes(path.read_bytes())
+    assert any("quant_state" in name for name in load_file(base / "model.safetensors"))
+    decoded = WORK / "saved-and-decoded"
+    graft("quantize", base, "--decode", "--out", decoded)
+    data = WORK / "tokens-4-bits.jsonl"
+    rows = [json.loads(line) for line in (ROOT / "examples/quickstart/eval.jsonl").open()]
+    data.write_text("".join(json.dumps(row | {"output": "<tool>" + row["output"] + "<end>"}) + "\n" for row in rows))
+    adapter = train_adapter("tokens-4-bits", base, data, "qlora",
+                            "new_tokens=[{content: <tool>, special: false}, {content: <end>, special: false}]")
+    ids = torch.cat([some_ids(770), torch.tensor([[5, 768, 9, 769, 11] * 8])])
+    ours = graft_logits(ids, "--model", base, "--adapter", adapter)
+    model = transformers.AutoModelForCausalLM.from_pretrained(decoded, dtype=torch.float32)
+    model.resize_token_embeddings(770, mean_resizing=False)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(model, adapter).eval()(input_ids=ids).logits
+    check_close("PEFT on the decoded weights", ours, theirs, 1e-4)
+    merged = WORK / "tokens-4-bits-merged"
+    graft("adapter", "merge", "--model", base, "--adapter", adapter, "--out", merged)
+    check_close("the merge", hf_logits(merged, ids), theirs, 1e-4)
+    # And on the 4-bit model itself, which asks for products in float32.
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(770, mean_resizing=False)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(model, adapter).eval()(input_ids=ids).logits
+    check_close("PEFT on the 4-bit model", ours, theirs, 1e-4)
 
 
 @case

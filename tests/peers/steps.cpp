@@ -5,8 +5,9 @@
 //             begin.NAME: where the trained tensors begin, in place of their own beginning
 //   SETTINGS  JSON: steps, learning_rate, weight_decay, max_grad_norm, and of the adapter r, alpha,
 //             rslora, dora, init, b_lr_ratio, targets, saved, rank_pattern, alpha_pattern,
-//             new_tokens (for each what its row begins as the mean of)
-//   OUT       begin.NAME and end.NAME of everything trained, losses [steps]
+//             new_tokens (for each what its row begins as the mean of), nf4 (the base in 4 bits)
+//   OUT       begin.NAME and end.NAME of everything trained, losses [steps], and with nf4
+//             base.NAME of the linears' decoded weights
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -52,6 +53,7 @@ LoraSettings read_settings(const Json& json) {
   settings.rslora = json.at("rslora").as_bool();
   settings.dora = json.at("dora").as_bool();
   settings.init = json.at("init").as_string();
+  settings.loftq_iter = json.at("loftq_iter").as_int();
   settings.b_lr_ratio = json.at("b_lr_ratio").as_double();
   settings.targets = texts(json.at("targets"));
   settings.saved = texts(json.at("saved"));
@@ -86,7 +88,8 @@ int run(const std::string& directory,
   if (json.at("new_tokens").size() > 0) {
     add_tokens(config, config.vocab_size, pieces_of(json.at("new_tokens")));
   }
-  const auto model = load_model(config, directory, Precision::kFull);
+  const bool nf4 = json.at("nf4").as_bool();
+  const auto model = load_model(config, directory, nf4 ? Precision::kNf4 : Precision::kFull);
   add_lora(*model, read_settings(json), 1, directory);
   const SafetensorsFile file(batches_path);
   take_beginnings(file, *model);
@@ -116,6 +119,12 @@ int run(const std::string& directory,
   for (size_t i = 0; i < begun.size(); ++i) {
     tensors.push_back(test::bytes_of("begin." + model->trained[i].name, begun[i]));
     tensors.push_back(test::bytes_of("end." + model->trained[i].name, model->trained[i].value));
+  }
+  std::vector<at::Tensor> decoded;
+  for (const Linear* const linear : model->linears()) {
+    if (!nf4) break;
+    decoded.push_back(weight_of(*linear));
+    tensors.push_back(test::bytes_of("base." + linear->name + ".weight", decoded.back()));
   }
   write_safetensors(out, std::move(tensors));
   return 0;

@@ -47,6 +47,7 @@ class Oracle {
   Leaves& leaves() { return leaves_; }
   double product_sensitivity() const { return product_sensitivity_; }
   double embedding_sensitivity() const { return embedding_sensitivity_; }
+  const std::vector<at::Tensor>& router_probabilities() const { return router_probabilities_; }
 
  private:
   // The leaf of a trained tensor, else a constant.
@@ -117,7 +118,12 @@ class Oracle {
     return linear(layer.o, attended);
   }
 
-  at::Tensor mlp(const train::Mlp& mlp, const at::Tensor& x, const at::Tensor& rows) {
+  // `share` [rows, 1]: the router's weights, which the engine puts before `down`. In exact sums
+  // that is the same as behind it, but not where `down`'s operands are rounded.
+  at::Tensor mlp(const train::Mlp& mlp,
+                 const at::Tensor& x,
+                 const at::Tensor& rows,
+                 const at::Tensor& share = {}) {
     std::vector<at::Tensor> planes;
     for (const train::Linear& one : mlp.in) {
       const std::vector<at::Tensor> parts = linear(one, x, rows).split_with_sizes(one.parts, 1);
@@ -126,13 +132,15 @@ class Oracle {
     const at::Tensor gate = model_.config.activation == train::Activation::kSilu
                                 ? at::silu(planes[0])
                                 : at::gelu(planes[0], "tanh");
-    return linear(mlp.down, gate * planes[1], rows);
+    const at::Tensor inner = gate * planes[1];
+    return linear(mlp.down, share.defined() ? inner * share : inner, rows);
   }
 
   at::Tensor mlps(const train::Layer& layer, const at::Tensor& x) {
     const at::Tensor all = at::arange(x.size(0));
     if (!layer.router) return mlp(layer.mlps[0], x, all);
     at::Tensor probabilities = linear(*layer.router, x).softmax(-1);
+    router_probabilities_.push_back(probabilities.detach());
     auto [weight, chosen] = probabilities.topk(model_.config.experts_per_token, -1);
     if (model_.config.renormalises_experts) weight = weight / weight.sum(-1, true);
     at::Tensor sum = at::zeros_like(x);
@@ -141,7 +149,7 @@ class Oracle {
       if (places.size(0) == 0) continue;
       const at::Tensor rows = places.select(1, 0);
       const at::Tensor share = weight.index({rows, places.select(1, 1)}).unsqueeze(1);
-      sum = sum.index_add(0, rows, mlp(layer.mlps[expert], x.index_select(0, rows), rows) * share);
+      sum = sum.index_add(0, rows, mlp(layer.mlps[expert], x.index_select(0, rows), rows, share));
     }
     return sum;
   }
@@ -218,6 +226,7 @@ class Oracle {
   Leaves leaves_;
   double product_sensitivity_ = 0;
   double embedding_sensitivity_ = 0;
+  std::vector<at::Tensor> router_probabilities_;
 };
 
 }  // namespace
@@ -258,6 +267,7 @@ ReferenceResult reference(const train::Model& model,
   }
   result.product_sensitivity = oracle.product_sensitivity();
   result.embedding_sensitivity = oracle.embedding_sensitivity();
+  result.router_probabilities = oracle.router_probabilities();
   result.logits = result.logits.detach();
   return result;
 }

@@ -27,6 +27,7 @@ struct ReferenceResult {
   // products, sum |dL/de| |e|. Everything must be trained, else gradients do not reach it.
   double product_sensitivity = 0;
   double embedding_sensitivity = 0;
+  std::vector<at::Tensor> router_probabilities;  // [T, experts] of each document and its blocks
 };
 
 // Runs every document on its own (so packing itself is checked) in `dtype`, with the model's

@@ -1,11 +1,16 @@
 // Kinds of adapters: DoRA, PiSSA, LoftQ, modules trained whole, LoRA+.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
 
+#include <omp.h>
+
 #include <ATen/ATen.h>
 
 #include "adapters/merge.h"
+#include "adapters/nf4_checkpoint.h"
+#include "adapters/quantize.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -104,15 +109,58 @@ void check_gradients(Model& model, uint64_t dropout_seed) {
   }
 }
 
-std::string refusal(const Base& base, const LoraSettings& settings, Precision precision) {
-  const auto model = base.load(precision);
+template <class Call>
+std::string message_of(const Call& call, ExitCode code = ExitCode::kUsage) {
   try {
-    add_lora(*model, settings, 1, base.path());
+    call();
   } catch (const Error& error) {
-    CHECK(error.code() == ExitCode::kUsage);
+    CHECK(error.code() == code);
     return error.what();
   }
   return "nothing was refused";
+}
+
+std::string refusal(const Base& base, const LoraSettings& settings, Precision precision) {
+  const auto model = base.load(precision);
+  return message_of([&] { add_lora(*model, settings, 1, base.path()); });
+}
+
+at::Tensor decoded(const Linear& linear) {
+  const graft_nf4_weight packed = linear.base.nf4();
+  at::Tensor weight = empty_f32({linear.out, linear.in});
+  check(graft_nf4_decode(&packed, f32(weight), GRAFT_CPU, nullptr));
+  return weight.to(at::kDouble);
+}
+
+// scale * B A in float64.
+at::Tensor pair_of(const Linear& linear) {
+  const Lora& lora = linear.lora;
+  return static_cast<double>(lora.scale) * lora.b.to(at::kDouble).matmul(lora.a.to(at::kDouble));
+}
+
+// Eckart and Young: how far the nearest matrix of this rank is.
+double distance_to_rank(const at::Tensor& x, int64_t rank) {
+  const at::Tensor values = std::get<1>(at::linalg_svd(x));
+  return values.narrow(0, rank, values.size(0) - rank).norm().item<double>();
+}
+
+// The linear's 4-bit weight is what quantizing `weight` (float64) gives. The engine has summed that
+// in float32, an ulp or so away: the scales are as near, and the code of a value, or of one block's
+// scale, that lies in the middle between two may be either.
+void check_quantized(const Linear& linear, const at::Tensor& weight) {
+  Linear expected = linear;
+  expected.base = quantize_weight(weight.to(at::kFloat).contiguous(), linear.name);
+  const at::Tensor off = (decoded(expected) - decoded(linear)).abs();
+  const double ulps = 1e-6 * weight.abs().max().item<double>();
+  CHECK(off.gt(ulps).sum().item<int64_t>() <= linear.base.block_size);
+}
+
+std::vector<uint64_t> base_digests(const Model& model) {
+  std::vector<uint64_t> digests;
+  for (const Linear* linear : model.linears()) {
+    if (linear->base.quantized()) digests.push_back(adapters::nf4_digest(linear->base.nf4()));
+  }
+  return digests;
 }
 
 }  // namespace
@@ -140,16 +188,10 @@ TEST_CASE("dora: begins as the base, and a norm is that of the sum", "[train][do
   CHECK(largest_difference(logits_of(*plain, batch), logits_of(*model, batch)) <= 2e-5F);
   roughen(*model);
   const Linear& linear = model->layers[1].o;
-  at::Tensor weight = linear.base.dense;
-  if (linear.base.quantized()) {
-    weight = empty_f32({linear.out, linear.in});
-    const graft_nf4_weight packed = linear.base.nf4();
-    check(graft_nf4_decode(&packed, f32(weight), GRAFT_CPU, nullptr));
-  }
   const Lora& lora = linear.lora;
-  const at::Tensor sum =
-      weight.to(at::kDouble) +
-      static_cast<double>(lora.scale) * lora.b.to(at::kDouble).matmul(lora.a.to(at::kDouble));
+  const at::Tensor weight =
+      linear.base.quantized() ? decoded(linear) : linear.base.dense.to(at::kDouble);
+  const at::Tensor sum = weight + pair_of(linear);
   const at::Tensor expected = lora.magnitude.to(at::kDouble) / sum.pow(2).sum(1).sqrt();
   CHECK((lora.gain.to(at::kDouble) / expected - 1).abs().max().item<double>() <= 1e-6);
 }
@@ -206,13 +248,8 @@ TEST_CASE("pissa: A and B are the largest singular values, and the model stays t
   for (size_t i = 0; i < after.size(); ++i) {
     const at::Tensor w = before[i]->base.dense.to(at::kDouble);
     const Lora& lora = after[i]->lora;
-    const at::Tensor pair =
-        static_cast<double>(lora.scale) * lora.b.to(at::kDouble).matmul(lora.a.to(at::kDouble));
-    // Eckart and Young: no matrix of this rank is nearer than what the other singular values say.
-    const at::Tensor values = std::get<1>(at::linalg_svd(w));
-    const double rest =
-        values.narrow(0, lora.rank, values.size(0) - lora.rank).norm().item<double>();
-    CHECK(size_of(w - pair) == Approx(rest).epsilon(1e-4));
+    const at::Tensor pair = pair_of(*after[i]);
+    CHECK(size_of(w - pair) == Approx(distance_to_rank(w, lora.rank)).epsilon(1e-4));
     CHECK(size_of(after[i]->base.dense.to(at::kDouble) + pair - w) <= 1e-6 * size_of(w));
     // A and B share the singular values evenly.
     CHECK(size_of(lora.a) == Approx(size_of(lora.b)).epsilon(1e-4));
@@ -228,19 +265,134 @@ TEST_CASE("loftq: the pair is nearest to what quantization took", "[train][loftq
   add_lora(*model, settings, 5, base.path());
   const std::vector<Linear*> before = full->linears(), after = model->linears();
   for (size_t i = 0; i < after.size(); ++i) {
-    const graft_nf4_weight packed = after[i]->base.nf4();
-    at::Tensor decoded = empty_f32({after[i]->out, after[i]->in});
-    check(graft_nf4_decode(&packed, f32(decoded), GRAFT_CPU, nullptr));
-    const at::Tensor lost = (before[i]->base.dense - decoded).to(at::kDouble);
-    const Lora& lora = after[i]->lora;
-    const at::Tensor pair =
-        static_cast<double>(lora.scale) * lora.b.to(at::kDouble).matmul(lora.a.to(at::kDouble));
-    const at::Tensor values = std::get<1>(at::linalg_svd(lost));
-    const double rest =
-        values.narrow(0, lora.rank, values.size(0) - lora.rank).norm().item<double>();
-    CHECK(size_of(lost - pair) == Approx(rest).epsilon(1e-4));
+    const at::Tensor lost = before[i]->base.dense.to(at::kDouble) - decoded(*after[i]);
+    const double rest = distance_to_rank(lost, after[i]->lora.rank);
+    CHECK(size_of(lost - pair_of(*after[i])) == Approx(rest).epsilon(1e-4));
     CHECK(rest < size_of(lost));
   }
+}
+
+TEST_CASE("loftq: each round quantizes what the pair leaves, and fits the pair again",
+          "[train][loftq]") {
+  const Base base("phi3");
+  const auto full = base.load();
+  const std::vector<Linear*> original = full->linears();
+  LoraSettings settings = all_linears();
+  settings.init = "loftq";
+  settings.rslora = true;
+  std::unique_ptr<Model> before;
+  std::vector<double> errors;
+  for (settings.loftq_iter = 1; settings.loftq_iter <= 5; ++settings.loftq_iter) {
+    auto model = base.load(Precision::kNf4);
+    add_lora(*model, settings, 5, base.path());
+    CHECK(model->base_changed() == (settings.loftq_iter > 1));
+    const std::vector<Linear*> linears = model->linears();
+    double error = 0;
+    for (size_t i = 0; i < linears.size(); ++i) {
+      CAPTURE(settings.loftq_iter, linears[i]->name);
+      const at::Tensor w = original[i]->base.dense.to(at::kDouble);
+      const at::Tensor lost = w - decoded(*linears[i]);
+      const double distance = size_of(lost - pair_of(*linears[i]));
+      CHECK(distance == Approx(distance_to_rank(lost, linears[i]->lora.rank)).epsilon(1e-4));
+      error += distance * distance;
+      const at::Tensor rest = before ? w - pair_of(*before->linears()[i]) : w;
+      check_quantized(*linears[i], rest);
+    }
+    errors.push_back(error);
+    before = std::move(model);
+  }
+  CAPTURE(errors);
+  CHECK(std::is_sorted(errors.rbegin(), errors.rend()));
+  CHECK(errors.back() < 0.95 * errors.front());
+}
+
+TEST_CASE("pissa: on a 4-bit base what is left of a weight is quantized", "[train][pissa]") {
+  const Base base("llama");
+  const auto full = base.load(), model = base.load(Precision::kNf4);
+  const auto plain = base.load(Precision::kNf4), dense = base.load();
+  LoraSettings settings = all_linears();
+  settings.init = GENERATE("pissa", "pissa_niter_16");
+  add_lora(*model, settings, 5, base.path());
+  CHECK(model->base_changed());
+  const std::vector<Linear*> original = full->linears(), linears = model->linears();
+  double nf4 = 0, qpissa = 0;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    CAPTURE(linears[i]->name);
+    const at::Tensor w = original[i]->base.dense.to(at::kDouble), pair = pair_of(*linears[i]);
+    CHECK(size_of(w - pair) == Approx(distance_to_rank(w, linears[i]->lora.rank)).epsilon(1e-4));
+    check_quantized(*linears[i], w - pair);
+    const at::Tensor sum = decoded(*linears[i]) + pair;
+    nf4 += std::pow(size_of(w - decoded(*plain->linears()[i])), 2);
+    qpissa += std::pow(size_of(w - sum), 2);
+    dense->linears()[i]->base.dense = sum.to(at::kFloat).contiguous();
+  }
+  CHECK(qpissa < nf4);  // the paper's reason for it
+  const Batch batch = test::tiny_batch(37, {9, 17}, 3);
+  CHECK(largest_difference(logits_of(*dense, batch), logits_of(*model, batch)) <= 2e-5F);
+}
+
+TEST_CASE("adapters: a base that was changed in 4 bits is written, found again and merged",
+          "[train][adapters][loftq][pissa]") {
+  struct Kind {
+    const char* family;
+    const char* init;
+    int64_t rounds;
+    bool dora;
+    std::vector<std::string> routers;  // they stay in full precision
+  };
+  const Kind kind = GENERATE(
+      Kind{"llama", "pissa", 1, false, {}}, Kind{"phi3", "loftq", 3, false, {}},
+      Kind{"qwen2", "pissa", 1, true, {}}, Kind{"mixtral", "loftq", 2, false, {"gate"}},
+      Kind{"qwen3_moe", "pissa_niter_4", 1, false, {"layers.0.mlp.gate", "layers.2.mlp.gate"}});
+  CAPTURE(kind.family, kind.init);
+  const Base base(kind.family);
+  LoraSettings settings = all_linears();
+  settings.exclude = kind.routers;
+  settings.init = kind.init;
+  settings.loftq_iter = kind.rounds;
+  settings.dora = kind.dora;
+  const QuantizedCache cache = {base.file("cache"), 1};
+  const auto plain = load_model(base.path(), Precision::kNf4, cache);
+  const auto model = load_model(base.path(), Precision::kNf4, cache);  // mapped
+  add_lora(*model, settings, 5, base.path());
+  CHECK(model->mapped_bytes() < plain->base_bytes());
+  // What is kept for other runs is not the run's own.
+  CHECK(base_digests(*load_model(base.path(), Precision::kNf4, cache)) == base_digests(*plain));
+  CHECK(base_digests(*model) != base_digests(*plain));
+  {
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(before == 1 ? 3 : 1);
+    const auto again = base.load(Precision::kNf4);
+    add_lora(*again, settings, 5, base.path());
+    CHECK(base_digests(*again) == base_digests(*model));
+    CHECK(at::equal(again->trained.back().value, model->trained.back().value));
+    omp_set_num_threads(before);
+  }
+  roughen(*model);
+  const Batch batch = test::tiny_batch(37, {9, 17}, 3);
+  const std::vector<float> trained = logits_of(*model, batch);
+  save_adapter(*model, settings, "base", base.file("adapter"));
+  save_changed_base(*model, base.path(), base.file("own"));
+  const auto reloaded = load_model(base.file("own"), Precision::kFull);
+  CHECK(base_digests(*reloaded) == base_digests(*model));
+  load_adapter(*reloaded, base.file("adapter"));
+  CHECK(logits_of(*reloaded, batch) == trained);
+  adapters::merge_adapter(
+      {base.file("own"), base.file("adapter"), base.file("merged"), adapters::MergeBase::kAuto});
+  const auto merged = load_model(base.file("merged"), Precision::kFull);
+  CHECK(largest_difference(logits_of(*merged, batch), trained) <= 1e-4F);
+  // On the checkpoint itself it would be another model.
+  const auto refused = [&](const auto& call) { return message_of(call, ExitCode::kData); };
+  CHECK_THAT(refused([&] { load_adapter(*plain, base.file("adapter")); }),
+             Catch::Contains("these are others") && Catch::Contains("directory `base`"));
+  CHECK_THAT(refused([&] { load_adapter(*base.load(), base.file("adapter")); }),
+             Catch::Contains("not in 4 bits"));
+  CHECK_THAT(refused([&] {
+               adapters::merge_adapter({base.path(), base.file("adapter"), base.file("wrong"),
+                                        adapters::MergeBase::kAuto});
+             }),
+             Catch::Contains("not in 4 bits"));
+  CHECK_FALSE(directory_exists(base.file("wrong")));
 }
 
 TEST_CASE("adapters: combinations that have no meaning are refused", "[train][adapters]") {
@@ -251,7 +403,8 @@ TEST_CASE("adapters: combinations that have no meaning are refused", "[train][ad
   settings.init = "pissa_niter_0";
   CHECK_THAT(refusal(base, settings, Precision::kFull), Catch::Contains("1..64"));
   settings.init = "pissa";
-  CHECK_THAT(refusal(base, settings, Precision::kNf4), Catch::Contains("stored in 4 bits"));
+  CHECK_THAT(refusal(experts, settings, Precision::kNf4),
+             Catch::Contains("block_sparse_moe.gate is not") && Catch::Contains("lora_exclude"));
   settings.dora = true;
   CHECK_THAT(refusal(base, settings, Precision::kFull), Catch::Contains("use one of the two"));
   settings.dora = false;
@@ -259,7 +412,17 @@ TEST_CASE("adapters: combinations that have no meaning are refused", "[train][ad
   CHECK_THAT(refusal(base, settings, Precision::kFull), Catch::Contains("at most 32"));
   settings = all_linears();
   settings.init = "loftq";
-  CHECK_THAT(refusal(base, settings, Precision::kFull), Catch::Contains("in full precision"));
+  CHECK_THAT(refusal(base, settings, Precision::kFull),
+             Catch::Contains("in full precision") && Catch::Contains("adapter: qlora"));
+  CHECK_THAT(refusal(experts, settings, Precision::kNf4),
+             Catch::Contains("in full precision") && Catch::Contains("lora_exclude_modules"));
+  adapters::quantize_directory(base.path(), base.file("packed"), {});
+  const auto packed = load_model(base.file("packed"), Precision::kNf4);
+  for (const char* init : {"loftq", "pissa"}) {
+    settings.init = init;
+    CHECK_THAT(message_of([&] { add_lora(*packed, settings, 1, base.file("packed")); }),
+               Catch::Contains("are not known"));
+  }
   settings = all_linears();
   settings.dora = true;
   CHECK_THAT(refusal(experts, settings, Precision::kFull), Catch::Contains("experts"));

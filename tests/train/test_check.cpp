@@ -5,6 +5,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "adapters/quantize.h"
 #include "core/file.h"
 #include "core/json.h"
 #include "tests/support/support.h"
@@ -236,6 +237,23 @@ TEST_CASE("check: no weight is read, but the headers of their files are", "[trai
   config.set("num_hidden_layers", 3);
   write_file_atomically(fixture.base() + "/config.json", dump_json(config));
   CHECK(has(found(fixture.check(), "weights"), "error: ", "no such tensor"));
+}
+
+TEST_CASE("check: beginnings that need the weights before they were quantized", "[train][check]") {
+  const Fixture fixture;
+  const std::string packed = fixture.file("packed");
+  adapters::quantize_directory(fixture.base(), packed, {});
+  const auto of_adapter = [&](const std::vector<std::string>& overrides) {
+    return found(fixture.check(overrides), "adapter");
+  };
+  const std::string init = GENERATE("init_lora_weights=loftq", "init_lora_weights=pissa");
+  CHECK(of_adapter({init, "adapter=qlora"}).empty());
+  CHECK(of_adapter({"base_model=" + packed, "adapter=qlora"}).empty());
+  CHECK(has(of_adapter({init, "adapter=qlora", "base_model=" + packed}),
+            "error: ", "the checkpoint is in 4 bits"));
+  CHECK(has(
+      found(fixture.check({"loftq_iter=2", "init_lora_weights=pissa", "adapter=qlora"}), "config"),
+      "error: it is of loftq, and init_lora_weights is pissa", "loftq_iter"));
 }
 
 TEST_CASE("check: a plan that cannot fit comes with what would", "[train][check]") {

@@ -499,7 +499,9 @@ TEST_CASE("train: every kind of adapter is trained, resumed, reloaded and merged
       Kind{{"adapter=lora", "init_lora_weights=pissa", "lora_dropout=0"}, "logits within "},
       Kind{{"init_lora_weights=loftq_niter_4", "lora_rank_pattern={layers.0.*: 2}",
             "lora_exclude_modules=[down_proj]", "loraplus_lr_ratio=4"},
-           "logits equal"});
+           "logits equal"},
+      Kind{{"init_lora_weights=loftq", "loftq_iter=3", "new_tokens=[<tool>]"}, "logits equal"},
+      Kind{{"init_lora_weights=pissa_niter_4", "compute=bf16"}, "logits equal"});
   const Fixture fixture;
   const auto train = [&](const std::string& name, const std::string& more) {
     std::vector<std::string> options = kind.options;
@@ -521,11 +523,15 @@ TEST_CASE("train: every kind of adapter is trained, resumed, reloaded and merged
   run_file.set("status", "running");
   graft::write_file_atomically(fixture.out("whole") + "/run.json", graft::dump_json(run_file));
   const std::string digest = fixture.adapter_digest("whole");
+  const std::string own_base = fixture.out("whole") + "/base";
+  const bool owns_base = graft::directory_exists(own_base);
+  const std::string weights = owns_base ? graft::sha256_file(own_base + "/model.safetensors") : "";
   const RunResult resumed = train("whole", "");
   INFO(resumed.err);
   REQUIRE(resumed.exit_code == 0);
   CHECK(resumed.err.find("resume  from step 4") != std::string::npos);
   CHECK(fixture.adapter_digest("whole") == digest);
+  CHECK((!owns_base || graft::sha256_file(own_base + "/model.safetensors") == weights));
 
   const auto loss_of = [&](std::vector<std::string> options) {
     std::vector<std::string> words = {"graft", "eval", "--data", fixture.dir().file("train.jsonl"),
@@ -536,11 +542,25 @@ TEST_CASE("train: every kind of adapter is trained, resumed, reloaded and merged
     REQUIRE(result.exit_code == 0);
     return graft::parse_json(result.out, "eval").at("loss").as_double();
   };
-  const std::string base = source_path("examples/quickstart/base");
+  const std::string checkpoint = source_path("examples/quickstart/base");
+  const std::string base = owns_base ? own_base : checkpoint;
   const std::string adapter = fixture.out("whole") + "/adapter";
-  const bool full = kind.options[0] == "adapter=lora";
+  const bool full = kind.options[0] == "adapter=lora" || owns_base;
   const double adapted = full ? loss_of({"--model", base, "--adapter", adapter})
                               : loss_of({"--model", base, "--adapter", adapter, "--load-in-4bit"});
+  if (owns_base) {
+    const std::vector<std::string> wrong = {
+        "graft",     "eval",  "--data", fixture.dir().file("train.jsonl"),
+        "--adapter", adapter, "--model"};
+    const auto run_with = [&](std::vector<std::string> more) {
+      more.insert(more.begin(), wrong.begin(), wrong.end());
+      return run(more);
+    };
+    const RunResult other = run_with({checkpoint, "--load-in-4bit"});
+    CHECK(other.exit_code == 3);
+    CHECK(other.err.find("these are others") != std::string::npos);
+    CHECK(run_with({base, "--compare-base"}).exit_code == 2);
+  }
   const RunResult merged = run({"graft", "adapter", "merge", "--model", base, "--adapter", adapter,
                                 "--out", fixture.out("merged")});
   INFO(merged.err);

@@ -10,6 +10,7 @@
 
 #include "adapters/merge.h"
 #include "adapters/peft.h"
+#include "adapters/quantize.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -334,6 +335,58 @@ TEST_CASE("new tokens: rows go through their files, and merge to the same logits
   CHECK(largest_difference(run(*merged), run(*full)) <= 1e-4F);
 }
 
+TEST_CASE("new tokens: on a checkpoint in 4 bits they are what they are on the one it was made of",
+          "[train][new_tokens]") {
+  struct Kind {
+    const char* name;
+    bool tied;
+    graft_float_type operands;
+    adapters::Nf4Options options;
+  };
+  const Kind kind =
+      GENERATE(Kind{"untied", false, GRAFT_F32, {}}, Kind{"tied", true, GRAFT_F32, {}},
+               Kind{"tied bf16", true, GRAFT_BF16, {}},
+               Kind{"FP4, plain scales", false, GRAFT_F32, {32, false, GRAFT_FP4}});
+  CAPTURE(kind.name);
+  const Base base(kind.tied);
+  const std::string packed = base.file("packed"), adapter = base.file("adapter");
+  adapters::quantize_directory(base.path(), packed, kind.options);
+  ModelConfig config = read_model_config(packed);
+  add_tokens(config, kVocab, kPieces);
+  // Stored in 4 bits, it is loaded so whichever way it is asked for.
+  const auto model =
+      load_model(config, packed, GENERATE(Precision::kFull, Precision::kNf4), {}, {kind.operands});
+  CHECK(model->quantized());
+  // The same weights decoded, where no 4 bits are stored.
+  adapters::decode_directory(packed, base.file("decoded"));
+  ModelConfig same = read_model_config(base.file("decoded"));
+  add_tokens(same, kVocab, kPieces);
+  const auto dense = load_model(same, base.file("decoded"), Precision::kFull, {}, {kind.operands});
+  for (Model* const one : {model.get(), dense.get()}) {
+    add_lora(*one, lora(), 5);
+    move(*one);
+  }
+  // QLoRA is LoRA on the decoded weights to the bit, and so are the rows' gradients.
+  CHECK(step(*model).loss_sum == step(*dense).loss_sum);
+  REQUIRE(model->trained.size() == dense->trained.size());
+  for (size_t i = 0; i < model->trained.size(); ++i) {
+    CAPTURE(model->trained[i].name);
+    CHECK(same_bits(model->trained[i].grad, dense->trained[i].grad));
+  }
+  CHECK(model->embedding_rows.grad.abs().sum().item<float>() > 0);
+  const std::vector<float> trained = logits_of(*model);
+  save_adapter(*model, lora(), "base", adapter);
+  const auto reloaded = load_model(packed, Precision::kFull, {}, {kind.operands});
+  load_adapter(*reloaded, adapter);
+  CHECK(logits_of(*reloaded) == trained);
+  adapters::merge_adapter({packed, adapter, base.file("merged"), adapters::MergeBase::kAuto});
+  const auto merged = load_model(base.file("merged"), Precision::kFull);
+  CHECK(merged->config.vocab_size == kVocab + 3);
+  const auto full = load_model(packed, Precision::kFull);
+  load_adapter(*full, adapter);
+  CHECK(largest_difference(logits_of(*merged), logits_of(*full)) <= 1e-4F);
+}
+
 TEST_CASE("new tokens: a language model inside a multimodal checkpoint grows in its own config",
           "[train][new_tokens]") {
   const Base flat("gemma3");
@@ -480,9 +533,14 @@ const std::string kTokens =
 TEST_CASE("new tokens: a run trains, resumes, evaluates, generates and merges them",
           "[train][new_tokens][job][slow]") {
   const Run fixture;
-  const std::string method = GENERATE("adapter=qlora", "adapter=lora", "compute=bf16");
+  const std::string method = GENERATE("adapter=qlora", "adapter=lora", "compute=bf16", "packed");
   CAPTURE(method);
-  const test::RunResult trained = fixture.train("run", {kTokens, method});
+  // A checkpoint that is in 4 bits itself.
+  const bool packed = method == "packed";
+  const std::string base = packed ? fixture.out("packed") : Run::base();
+  if (packed) adapters::quantize_directory(Run::base(), base, {});
+  const std::string option = packed ? "base_model=" + base : method;
+  const test::RunResult trained = fixture.train("run", {kTokens, option});
   INFO(trained.err);
   REQUIRE(trained.exit_code == 0);
   CHECK(trained.err.find("adapter reloaded: logits equal") != std::string::npos);
@@ -505,14 +563,14 @@ TEST_CASE("new tokens: a run trains, resumes, evaluates, generates and merges th
   Json run_file = read_json_file(fixture.out("run") + "/run.json");
   run_file.set("status", "running");
   write_file_atomically(fixture.out("run") + "/run.json", dump_json(run_file));
-  const test::RunResult resumed = fixture.train("run", {kTokens, method});
+  const test::RunResult resumed = fixture.train("run", {kTokens, option});
   INFO(resumed.err);
   REQUIRE(resumed.exit_code == 0);
   CHECK(resumed.err.find("resume  from step 2") != std::string::npos);
   CHECK(sha256_file(adapter + "/adapter_model.safetensors") == digest);
 
   const test::RunResult inspected =
-      test::run({"graft", "adapter", "inspect", adapter, "--model", Run::base()});
+      test::run({"graft", "adapter", "inspect", adapter, "--model", base});
   INFO(inspected.err);
   CHECK(inspected.exit_code == 0);
   CHECK(inspected.out.find("model.embed_tokens") != std::string::npos);
@@ -526,10 +584,10 @@ TEST_CASE("new tokens: a run trains, resumes, evaluates, generates and merges th
     REQUIRE(result.exit_code == 0);
     return parse_json(result.out, "eval");
   };
-  std::vector<std::string> options = {"--model", Run::base(), "--adapter", adapter};
-  if (method != "adapter=lora") options.emplace_back("--load-in-4bit");
+  std::vector<std::string> options = {"--model", base, "--adapter", adapter};
+  if (method != "adapter=lora" && !packed) options.emplace_back("--load-in-4bit");
   const Json with_adapter = evaluated(options);
-  const test::RunResult merged = test::run({"graft", "adapter", "merge", "--model", Run::base(),
+  const test::RunResult merged = test::run({"graft", "adapter", "merge", "--model", base,
                                             "--adapter", adapter, "--out", fixture.out("merged")});
   INFO(merged.err);
   REQUIRE(merged.exit_code == 0);
@@ -540,24 +598,23 @@ TEST_CASE("new tokens: a run trains, resumes, evaluates, generates and merges th
         Approx(with_adapter.at("loss").as_double()).epsilon(1e-4));
   CHECK(of_merged.at("tokens").as_int() == with_adapter.at("tokens").as_int());
   // The base's own tokenizer needs more tokens for the same text.
-  CHECK(evaluated({"--model", Run::base()}).at("tokens").as_int() >
-        with_adapter.at("tokens").as_int());
+  CHECK(evaluated({"--model", base}).at("tokens").as_int() > with_adapter.at("tokens").as_int());
 
   const test::RunResult said =
-      test::run({"graft", "generate", "--model", Run::base(), "--adapter", adapter, "--prompt",
-                 "<tool>", "--max-new-tokens", "2", "--json"});
+      test::run({"graft", "generate", "--model", base, "--adapter", adapter, "--prompt", "<tool>",
+                 "--max-new-tokens", "2", "--json"});
   INFO(said.err);
   REQUIRE(said.exit_code == 0);
   const int64_t prompt = parse_json(said.out, "generate").at("prompt_tokens").as_int();
   CHECK(prompt <= 2);  // BOS and the token
-  const test::RunResult compared = test::run({"graft", "eval", "--model", Run::base(), "--adapter",
+  const test::RunResult compared = test::run({"graft", "eval", "--model", base, "--adapter",
                                               adapter, "--data", fixture.data(), "--compare-base"});
   CHECK(compared.exit_code == 2);
   CHECK(compared.err.find("the adapter's tokenizer has 770 tokens, the base only 768") !=
         std::string::npos);
   // Another run's checkpoint is of other tokens.
   const test::RunResult other =
-      fixture.train("other", {"new_tokens=[<tool>, <stop>]", method, "content_specials=parse",
+      fixture.train("other", {"new_tokens=[<tool>, <stop>]", option, "content_specials=parse",
                               "--resume", fixture.out("run")});
   CHECK(other.exit_code == 2);
   CHECK(other.err.find("other new_tokens") != std::string::npos);

@@ -16,6 +16,7 @@
 #include "train/job/run_file.h"
 #include "train/job/scratch.h"
 #include "train/job/vocabulary.h"
+#include "train/model/init/initialisation.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -229,7 +230,10 @@ void Checker::check_data() {
 void Checker::check_adapter() {
   const std::unique_ptr<Model> model = empty_model(*model_);
   report_.coverage = coverage_of(*model, config_.lora);
-  add_lora_shapes(*model, config_.lora);  // ranks, patterns and modules to save
+  add_lora_shapes(*model, config_.lora, config_.precision());  // ranks, patterns, modules to save
+  const Initialisation& init = *find_initialisation(config_.lora.init).row;
+  if (init.takes_iterations)
+    OriginalWeights{config_.base_model};  // not those of a 4-bit checkpoint
 }
 
 void Checker::check_plan() {

@@ -28,7 +28,8 @@ constexpr ConfigKey kKeys[] = {
      "frozen matrices are held in it, and 4-bit ones decoded to it. Norms, attention, loss, "
      "routers "
      "and all that is trained stay float32. auto: bf16 where the processor has bfloat16 "
-     "instructions, but fp32 with adapter: none or init_lora_weights: pissa, which have no other"},
+     "instructions, but fp32 with adapter: none, and with pissa on adapter: lora, which have no "
+     "other"},
     {"lora_r", "1..512", "16", "rank of A and B"},
     {"lora_alpha", "number", "32", "the adapter is scaled by lora_alpha / lora_r"},
     {"lora_dropout", "0..0.9", "0", "dropout of the adapter's input"},
@@ -46,8 +47,12 @@ constexpr ConfigKey kKeys[] = {
      "DoRA: the lengths of the adapted weights' rows are trained too"},
     {"init_lora_weights", "default | gaussian | pissa | loftq", "default",
      "how A and B begin. default: A uniform, B zero; gaussian: A normal; pissa: the base's largest "
-     "singular values (adapter: lora); loftq: what quantization took (adapter: qlora). "
+     "singular values; loftq: what quantization took (adapter: qlora). "
      "pissa_niter_N and loftq_niter_N take a faster, randomised SVD of N iterations"},
+    {"loftq_iter", "1..64", "1",
+     "how often loftq quantizes what the pair leaves of a weight and fits the pair again. With "
+     "more "
+     "than 1 the 4-bit base is the run's own and goes to output_dir/base"},
     {"lora_modules_to_save", "list", "[]",
      "modules that are trained whole beside the adapter: embed_tokens, lm_head, norms by name"},
     {"loraplus_lr_ratio", "number", "1", "LoRA+: the learning rate of B over that of A"},
@@ -326,15 +331,18 @@ void read_lora(ConfigReader& reader, LoraSettings& lora) {
   lora.rslora = reader.get_bool("use_rslora", false);
   lora.dora = reader.get_bool("use_dora", false);
   lora.init = reader.get_string("init_lora_weights", "default");
+  lora.loftq_iter = reader.get_int("loftq_iter", 1, {1, 64});
+  if (lora.loftq_iter > 1 && find_initialisation(lora.init).row->name != "loftq") {
+    reader.fail_at("loftq_iter", "it is of loftq, and init_lora_weights is " + lora.init,
+                   "set init_lora_weights: loftq, or leave it out");
+  }
   lora.saved = reader.get_strings("lora_modules_to_save", {});
   lora.b_lr_ratio = reader.get_float("loraplus_lr_ratio", 1, {1e-3, 1e3});
 }
 
-// Where every weight is trained, or changed at the beginning, bfloat16 would lose what is learned.
 void read_compute(ConfigReader& reader, TrainConfig& config) {
   const std::string compute = reader.get_choice("compute", "auto", kComputeNames);
-  const bool changes_base = find_initialisation(config.lora.init).row->changes_base;
-  if (config.method != Method::kFull && !changes_base) {
+  if (may_round(config)) {
     config.operands = operands_of(std::string_view{compute});
     return;
   }
@@ -594,6 +602,11 @@ bool ConfigReport::is_bad(std::string_view key) const {
   return std::find(bad_keys.begin(), bad_keys.end(), key) != bad_keys.end();
 }
 
+bool may_round(const TrainConfig& config) {
+  if (config.method == Method::kQlora) return true;
+  return config.method == Method::kLora && !find_initialisation(config.lora.init).row->changes_base;
+}
+
 Json config_to_json(const TrainConfig& config) {
   const OptimizerSettings& optimizer = config.optimizer;
   return Json::object({
@@ -613,6 +626,7 @@ Json config_to_json(const TrainConfig& config) {
       {"use_rslora", config.lora.rslora},
       {"use_dora", config.lora.dora},
       {"init_lora_weights", config.lora.init},
+      {"loftq_iter", config.lora.loftq_iter},
       {"lora_modules_to_save", strings_to_json(config.lora.saved)},
       {"loraplus_lr_ratio", config.lora.b_lr_ratio},
       {"new_tokens", tokens_to_json(config.new_tokens)},

@@ -63,6 +63,10 @@ struct TrainConfig {
   int64_t threads = 0;     // 0 = every processor of the process
   int64_t max_memory = 0;  // bytes; 0 = what is free
 
+  // What the weights are loaded with.
+  Precision precision() const {
+    return method == Method::kQlora ? Precision::kNf4 : Precision::kFull;
+  }
   // With micro_batch_size: auto, as with 1.
   int64_t rows_per_step() const {
     return std::max<int64_t>(micro_batch_size, 1) * gradient_accumulation_steps;
@@ -97,6 +101,10 @@ struct ConfigReport {
 };
 // Errors: kIo; kUsage for a file that is no YAML mapping, and for an override without a key.
 ConfigReport report_config(const std::string& path, const std::vector<std::string>& overrides);
+
+// Whether frozen weights may be rounded to bfloat16: not where every weight is trained, or a dense
+// one is changed at the beginning, whose small differences would be lost.
+bool may_round(const TrainConfig& config);
 
 // Every key with its value, in the order of config_keys().
 Json config_to_json(const TrainConfig& config);

@@ -22,6 +22,7 @@
 #include "train/job/sample.h"
 #include "train/job/scratch.h"
 #include "train/job/vocabulary.h"
+#include "train/model/init/initialisation.h"
 #include "train/model/lora.h"
 
 namespace graft::train {
@@ -186,11 +187,13 @@ Outcome Doctor::start() {
   const Batch batch = sample_row(sample_, 2, row_tokens_);
   const std::vector<float> base = engine_.logits(*model_, batch);
   add_lora(*model_, config_.lora, config_.seed, config_.base_model);
-  if (config_.lora.init.rfind("loftq", 0) == 0) {
-    return {Verdict::kSkipped, "loftq begins nearer to the weights before they were quantized"};
+  const Initialisation& init = *find_initialisation(config_.lora.init).row;
+  if (init.needs_4bit || (init.changes_base && model_->quantized())) {
+    return {Verdict::kSkipped,
+            std::string(init.name) + " begins nearer to the weights before they were quantized"};
   }
   const std::vector<float> adapted = engine_.logits(*model_, batch);
-  const bool rounds = config_.lora.dora || config_.lora.init.rfind("pissa", 0) == 0;
+  const bool rounds = config_.lora.dora || init.changes_base;
   float largest = 0, off = 0;
   for (size_t i = 0; i < base.size(); ++i) {
     largest = std::max(largest, std::fabs(base[i]));

@@ -7,13 +7,18 @@
 #include <vector>
 
 #include "adapters/checkpoint.h"
+#include "adapters/fit.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
+#include "core/progress.h"  // format_bytes
 #include "train/model/weights.h"
 
 namespace graft::train {
 namespace {
+
+// The directory of a base that the run changed, beside the adapter's.
+constexpr const char* kOwnBase = "base";
 
 Json file_sizes(const std::string& directory) {
   Json sizes = Json::object();
@@ -110,6 +115,23 @@ std::string check_reload(Model& model,
   return text;
 }
 
+// The base whose 4-bit weights the adapter changed; the adapter in `adapter` names it.
+Json export_base(const Model& model,
+                 const TrainConfig& config,
+                 const std::string& adapter,
+                 const std::string& output_dir) {
+  const std::string target = join_path(output_dir, kOwnBase);
+  const std::string temporary = join_path(output_dir, ".tmp-base");
+  remove_tree(temporary);
+  save_changed_base(model, config.base_model, temporary);
+  adapters::fit_adapter(adapters::read_peft(adapter), SafetensorsDirectory(temporary));
+  remove_tree(target);
+  rename_path(temporary, target);
+  int64_t bytes = 0;
+  for (const auto& [name, size] : file_sizes(target).as_object()) bytes += size.as_int();
+  return Json::object({{"directory", target}, {"bytes", bytes}});
+}
+
 }  // namespace
 
 Json export_result(Model& model,
@@ -132,14 +154,29 @@ Json export_result(Model& model,
     }
     result.set("sha256", sha256_file(join_path(temporary, "model.safetensors")));
   } else {
-    result.set("sha256", save_adapter(model, config.lora, base_name(config.base_model), temporary));
+    const bool own_base = model.base_changed();
+    const std::string base = own_base ? kOwnBase : base_name(config.base_model);
+    result.set("sha256", save_adapter(model, config.lora, base, temporary));
     result.set("reload", check_reload(model, decoder, store, temporary));
+    if (own_base) result.set("base", export_base(model, config, temporary, output_dir));
   }
   if (model.config.added.count() > 0) adapters::copy_tokenizer(text_directory, temporary);
   remove_tree(target);
   rename_path(temporary, target);
   result.set("files", file_sizes(target));
   return result;
+}
+
+std::vector<std::vector<std::string>> exported_files(const Json& exported) {
+  std::vector<std::vector<std::string>> rows = {{"file", "size"}};
+  for (const auto& [name, bytes] : exported.at("files").as_object()) {
+    rows.push_back(
+        {join_path(exported.at("directory").as_string(), name), format_bytes(bytes.as_int())});
+  }
+  if (const Json* base = exported.find("base")) {
+    rows.push_back({base->at("directory").as_string(), format_bytes(base->at("bytes").as_int())});
+  }
+  return rows;
 }
 
 }  // namespace graft::train

@@ -96,7 +96,7 @@ Extent choose_extent(const TrainConfig& config,
 
 std::unique_ptr<Model> load_extent(const TrainConfig& config, const Extent& extent) {
   if (config.random_weights) return make_model(extent.config, config.seed);
-  const Precision precision = config.method == Method::kQlora ? Precision::kNf4 : Precision::kFull;
+  const Precision precision = config.precision();
   const Rounding rounding = {config.operands, config.lora.saved};
   if (extent.config.layer_count() < extent.layers) {
     return load_first_layers(extent.config, config.base_model, precision, rounding);

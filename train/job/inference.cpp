@@ -8,6 +8,8 @@
 #include <omp.h>
 
 #include "adapters/checkpoint.h"
+#include "adapters/fit.h"
+#include "adapters/peft.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
@@ -57,8 +59,13 @@ ModelText load_text(const Args& args, int64_t vocab_size) {
   return text;
 }
 
-// A base without rows for the adapter's tokens reads another text.
+// A base without rows for the adapter's tokens reads another text, and one that the adapter changed
+// is no model without it.
 void refuse_to_compare(const Args& args, const Model& base) {
+  if (adapters::has_own_base(adapters::read_peft(args.text("--adapter")))) {
+    fail(ExitCode::kUsage, "the adapter began by changing this base, which alone is no model",
+         "--compare-base", "evaluate the adapter on it, and the original model on its own");
+  }
   const ModelText text = load_text(args, INT32_MAX);
   if (text.tokenizer->vocab_size() <= base.config.vocab_size) return;
   fail(ExitCode::kUsage,

@@ -18,7 +18,6 @@
 #include "train/engine/tensor.h"
 #include "train/job/compute.h"
 #include "train/job/vocabulary.h"
-#include "train/model/init/initialisation.h"
 #include "train/model/lora.h"
 
 namespace graft::train {
@@ -89,8 +88,7 @@ std::vector<Change> changes_of(const TrainConfig& config) {
   if (config.method != Method::kQlora) {
     add("adapter: qlora", [](TrainConfig& c) { c.method = Method::kQlora; });
   }
-  if (config.operands == GRAFT_F32 && config.method != Method::kFull &&
-      !find_initialisation(config.lora.init).row->changes_base) {
+  if (config.operands == GRAFT_F32 && may_round(config)) {
     add("compute: bf16", [](TrainConfig& c) { c.operands = GRAFT_BF16; });
   }
   for (int64_t length = config.sequence_len / 2; length >= 128; length /= 2) {
@@ -216,7 +214,7 @@ PlanRequest plan_request(const TrainConfig& config) {
 std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& model) {
   auto shapes = empty_model(model);
   if (config.operands == GRAFT_BF16) round_operands(*shapes, config.lora.saved);
-  if (config.method != Method::kFull) add_lora_shapes(*shapes, config.lora);
+  if (config.method != Method::kFull) add_lora_shapes(*shapes, config.lora, config.precision());
   return shapes;
 }
 

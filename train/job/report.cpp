@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "core/html.h"
 #include "core/progress.h"
+#include "train/job/export.h"
 
 namespace graft::train {
 namespace {
@@ -86,13 +87,7 @@ void write_training_report(const TrainConfig& config,
   report.line_chart({"Learning rate", "optimizer step", ""}, {series.rate});
   report.line_chart({"Gradient norm before clipping", "optimizer step", ""}, {series.norm});
   report.heading("Files");
-  const Json& exported = summary.at("export");
-  std::vector<std::vector<std::string>> files = {{"file", "size"}};
-  for (const auto& [name, bytes] : exported.at("files").as_object()) {
-    files.push_back(
-        {join_path(exported.at("directory").as_string(), name), format_bytes(bytes.as_int())});
-  }
-  report.table("<>", files);
+  report.table("<>", exported_files(summary.at("export")));
   report.heading("Config");
   std::vector<std::vector<std::string>> rows = {{"key", "value"}};
   const Json all = config_to_json(config);

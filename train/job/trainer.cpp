@@ -150,13 +150,11 @@ void Training::prepare_model() {
   const ModelConfig& model = vocabulary.model;
   plan_ = plan_run(config_, model);
   refuse_unfit(config_, model, plan_);
-  const bool quantizes = config_.method == Method::kQlora;
-  model_ =
-      config_.random_weights
-          ? make_model(model, config_.seed)
-          : load_model(model, config_.base_model, quantizes ? Precision::kNf4 : Precision::kFull,
-                       config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{},
-                       {config_.operands, config_.lora.saved});
+  model_ = config_.random_weights
+               ? make_model(model, config_.seed)
+               : load_model(model, config_.base_model, config_.precision(),
+                            config_.quantized_cache ? QuantizedCache::in_home() : QuantizedCache{},
+                            {config_.operands, config_.lora.saved});
   if (config_.method == Method::kFull) {
     train_everything(*model_);
   } else {
@@ -501,11 +499,7 @@ void Training::finish(const Progressed& progressed) {
 
 void Training::print_result(const Json& summary) const {
   const Json& exported = summary.at("export");
-  std::vector<std::vector<std::string>> rows = {{"file", "size"}};
-  for (const auto& [name, bytes] : exported.at("files").as_object()) {
-    rows.push_back(
-        {join_path(exported.at("directory").as_string(), name), format_bytes(bytes.as_int())});
-  }
+  std::vector<std::vector<std::string>> rows = exported_files(exported);
   rows.push_back({path("report.html"), format_bytes(file_size(path("report.html")))});
   std::fprintf(stderr, "%s", format_table("<>", rows).c_str());
   const Json& memory = summary.at("memory");

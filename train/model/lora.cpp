@@ -4,12 +4,16 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
+#include <utility>
 
 #include <ATen/ops/cat.h>
 
 #include "adapters/fit.h"
+#include "adapters/nf4_checkpoint.h"
 #include "core/error.h"
+#include "core/hash.h"
 #include "kernels/gemm.h"
 #include "train/engine/tensor.h"
 #include "train/model/dora.h"
@@ -58,23 +62,45 @@ std::vector<std::string> target_names(const Model& model) {
   return {names.begin(), names.end()};
 }
 
+// `packed`: the linears that quantize are in 4 bits.
+void check_init(const Initialisation& init, const Linear& linear, bool packed) {
+  const bool in_4bit = packed && linear.quantizes;
+  const std::string name(init.name);
+  if (init.needs_4bit && !in_4bit) {
+    fail(ExitCode::kUsage,
+         name + " makes up for quantization, and " + linear.name + " is in full precision",
+         "init_lora_weights",
+         packed ? "name it in lora_exclude_modules"
+                : "set adapter: qlora, or init_lora_weights: pissa");
+  }
+  if (!init.changes_base || in_4bit) return;
+  if (packed) {
+    fail(ExitCode::kUsage,
+         name + " changes the weights, and the files have only those in 4 bits, which " +
+             linear.name + " is not",
+         "init_lora_weights", "name it in lora_exclude_modules");
+  }
+  if (linear.operands == GRAFT_BF16) {
+    fail(ExitCode::kUsage,
+         name +
+             " changes the weights, and bfloat16 would round what is left of them: the adapter "
+             "in its files would not be the one that was trained",
+         "compute", "set compute: fp32");
+  }
+}
+
 void check_combination(const LoraSettings& settings,
                        const Initialisation& init,
-                       const std::vector<Linear*>& targets) {
-  if (settings.dora && init.changes_base) {
+                       const std::vector<Linear*>& targets,
+                       bool packed) {
+  if (settings.dora && init.changes_base && !packed) {
     fail(ExitCode::kUsage,
          "DoRA's magnitudes belong to the weights of the checkpoint, which " +
              std::string(init.name) + " changes",
          "use_dora", "use one of the two");
   }
   for (const Linear* const linear : targets) {
-    if (init.changes_base && linear->operands == GRAFT_BF16) {
-      fail(ExitCode::kUsage,
-           std::string(init.name) +
-               " changes the weights, and bfloat16 would round what is left of them: the adapter "
-               "in its files would not be the one that was trained",
-           "compute", "set compute: fp32");
-    }
+    check_init(init, *linear, packed);
     if (settings.dora && linear->name.find(".experts.") != std::string::npos) {
       fail(ExitCode::kUsage, "PEFT has no DoRA for the linears of experts, such as " + linear->name,
            "use_dora", "name other linears in lora_target_modules, or leave out use_dora");
@@ -94,11 +120,12 @@ void check_rank(const Linear& linear, const Initialisation& init) {
 // A and B of every targeted linear, not filled. Returns those linears.
 std::vector<Linear*> make_pairs(Model& model,
                                 const LoraSettings& settings,
-                                const Initialisation& init) {
+                                const Initialisation& init,
+                                bool packed) {
   const std::vector<Linear*> targets = find_targets(model, settings);
   check_keys(model, targets, keys_of(settings.rank_pattern), "lora_rank_pattern");
   check_keys(model, targets, keys_of(settings.alpha_pattern), "lora_alpha_pattern");
-  check_combination(settings, init, targets);
+  check_combination(settings, init, targets, packed);
   const adapters::AdapterSpec spec = spec_of(settings);
   for (Linear* const linear : targets) {
     const std::string path = peft_path(model, linear->name);
@@ -151,6 +178,19 @@ adapters::AdapterSpec doubled_spec(const Model& model, const adapters::AdapterSp
   return doubled;
 }
 
+// Which weights the adapter was trained on: merging and loading have to know.
+std::map<std::string, std::string> base_metadata(const Model& model) {
+  std::map<std::string, std::string> metadata = {
+      {"base_quantization", model.quantized() ? "nf4" : "none"}};
+  if (!model.base_changed()) return metadata;
+  uint64_t sum = 0;
+  for (const Linear* const linear : model.linears()) {
+    if (linear->lora.rank > 0) sum += adapters::nf4_digest(linear->base.nf4());
+  }
+  metadata.emplace(adapters::kBaseDigest, hex64(sum));
+  return metadata;
+}
+
 }  // namespace
 
 void add_lora(Model& model,
@@ -158,9 +198,9 @@ void add_lora(Model& model,
               uint64_t seed,
               const std::string& base_directory) {
   const ChosenInit init = find_initialisation(settings.init);
-  const std::vector<Linear*> targets = make_pairs(model, settings, *init.row);
+  const std::vector<Linear*> targets = make_pairs(model, settings, *init.row, model.quantized());
   std::unique_ptr<OriginalWeights> original;  // opened when the first linear asks
-  InitContext context{seed, init.iterations, [&](const Linear& linear) {
+  InitContext context{seed, init.iterations, settings.loftq_iter, [&](const Linear& linear) {
                         if (!original) original = std::make_unique<OriginalWeights>(base_directory);
                         return original->read(linear);
                       }};
@@ -173,9 +213,10 @@ void add_lora(Model& model,
   train_rows(model);
 }
 
-void add_lora_shapes(Model& model, const LoraSettings& settings) {
+void add_lora_shapes(Model& model, const LoraSettings& settings, Precision precision) {
   const Initialisation& init = *find_initialisation(settings.init).row;
-  for (Linear* const linear : make_pairs(model, settings, init)) {
+  const bool packed = precision == Precision::kNf4;
+  for (Linear* const linear : make_pairs(model, settings, init, packed)) {
     Lora& lora = linear->lora;
     if (settings.dora) {
       for (at::Tensor* const rows :
@@ -183,7 +224,7 @@ void add_lora_shapes(Model& model, const LoraSettings& settings) {
         *rows = empty_f32({linear->out});
       }
     }
-    if (init.changes_base) {
+    if (init.changes_base && !packed) {
       lora.initial_a = empty_f32({lora.rank, linear->in});
       lora.initial_b = empty_f32({linear->out, lora.rank});
     }
@@ -235,6 +276,13 @@ void load_adapter(Model& model, const std::string& directory) {
     std::memcpy(linear.lora.b.data_ptr(), module.b.data(), linear.lora.b.nbytes());
     if (!module.magnitude.empty()) set_magnitude(linear, module.magnitude.data());
   }
+  adapters::check_base(
+      adapter,
+      [&](const std::string& module) -> std::optional<uint64_t> {
+        const BaseWeight& base = by_name.at(module)->base;
+        return base.quantized() ? std::optional(adapters::nf4_digest(base.nf4())) : std::nullopt;
+      },
+      directory);
   load_tables(model, adapter, directory);
 }
 
@@ -268,14 +316,17 @@ std::string save_adapter(Model& model,
   for (const adapters::TokenRowsView& table : rows) {
     spec.trainable_token_indices.emplace_back(last_part(table.name), table.ids);
   }
-  const bool converts = find_initialisation(settings.init).row->changes_base;
+  const std::vector<const Linear*> linears = std::as_const(model).linears();
+  const bool converts = std::any_of(linears.begin(), linears.end(), [](const Linear* linear) {
+    return linear->lora.initial_a.defined();
+  });
   std::vector<DoubledPair> doubled;
   if (converts) {
     doubled = double_pairs(model);
     spec = doubled_spec(model, spec);
   }
   std::vector<adapters::AdapterTensors> modules;
-  for (const Linear* const linear : model.linears()) {
+  for (const Linear* const linear : linears) {
     const Lora& lora = linear->lora;
     if (lora.rank == 0) continue;
     const bool weighs = lora.magnitude.defined();
@@ -288,10 +339,8 @@ std::string save_adapter(Model& model,
                          f32(lora.a), f32(lora.b), weighs ? f32(lora.magnitude) : nullptr});
     }
   }
-  // Merging has to know which weights the adapter was trained on.
-  return adapters::write_peft(directory, spec, modules,
-                              {{"base_quantization", model.quantized() ? "nf4" : "none"}},
-                              saved_tensors(model), rows);
+  return adapters::write_peft(directory, spec, modules, base_metadata(model), saved_tensors(model),
+                              rows);
 }
 
 }  // namespace graft::train

@@ -182,6 +182,12 @@ bool Model::quantized() const {
                      [](const Linear* linear) { return linear->base.quantized(); });
 }
 
+bool Model::base_changed() const {
+  const std::vector<const Linear*> all = linears();
+  return std::any_of(all.begin(), all.end(),
+                     [](const Linear* linear) { return linear->base.changed; });
+}
+
 int64_t Model::parameter_count() const {
   int64_t count = 0;
   // Only names and shapes are read.

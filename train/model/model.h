@@ -35,6 +35,8 @@ struct BaseWeight {
   int64_t count = 0;  // out * in
   graft_quant4_type type = GRAFT_NF4;
   bool mapped = false;  // views of the quantized cache
+  // An adapter's beginning changed it: no quantization of the checkpoint gives it.
+  bool changed = false;
   bool quantized() const { return packed.defined(); }
   graft_nf4_weight nf4() const;  // views of the tensors above
   int64_t bytes() const;
@@ -55,7 +57,8 @@ struct Lora {
   at::Tensor base_squares;  // of W's rows
   at::Tensor gain;          // magnitude * inverse_norm, of the present A and B
   at::Tensor inverse_norm;  // 1 / |row of W + scale * B A|
-  // Where W was changed so that W + scale * B A stays what it was (PiSSA): A and B as they began.
+  // Where a dense W was changed so that W + scale * B A stays what it was (PiSSA): A and B as they
+  // began.
   at::Tensor initial_a;
   at::Tensor initial_b;
 };
@@ -143,7 +146,8 @@ struct Model {
     return embedding_grad.defined() || embedding_rows.grad.defined();
   }
   bool trains_head() const { return head_grad.defined() || head_rows.grad.defined(); }
-  bool quantized() const;  // any linear: a checkpoint may leave some of them dense
+  bool quantized() const;     // any linear: a checkpoint may leave some of them dense
+  bool base_changed() const;  // any linear: BaseWeight::changed
   int64_t parameter_count() const;
   int64_t trained_count() const;
   int64_t base_bytes() const;    // memory of the frozen or trained base

@@ -5,7 +5,10 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <map>
+#include <optional>
 #include <set>
+#include <span>
 #include <sstream>
 
 #include "adapters/checkpoint.h"
@@ -81,6 +84,41 @@ void check_surplus(Model& model, const StoredNames& names, const SafetensorsDire
          files.at(name).file->path() + ": " + name,
          "config.json and the weights do not belong together");
   }
+}
+
+int64_t nested_blocks(int64_t blocks) {
+  return (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
+}
+
+at::Tensor copy_u8(const uint8_t* data, int64_t count) {
+  at::Tensor tensor = empty_u8(count);
+  std::memcpy(tensor.data_ptr(), data, static_cast<size_t>(count));
+  return tensor;
+}
+
+at::Tensor copy_f32(const float* data, int64_t count) {
+  at::Tensor tensor = empty_f32({count});
+  std::memcpy(tensor.data_ptr(), data, tensor.nbytes());
+  return tensor;
+}
+
+BaseWeight shaped_like(const graft_nf4_weight& weight) {
+  BaseWeight base;
+  base.block_size = weight.block_size;
+  base.count = weight.count;
+  base.offset = weight.offset;
+  base.type = weight.type;
+  return base;
+}
+
+BaseWeight copy_owned(const adapters::Nf4Owned& owned) {
+  const graft_nf4_weight view = owned.view();
+  const int64_t blocks = graft_nf4_block_count(view.count, view.block_size);
+  BaseWeight base = shaped_like(view);
+  base.packed = copy_u8(view.packed, graft_nf4_packed_bytes(view.count));
+  base.absmax8 = copy_u8(view.absmax8, blocks);
+  base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
+  return base;
 }
 
 // Reads tensors of a checkpoint, checked for shape, dtype and finiteness.
@@ -210,15 +248,6 @@ class WeightReader {
     return base;
   }
 
-  static BaseWeight shaped_like(const graft_nf4_weight& weight) {
-    BaseWeight base;
-    base.block_size = weight.block_size;
-    base.count = weight.count;
-    base.offset = weight.offset;
-    base.type = weight.type;
-    return base;
-  }
-
   // The packed arrays without the small ones.
   static BaseWeight copy_packed(const adapters::Nf4Tensor& stored) {
     const graft_nf4_weight& view = stored.view();
@@ -234,32 +263,6 @@ class WeightReader {
       base.absmax = copy_f32(view.absmax, blocks);
     }
     return base;
-  }
-
-  static BaseWeight copy_owned(const adapters::Nf4Owned& owned) {
-    const graft_nf4_weight view = owned.view();
-    const int64_t blocks = graft_nf4_block_count(view.count, view.block_size);
-    BaseWeight base = shaped_like(view);
-    base.packed = copy_u8(view.packed, graft_nf4_packed_bytes(view.count));
-    base.absmax8 = copy_u8(view.absmax8, blocks);
-    base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
-    return base;
-  }
-
-  static int64_t nested_blocks(int64_t blocks) {
-    return (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
-  }
-
-  static at::Tensor copy_u8(const uint8_t* data, int64_t count) {
-    at::Tensor tensor = empty_u8(count);
-    std::memcpy(tensor.data_ptr(), data, static_cast<size_t>(count));
-    return tensor;
-  }
-
-  static at::Tensor copy_f32(const float* data, int64_t count) {
-    at::Tensor tensor = empty_f32({count});
-    std::memcpy(tensor.data_ptr(), data, tensor.nbytes());
-    return tensor;
   }
 
   const SafetensorsDirectory& files_;
@@ -349,8 +352,9 @@ struct OriginalWeights::State {
 OriginalWeights::OriginalWeights(const std::string& directory)
     : state_(std::make_unique<State>(directory)) {
   if (state_->reader.holds_packed_weights()) {
-    fail(ExitCode::kUsage, "the checkpoint is in 4 bits: what quantization took is not known",
-         directory, "give the original model, or set init_lora_weights: default");
+    fail(ExitCode::kUsage,
+         "the checkpoint is in 4 bits: the weights that were quantized are not known", directory,
+         "give the original model, or set init_lora_weights: default");
   }
 }
 
@@ -378,6 +382,27 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, uint64_t seed) {
   }
   if (config.tied_embeddings) model->head = model->embedding;
   return model;
+}
+
+BaseWeight quantize_weight(const at::Tensor& weight, const std::string& where) {
+  const std::span<const float> values(f32(weight), static_cast<size_t>(weight.numel()));
+  return copy_owned(adapters::quantize_values(values, {}, where));
+}
+
+void save_changed_base(const Model& model, const std::string& directory, const std::string& out) {
+  std::map<std::string, const Linear*> by_tensor;
+  const SafetensorsDirectory files(directory);
+  const StoredNames names(model.config, files);
+  for (const Linear* const linear : model.linears()) {
+    if (linear->base.quantized()) by_tensor[names.of(linear->name + ".weight")] = linear;
+  }
+  const adapters::PackedWeights packed =
+      [&](const std::string& tensor) -> std::optional<graft_nf4_weight> {
+    const auto found = by_tensor.find(tensor);
+    if (found == by_tensor.end()) return std::nullopt;
+    return found->second->base.nf4();
+  };
+  adapters::quantize_directory(directory, out, {}, packed);
 }
 
 void save_model(const Model& model,

@@ -71,6 +71,14 @@ class OriginalWeights {
 std::unique_ptr<Model> make_model(const std::string& directory, uint64_t seed);
 std::unique_ptr<Model> make_model(const ModelConfig& config, uint64_t seed);
 
+// A weight [out, in] of float32 in NF4, as load_model quantizes it. `where` names it in errors.
+BaseWeight quantize_weight(const at::Tensor& weight, const std::string& where);
+
+// Writes the checkpoint of `directory` in 4 bits with the model's own 4-bit weights, those that an
+// adapter changed when it began, to a directory `out` that load_model, transformers and
+// bitsandbytes read. Errors: those of adapters::quantize_directory.
+void save_changed_base(const Model& model, const std::string& directory, const std::string& out);
+
 // Writes base weights as a Hugging Face directory beside the files of `template_directory` (config,
 // tokenizer). Dense models only.
 void save_model(const Model& model,

@@ -234,7 +234,10 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
       // Before anything is loaded.
       const auto shapes = empty_model(method.config(config));
       if (method.operands == GRAFT_BF16) round_operands(*shapes, method.saved);
-      if (!method.everything) add_lora_shapes(*shapes, method.adapter());
+      if (!method.everything) {
+        add_lora_shapes(*shapes, method.adapter(),
+                        method.quantizes ? Precision::kNf4 : Precision::kFull);
+      }
       const PlanRequest request = {.rows = 2,
                                    .sequence_len = 100,
                                    .quantizes = method.quantizes,

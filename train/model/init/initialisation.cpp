@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/hash.h"
+#include "kernels/gemm.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
@@ -43,16 +44,28 @@ void init_gaussian(Linear& linear, const InitContext& context) {
 }
 
 constexpr Initialisation kRows[] = {
-    {"default", false, false, init_uniform},
-    {"gaussian", false, false, init_gaussian},
-    {"pissa", true, true, init_pissa},
-    {"loftq", true, false, init_loftq},
+    {"default", false, false, false, init_uniform},
+    {"gaussian", false, false, false, init_gaussian},
+    {"pissa", true, true, false, init_pissa},
+    {"loftq", true, false, true, init_loftq},
 };
 
 constexpr std::string_view kIterations = "_niter_";
 constexpr int64_t kMostIterations = 64;
 
 }  // namespace
+
+void set_pair(Linear& linear, const LowRank& pair) {
+  const double share = 1 / std::sqrt(static_cast<double>(linear.lora.scale));
+  linear.lora.a.copy_(pair.a.mul(share));
+  linear.lora.b.copy_(pair.b.mul(share));
+}
+
+void subtract_pair(const Linear& linear, at::Tensor& w) {
+  const Lora& lora = linear.lora;
+  check(graft_gemm_f32(GRAFT_N, GRAFT_N, linear.out, linear.in, lora.rank, -lora.scale, f32(lora.b),
+                       lora.rank, f32(lora.a), linear.in, 1, f32(w), linear.in));
+}
 
 ChosenInit find_initialisation(std::string_view name) {
   const size_t at = name.find(kIterations);
