@@ -51,6 +51,13 @@ class StoredNames {
   std::string head_;
 };
 
+[[noreturn]] void refuse_digest(const std::string& path,
+                                const std::string& actual,
+                                const std::string& expected) {
+  fail(ExitCode::kData, "the file's SHA-256 is " + actual + ", SHA256SUMS says " + expected, path,
+       "fetch the file again");
+}
+
 // sha256sum's format: "<64 hex digits>  <name>" or " *<name>", one a line.
 void check_digests(const SafetensorsDirectory& files) {
   const std::string path = join_path(files.directory(), "SHA256SUMS");
@@ -63,10 +70,7 @@ void check_digests(const SafetensorsDirectory& files) {
                                    [&](const auto& one) { return base_name(one->path()) == name; });
     if (file == files.files().end()) continue;
     const std::string actual = sha256_file((*file)->path());
-    if (actual != digest) {
-      fail(ExitCode::kData, "the file's SHA-256 is " + actual + ", SHA256SUMS says " + digest,
-           (*file)->path(), "fetch the file again");
-    }
+    if (actual != digest) refuse_digest((*file)->path(), actual, digest);
   }
 }
 
