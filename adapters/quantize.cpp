@@ -39,14 +39,15 @@ void for_float_pieces(const SafetensorsFile& file, const TensorInfo& tensor, con
   }
 }
 
-void quantize_piece(std::span<const float> values,
+void quantize_piece(const void* values,
+                    graft_float_type type,
+                    int64_t count,
                     const Nf4Options& options,
                     uint8_t* packed,
                     float* absmax,
                     const std::string& where) {
-  check(graft_quant4_quantize(options.type, GRAFT_F32, values.data(),
-                              static_cast<int64_t>(values.size()), options.block_size, packed,
-                              absmax, GRAFT_CPU, nullptr),
+  check(graft_quant4_quantize(options.type, type, values, count, options.block_size, packed, absmax,
+                              GRAFT_CPU, nullptr),
         where);
 }
 
@@ -68,11 +69,8 @@ Nf4Owned quantize_pieces(int64_t count,
   for_each_piece(weight.count, [&](int64_t, int64_t begin, int64_t end) {
     std::array<float, kPieceValues> room;  // or half as wide
     const void* const values = values_of(begin, end, std::as_writable_bytes(std::span(room)));
-    check(graft_quant4_quantize(options.type, type, values, end - begin, options.block_size,
-                                weight.packed.data() + begin / 2,
-                                weight.absmax.data() + begin / options.block_size, GRAFT_CPU,
-                                nullptr),
-          where);
+    quantize_piece(values, type, end - begin, options, weight.packed.data() + begin / 2,
+                   weight.absmax.data() + begin / options.block_size, where);
   });
   if (!options.double_quant || blocks == 0) return weight;
   weight.absmax8.resize(static_cast<size_t>(blocks));
@@ -130,8 +128,10 @@ OutputTensor packed_tensor(const SafetensorsFile& file,
         std::vector<uint8_t> packed(kPiece / 2);
         std::vector<float> absmax(static_cast<size_t>(kPiece / options.block_size));
         for_float_pieces(file, tensor, [&](int64_t, std::span<const float> values) {
-          quantize_piece(values, options, packed.data(), absmax.data(), place(file, tensor));
-          const int64_t size = graft_nf4_packed_bytes(static_cast<int64_t>(values.size()));
+          const auto count = static_cast<int64_t>(values.size());
+          quantize_piece(values.data(), GRAFT_F32, count, options, packed.data(), absmax.data(),
+                         place(file, tensor));
+          const int64_t size = graft_nf4_packed_bytes(count);
           sink(std::as_bytes(std::span<const uint8_t>(packed.data(), static_cast<size_t>(size))));
         });
       }};

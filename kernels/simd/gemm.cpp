@@ -72,9 +72,20 @@ void pack_a(
 class Upcoming {
  public:
   Upcoming() = default;
-  Upcoming(const float* from, int64_t row_stride, int64_t rows, int64_t columns, int64_t tiles)
+  // rows x columns of an operand, of whose strides one is 1, before the next `tiles` tiles.
+  Upcoming(const float* from,
+           int64_t rows,
+           int64_t row_stride,
+           int64_t columns,
+           int64_t column_stride,
+           int64_t tiles)
       : row_(from), stride_(row_stride), rows_(rows), columns_(columns) {
-    const int64_t lines = rows * ((columns + kLineFloats - 1) / kLineFloats);
+    if (column_stride != 1) {  // along what is stored
+      stride_ = column_stride;
+      rows_ = columns;
+      columns_ = rows;
+    }
+    const int64_t lines = rows_ * ((columns_ + kLineFloats - 1) / kLineFloats);
     each_ = (lines + tiles - 1) / tiles;
   }
   void ask() {
@@ -94,8 +105,8 @@ class Upcoming {
   int64_t stride_ = 0, rows_ = 0, columns_ = 0, column_ = 0, each_ = 0;
 };
 
-// What pack_a and pack_b_panel will read next, the places past the last row or column being those
-// at the beginning of the next depth.
+// What pack_a and pack_b_panel will read next. After the last row comes the next depth's first one;
+// after the last column nothing, as other panels follow before that.
 Upcoming upcoming_a(const GemmBlock& block, int64_t i0, int64_t p0, int64_t tiles) {
   if (i0 >= block.m) {
     i0 = 0;
@@ -104,17 +115,15 @@ Upcoming upcoming_a(const GemmBlock& block, int64_t i0, int64_t p0, int64_t tile
   if (p0 >= block.k) return {};
   const int64_t rows = smaller_of(kRowBlock, block.m - i0);
   const int64_t depth = smaller_of(kDepth, block.k - p0);
-  const float* const from = block.a + i0 * block.a_row + p0 * block.a_col;
-  return block.a_col == 1 ? Upcoming(from, block.a_row, rows, depth, tiles)
-                          : Upcoming(from, block.a_col, depth, rows, tiles);
+  return {
+      block.a + i0 * block.a_row + p0 * block.a_col, rows, block.a_row, depth, block.a_col, tiles};
 }
 Upcoming upcoming_b(const GemmBlock& block, int64_t p0, int64_t j, int64_t tiles) {
   if (j >= block.n) return {};
   const int64_t depth = smaller_of(kDepth, block.k - p0);
   const int64_t width = smaller_of(kTileColumns, block.n - j);
-  const float* const from = block.b + p0 * block.b_row + j * block.b_col;
-  return block.b_col == 1 ? Upcoming(from, block.b_row, depth, width, tiles)
-                          : Upcoming(from, block.b_col, width, depth, tiles);
+  return {
+      block.b + p0 * block.b_row + j * block.b_col, depth, block.b_row, width, block.b_col, tiles};
 }
 
 // Packing pays when an operand is read more than once.

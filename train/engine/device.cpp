@@ -6,15 +6,6 @@
 #include "train/engine/tensor.h"
 
 namespace graft::train {
-
-void Device::copy(void* to, const void* from, size_t bytes) const {
-  std::memcpy(to, from, bytes);
-}
-
-void Device::zero(void* to, size_t bytes) const {
-  std::memset(to, 0, bytes);
-}
-
 namespace {
 
 graft_product product_of(const Product& p) {
@@ -38,6 +29,14 @@ graft_product product_of(const Product& p) {
 }
 
 }  // namespace
+
+void Device::copy(void* to, const void* from, size_t bytes) const {
+  std::memcpy(to, from, bytes);
+}
+
+void Device::zero(void* to, size_t bytes) const {
+  std::memset(to, 0, bytes);
+}
 
 void multiply(const Device& device, const Product& p) {
   const graft_product product = product_of(p);

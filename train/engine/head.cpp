@@ -50,11 +50,13 @@ void Head::backward(int64_t count) {
   const int64_t hidden = config.hidden_size, vocab = config.vocab_size;
   // Of the whole head, or of the rows that are trained alone: the same bits.
   const auto add_weight_gradient = [&](int64_t first, const at::Tensor& grad) {
+    ProductChain chain(device_);
     for_packed_rows(buffers_.row, count, [&](int64_t begin, int64_t rows) {
-      multiply(device_, {GRAFT_T, GRAFT_N, grad.size(0), hidden, rows, config.logit_scale,
-                         buffers_.logits + begin * vocab + first, buffers_.normed + begin * hidden,
-                         1, f32(grad), GRAFT_F32, vocab});
+      chain.add({GRAFT_T, GRAFT_N, grad.size(0), hidden, rows, config.logit_scale,
+                 buffers_.logits + begin * vocab + first, buffers_.normed + begin * hidden, 1,
+                 f32(grad), GRAFT_F32, vocab});
     });
+    chain.run();
   };
   if (model_.head_grad.defined()) add_weight_gradient(0, model_.head_grad);
   if (model_.head_rows.grad.defined()) {

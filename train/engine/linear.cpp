@@ -280,11 +280,12 @@ void linear_backward(const Linear& linear,
   if (rank == 0 || !drop) return;
   float* const dropped = workspace.dropped;
   chain.add(low_rank_part(0, dropped));
-  for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
-    if (!weighs) return;
-    chain.add(times_weight(inner(part, row), row, rows, 1, 1, dropped));
-    chain.add(times_weight(dy[part], row, rows, -1, 1, dropped));
-  });
+  if (weighs) {
+    for_parts(linear, [&](size_t part, int64_t row, int64_t rows) {
+      chain.add(times_weight(inner(part, row), row, rows, 1, 1, dropped));
+      chain.add(times_weight(dy[part], row, rows, -1, 1, dropped));
+    });
+  }
   chain.run();
   apply_dropout(lora, workspace, dropped, tokens, in);
   check(graft_add(dx, dropped, tokens * in, GRAFT_F32, device.kind, device.stream));

@@ -25,7 +25,7 @@ constexpr std::array<int64_t, 3> kHeadChunks = {256, 128, 64};
 // As train/model/weights.cpp quantizes: blocks of 64, nested absmax.
 int64_t quantized_bytes(int64_t count) {
   const int64_t blocks = graft_nf4_block_count(count, 64);
-  const int64_t nested = (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
+  const int64_t nested = graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK);
   return graft_nf4_packed_bytes(count) + blocks + nested * kFloat;
 }
 
@@ -324,10 +324,10 @@ MemoryPlan choose_rows(const Model& model, PlanRequest& request, int64_t step_ro
     MemoryPlan plan = choose_plan(model, request);
     if (rows > 1 && !plan.fits) break;
     const auto tokens = static_cast<double>(rows * request.sequence_len);
-    const auto micro_batches = static_cast<double>((step_rows + rows - 1) / rows);
+    const int64_t micro_batches = (step_rows + rows - 1) / rows;
     const double cost = plan.flops.total() * std::max(kFullRate / tokens, 1.0) *
                             static_cast<double>(step_rows) / static_cast<double>(rows) +
-                        decode_flops(model, plan.training) * micro_batches;
+                        decode_flops(model, plan.training) * static_cast<double>(micro_batches);
     choices.push_back({std::move(plan), rows, cost});
     if (rows == step_rows || !choices[0].plan.fits) break;
   }

@@ -90,10 +90,6 @@ void check_surplus(Model& model, const StoredNames& names, const SafetensorsDire
   }
 }
 
-int64_t nested_blocks(int64_t blocks) {
-  return (blocks + GRAFT_NF4_NESTED_BLOCK - 1) / GRAFT_NF4_NESTED_BLOCK;
-}
-
 at::Tensor copy_u8(const uint8_t* data, int64_t count) {
   at::Tensor tensor = empty_u8(count);
   std::memcpy(tensor.data_ptr(), data, static_cast<size_t>(count));
@@ -121,7 +117,8 @@ BaseWeight copy_owned(const adapters::Nf4Owned& owned) {
   BaseWeight base = shaped_like(view);
   base.packed = copy_u8(view.packed, graft_nf4_packed_bytes(view.count));
   base.absmax8 = copy_u8(view.absmax8, blocks);
-  base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
+  base.nested_absmax =
+      copy_f32(view.nested_absmax, graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK));
   return base;
 }
 
@@ -262,7 +259,8 @@ class WeightReader {
     if (stored.nested()) {
       base.absmax8 = empty_u8(blocks);
       stored.read_absmax8({base.absmax8.data_ptr<uint8_t>(), base.absmax8.nbytes()});
-      base.nested_absmax = copy_f32(view.nested_absmax, nested_blocks(blocks));
+      base.nested_absmax =
+          copy_f32(view.nested_absmax, graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK));
     } else {
       base.absmax = copy_f32(view.absmax, blocks);
     }
