@@ -19,6 +19,14 @@ graft_status graft_device_release(void* memory, graft_device device);
 graft_status graft_device_copy(
     void* to, const void* from, size_t bytes, graft_device device, graft_stream stream);
 
+// Sets each byte of the device's memory, in the stream's order. Errors: as above.
+graft_status graft_device_fill(
+    void* memory, int byte, size_t bytes, graft_device device, graft_stream stream);
+
+// Bytes of the GPU's memory that are free, and all of it. Errors: GRAFT_BAD_ARGUMENT for a device
+// whose memory is the host's, as above.
+graft_status graft_device_memory(graft_device device, size_t* free_bytes, size_t* total_bytes);
+
 // Waits for everything that the stream was given and tells the first error.
 graft_status graft_device_synchronize(graft_device device, graft_stream stream);
 

@@ -220,8 +220,8 @@ struct MoeWeighBackward {
 struct AdamTensors {
   const graft_adamw_part* parts;
   int64_t count;
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, bias2_root, eps, grad_scale;
-  double lr;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, bias2_root, eps, grad_scale;
+  double bias1;
   float max_norm;
   float* result;    // norm, factor
   double* squares;  // one per tile of every tensor

@@ -215,6 +215,10 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  memset(to, value, bytes);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemset2DAsync(
     void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
   for (size_t row = 0; row < height; ++row)

@@ -21,6 +21,7 @@ namespace graft::train {
 struct Pass {
   const ModelConfig& config;
   const Batch& batch;
+  const BatchArrays& arrays;
   const Rotation& rotation;
   const Device& device;
   StepClock& clock;

@@ -19,6 +19,11 @@ StepBuffers bind(const Model& model,
   return {model, plan, buffers};
 }
 
+StepPlan on(StepPlan plan, const Device& device) {
+  plan.device = device.kind;
+  return plan;
+}
+
 }  // namespace
 
 Decoder::Decoder(Model& model,
@@ -26,15 +31,15 @@ Decoder::Decoder(Model& model,
                  const Device& device,
                  std::shared_ptr<const Arena> arena)
     : model_(model),
-      plan_(plan),
-      time_(model, plan),
+      plan_(on(plan, device)),
+      time_(model, plan_),
       device_(device),
-      layout_(plan_layout(model, plan)),
+      layout_(plan_layout(model, plan_)),
       arena_(arena != nullptr ? std::move(arena)
                               : std::make_shared<const Arena>(std::vector<const Layout*>{&layout_},
-                                                              plan.poison)),
-      buffers_(bind(model, plan, layout_, *arena_)),
-      head_(model, buffers_.head, plan.head_chunk, device_, clock_) {
+                                                              device, plan_.poison)),
+      buffers_(bind(model, plan_, layout_, *arena_)),
+      head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;
     for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
@@ -43,7 +48,8 @@ Decoder::Decoder(Model& model,
 
 void Decoder::keep_decoded(Linear& linear) const {
   if (!linear.base.quantized() || linear.base.decoded.defined()) return;
-  linear.base.decoded = empty_of(linear.operands, {linear.out, linear.in});
+  linear.base.decoded = empty_on(
+      device_, linear.operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat, {linear.out, linear.in});
   decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
 }
 
@@ -76,6 +82,23 @@ void Decoder::check_batch(const Batch& batch, const KvCache* cache) const {
   }
 }
 
+void Decoder::place(const Batch& batch) {
+  arrays_ = {batch.ids.data(),        batch.cu_seqlens.data(), batch.token_index.data(),
+             batch.predicting.data(), batch.labels.data(),     batch.weights.data()};
+  if (device_.is_host()) return;
+  const auto copy = [&](auto* to, const auto& values, auto*& array) {
+    device_.copy(to, values.data(), values.size() * sizeof(values[0]));
+    array = to;
+  };
+  const BatchBuffers& to = buffers_.batch;
+  copy(to.ids, batch.ids, arrays_.ids);
+  copy(to.cu_seqlens, batch.cu_seqlens, arrays_.cu_seqlens);
+  copy(to.token_index, batch.token_index, arrays_.token_index);
+  copy(to.predicting, batch.predicting, arrays_.predicting);
+  copy(to.labels, batch.labels, arrays_.labels);
+  copy(to.weights, batch.weights, arrays_.weights);
+}
+
 Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache) {
   LinearWorkspace linear;
   linear.device = device_;
@@ -86,10 +109,11 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.low_rank = scratch.low_rank;
   linear.dropped = scratch.dropped;
   linear.weighed = scratch.dora;
-  linear.token_index = batch.token_index.data();
+  linear.token_index = arrays_.token_index;
   linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;
-  return {model_.config, batch, buffers_.rotation, device_, clock_, scratch, linear, cache};
+  return {model_.config, batch,   arrays_, buffers_.rotation, device_,
+          clock_,        scratch, linear,  cache};
 }
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {
@@ -97,7 +121,8 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   const ModelConfig& config = model_.config;
   dropout_seed_ = dropout_seed;
   clock_.start();
-  buffers_.rotation.prepare(batch);
+  place(batch);
+  buffers_.rotation.prepare(batch, device_);
   float* embedded = buffers_.forward[0].input;
   embed(batch, embedded);
   if (config.embedding_scale != 1) {
@@ -125,7 +150,7 @@ void Decoder::embed(const Batch& batch, float* embedded) {
   const int64_t hidden = model_.config.hidden_size;
   const bool half = model_.embedding_type == GRAFT_BF16;
   void* const rows = half ? static_cast<void*>(buffers_.half_rows) : embedded;
-  check(graft_embedding_forward(batch.ids.data(), batch.tokens(), model_.embedding.data_ptr(),
+  check(graft_embedding_forward(arrays_.ids, batch.tokens(), model_.embedding.data_ptr(),
                                 model_.config.vocab_size, hidden, rows, model_.embedding_type,
                                 device_.kind, device_.stream));
   if (!half) return;
@@ -149,7 +174,7 @@ HeadResult Decoder::head_loss(const Batch& batch,
                               uint8_t* row_correct) {
   clock_.start();
   const HeadResult sums =
-      head_.loss(batch, residual, scale, d_residual, row_loss, before, row_correct);
+      head_.loss(batch, arrays_, residual, scale, d_residual, row_loss, before, row_correct);
   // Without a gradient the residual stream may be asked for again.
   if (d_residual != nullptr) end_phase(time_.head());
   return sums;
@@ -196,7 +221,7 @@ void Decoder::backward(const Batch& batch, float* d_residual) {
                       GRAFT_F32, device_.kind, device_.stream));
   }
   if (model_.embedding_grad.defined()) {
-    check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
+    check(graft_embedding_backward(d_residual, arrays_.ids, batch.tokens(), config.vocab_size,
                                    config.hidden_size, f32(model_.embedding_grad), GRAFT_F32,
                                    device_.kind, device_.stream));
   } else {

@@ -37,7 +37,11 @@ struct StepPlan {
   bool input_gradient = false;  // it goes on to what enters block 0; `lowest` must be 0
   bool trains_head = false;
   bool quantizes = false;  // the model has no weights yet and its linears will be in 4 bits
+  graft_device device = GRAFT_CPU;  // what it runs on
   Poison poison = Poison::kNo;
+
+  // Whether the device has memory that the host cannot reach: what both need is there twice.
+  bool own_memory() const { return device != GRAFT_CPU; }
 
   // Everything kept, nothing decoded for good.
   static StepPlan of(const Model& model, int64_t tokens, Keep keep);

@@ -47,6 +47,7 @@ struct LayerShape {
         layer(model.layers[index]),
         tokens(plan.tokens),
         routes(of_layer.experts > 0),
+        own_memory(plan.own_memory()),
         rows(tokens * (routes ? config.experts_per_token : 1)),
         inner(rows * of_layer.intermediate_size) {
     const bool resident = plan.layers[index].resident;
@@ -64,6 +65,7 @@ struct LayerShape {
   const Layer& layer;
   int64_t tokens;
   bool routes;
+  bool own_memory;
   int64_t rows;   // R
   int64_t inner;  // R F
   Extents extents;
@@ -126,7 +128,19 @@ void make_routing(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   state.row_pair = buffers.make<int32_t>(pairs);
   state.pair_row = buffers.make<int32_t>(pairs);
   state.token_index = buffers.make<int64_t>(pairs);
-  state.row = buffers.make<int32_t>(pairs);
+  SortedRows& sorted = state.sorted;
+  if (!shape.own_memory) {
+    sorted = {state.offsets, state.row_pair, state.token_index, buffers.make<int32_t>(pairs)};
+  }
+}
+
+// Of a device with memory of its own; in a region on the host.
+void make_sorted_rows(const LayerShape& shape, SortedRows& sorted, Buffers& buffers) {
+  const int64_t pairs = shape.rows;
+  sorted.offsets = buffers.make<int32_t>(shape.of_layer.experts + 1);
+  sorted.row_pair = buffers.make<int32_t>(pairs);
+  sorted.token_index = buffers.make<int64_t>(pairs);
+  sorted.row = buffers.make<int32_t>(pairs);
 }
 
 void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
@@ -235,9 +249,8 @@ HeadBuffers make_head(const Model& model, const StepPlan& plan, Buffers& buffers
     head.rounded = buffers.make<uint16_t>(backward ? std::max(hidden, vocab) : hidden);
   }
   if (plan.keep == Keep::kForBackward) head.d_rows = buffers.f32(hidden);
-  head.loss = buffers.f32(chunk);
-  head.correct = buffers.make<uint8_t>(chunk);
-  head.row = buffers.make<int32_t>(chunk);
+  head.loss = buffers.f32(plan.tokens);
+  head.correct = buffers.make<uint8_t>(plan.tokens);
   return head;
 }
 
@@ -270,6 +283,11 @@ class BlockMaker {
     make_attention_state(shape_, forward.attention, buffers_);
     region("MLP's norms and routing", out, out, mlp, keeps_block);
     make_routing(shape_, forward.mlp, buffers_);
+    if (shape_.routes && shape_.own_memory) {
+      const int last = keeps_block && goes_back_ ? mlp : out;
+      buffers_.region(name("routing on the host"), out, last, Place::kHost);
+      make_sorted_rows(shape_, forward.mlp.sorted, buffers_);
+    }
     region("what down keeps", out, out, mlp, true);
     forward.mlp.kept_down = buffers_.f32(shape_.rows * shape_.kept_down());
     region("gate and up", out, out, mlp, keeps_inner);
@@ -296,6 +314,10 @@ class BlockMaker {
       step.again[index_] = make_attention_scratch(shape_, false, buffers_);
       buffers_.region(name("MLP's norms and routing again"), mlp, mlp);
       make_routing(shape_, backward.mlp, buffers_);
+      if (shape_.routes && shape_.own_memory) {
+        buffers_.region(name("routing on the host again"), mlp, mlp, Place::kHost);
+        make_sorted_rows(shape_, backward.mlp.sorted, buffers_);
+      }
     }
     if (!keeps_inner) {
       buffers_.region(name("gate and up again"), mlp, mlp);
@@ -325,6 +347,19 @@ class BlockMaker {
 };
 
 // All the time.
+BatchBuffers make_batch(const Model& model, const StepPlan& plan, Buffers& buffers) {
+  BatchBuffers batch;
+  if (!plan.own_memory()) return batch;
+  buffers.region("batch", 0, Timeline(model, plan).end());
+  batch.ids = buffers.make<int32_t>(plan.tokens);
+  batch.cu_seqlens = buffers.make<int32_t>(plan.tokens + 1);
+  batch.token_index = buffers.make<int64_t>(plan.tokens);
+  batch.predicting = buffers.make<int32_t>(plan.tokens);
+  batch.labels = buffers.make<int32_t>(plan.tokens);
+  batch.weights = buffers.f32(plan.tokens);
+  return batch;
+}
+
 Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffers) {
   buffers.region("rotations", 0, Timeline(model, plan).end());
   return Rotation(model.config, plan.tokens, buffers);
@@ -333,7 +368,8 @@ Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffer
 }  // namespace
 
 StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers)
-    : rotation(make_rotation(model, plan, buffers)),
+    : batch(make_batch(model, plan, buffers)),
+      rotation(make_rotation(model, plan, buffers)),
       forward(model.layers.size()),
       backward(model.layers.size()),
       again(model.layers.size()),

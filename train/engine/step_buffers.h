@@ -37,6 +37,15 @@ struct AttentionState {
   float* kept_o = nullptr;
 };
 
+// What the host must know of the experts' sorted rows, in its memory. Of a device with memory of its
+// own these are copies, and the step waits for it.
+struct SortedRows {
+  int32_t* offsets = nullptr;      // [N + 1]
+  int32_t* row_pair = nullptr;     // [R]
+  int64_t* token_index = nullptr;  // [R]
+  int32_t* row = nullptr;          // [R] packed rows
+};
+
 struct MlpState {
   HalfState half;
   float* gate = nullptr;        // [R F]; backward it becomes its own gradient
@@ -52,7 +61,7 @@ struct MlpState {
   int32_t* row_pair = nullptr;     // [R]
   int32_t* pair_row = nullptr;     // [R]
   int64_t* token_index = nullptr;  // [R] of the rows' tokens in the whole step
-  int32_t* row = nullptr;          // [R] and their packed rows
+  SortedRows sorted;
 };
 
 // What a half of a block uses while it runs.
@@ -107,14 +116,24 @@ struct HeadBuffers {
   // [chunk, D], backward [chunk, V]: what the products with a head in bfloat16 take
   uint16_t* rounded = nullptr;
   float* d_rows = nullptr;  // [chunk, D]
-  float* loss = nullptr;    // [chunk]
+  float* loss = nullptr;    // [T] of all supervised places
   uint8_t* correct = nullptr;
-  int32_t* row = nullptr;  // packed rows
+};
+
+// The batch's arrays where kernels read them (batch.h). nullptr where that is the batch itself.
+struct BatchBuffers {
+  int32_t* ids = nullptr;
+  int32_t* cu_seqlens = nullptr;
+  int64_t* token_index = nullptr;
+  int32_t* predicting = nullptr;
+  int32_t* labels = nullptr;
+  float* weights = nullptr;
 };
 
 struct StepBuffers {
   StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers);
 
+  BatchBuffers batch;
   Rotation rotation;
   uint16_t* half_rows = nullptr;  // [T, D] of an embedding in bfloat16
   std::vector<BlockBuffers> forward;

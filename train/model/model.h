@@ -183,7 +183,7 @@ std::unique_ptr<Model> empty_model(const ModelConfig& config);
 void round_operands(Model& model, const std::vector<std::string>& trained);
 
 // W [out, in] in float32 as the linear's products take it: decoded from 4 bits, rounded to
-// bfloat16. The weight itself where it is float32.
+// bfloat16. The weight itself where it is float32. Where the linear's weights lie.
 at::Tensor weight_of(const Linear& linear);
 
 // Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits or
