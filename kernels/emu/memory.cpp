@@ -120,6 +120,13 @@ cudaError_t cudaFree(void* memory) {
   return memory_of_device().release(memory);
 }
 
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  const size_t page = graft::kernels::emu::page_bytes();
+  *free_bytes = static_cast<size_t>(::sysconf(_SC_AVPHYS_PAGES)) * page;
+  *total_bytes = static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * page;
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemcpyAsync(
     void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   const MemoryAccess access;
