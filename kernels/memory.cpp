@@ -65,16 +65,14 @@ extern "C" graft_status graft_device_memory(graft_device device,
                                             size_t* free_bytes,
                                             size_t* total_bytes) {
   constexpr const char* kName = "graft_device_memory";
-  if (const graft_status status = check_pointers(
-          kName, {{"free_bytes", free_bytes}, {"total_bytes", total_bytes}})) {
+  if (const graft_status status =
+          check_pointers(kName, {{"free_bytes", free_bytes}, {"total_bytes", total_bytes}})) {
     return status;
   }
-  if (device == GRAFT_CPU || device == GRAFT_EMU) {
-    return fail(GRAFT_BAD_ARGUMENT, kName, "the device's memory is the host's");
-  }
-  return on_device(kName, device, [&](const DeviceTable& functions) {
-    return functions.memory(free_bytes, total_bytes);
-  });
+  // The emulated device's memory is the processor's.
+  return on_device(
+      kName, device == GRAFT_CPU ? GRAFT_EMU : device,
+      [&](const DeviceTable& functions) { return functions.memory(free_bytes, total_bytes); });
 }
 
 extern "C" graft_status graft_device_synchronize(graft_device device, graft_stream stream) {

@@ -33,12 +33,7 @@ graft_status fill(void* memory, int byte, size_t bytes, graft_stream stream) {
 }
 
 graft_status memory(size_t* free_bytes, size_t* total_bytes) {
-#if defined(__CUDACC__)
   return result("graft_device_memory", cudaMemGetInfo(free_bytes, total_bytes));
-#else
-  *free_bytes = *total_bytes = 0;
-  return GRAFT_OK;
-#endif
 }
 
 graft_status synchronize(graft_stream stream) {

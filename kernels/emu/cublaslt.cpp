@@ -204,6 +204,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t,
       d_layout->columns != (b_turned ? b_layout->rows : b_layout->columns)) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
+  const graft::kernels::emu::MemoryAccess access;
   if (counts_tiles(*d_layout)) {
     *static_cast<Counter*>(workspace) = static_cast<Counter>(d_layout->rows * d_layout->columns /
                                                              graft::kernels::emu::kWaveElements);
