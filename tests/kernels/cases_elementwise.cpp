@@ -26,7 +26,7 @@ double no_flops(const Problem&) {
 Job addition(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const x = job.result(job.elements(values_of(p.input, p.a * p.b, 1)));
-  Array* const y = job.elements(random_floats(p.a * p.b, 2));
+  Array* const y = job.elements(random_values(p.a * p.b, 2));
   job.launch = [=, &p] { need(graft_add(x->data(), y->data(), p.a * p.b, p.type, device)); };
   return job;
 }
@@ -40,7 +40,7 @@ Job softcap_forward(graft_device device, const Problem& p) {
 }
 Job softcap_backward(graft_device device, const Problem& p) {
   Job job(device, p);
-  Array* const y = job.elements(random_floats(p.a * p.b, 1, 10.0f));
+  Array* const y = job.elements(random_values(p.a * p.b, 1, 10.0f));
   Array* const dx = job.result(job.elements(values_of(p.input, p.a * p.b, 2)));
   job.launch = [=, &p] {
     need(graft_softcap_backward(y->data(), 30.0f, p.a * p.b, dx->data(), p.type, device));

@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "core/file.h"  // read_file
-#include "tests/kernels/bench_report.h"
+#include "tests/kernels/bench.h"
 #include "tests/kernels/broken_kernels.h"
 #include "tests/kernels/check_cases.h"
 #include "tests/kernels/support.h"
@@ -204,6 +204,31 @@ TEST_CASE("cases: a deliberate overrun and a failing launch are found", "[kernel
     return job;
   };
   CHECK(difference(overrun, problem, GRAFT_EMU).find("__syncthreads") != std::string::npos);
+}
+
+TEST_CASE("bench: a kernel that fails is a line, and the others are measured",
+          "[kernels][emu][cases]") {
+  std::vector<KernelCase> cases = part("elementwise");
+  cases.resize(2);
+  cases[0].prepare = [](graft_device device, const Problem& p) {
+    Job job(device, p);
+    job.launch = [] { need(divergent_barrier()); };
+    return job;
+  };
+  std::vector<std::string> lines;
+  const Bench bench = measure_kernels(cases, GRAFT_EMU, true,
+                                      [&](const std::string& line) { lines.push_back(line); });
+  CHECK(bench.failures == 2);
+  CHECK(bench.report.copy_bytes_per_second > 0);
+  CHECK(bench.report.product_flops_per_second > 0);
+  REQUIRE(bench.report.figures.size() == 2);
+  CHECK(bench.report.figures[0].name == "conversion, fp32");
+  CHECK(bench.report.figures[0].percent > 0);
+  REQUIRE(lines.size() == 6);  // the rates, the head, two failures, two figures
+  CHECK(lines[2].find("addition, fp32    FAILED: divergent_barrier: ") == 0);
+  // Aligned: the last column begins under its head.
+  CHECK(lines[4].size() == lines[1].find("of") + std::string("copies").size());
+  CHECK(lines[5].size() == lines[4].size());
 }
 
 TEST_CASE("bench report: a kernel that lost 8 % of its kept percentage is a regression",
