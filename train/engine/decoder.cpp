@@ -6,6 +6,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "train/engine/tensor.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 
@@ -17,6 +18,23 @@ StepBuffers bind(const Model& model,
                  const Arena& arena) {
   Buffers buffers(layout, arena);
   return {model, plan, buffers};
+}
+
+// The halves of a block, by what their activations are.
+struct Ways {
+  decltype(&attention_half_forward) attention_forward;
+  decltype(&mlp_half_forward) mlp_forward;
+  decltype(&mlp_half_again) mlp_again;
+  decltype(&attention_half_backward) attention_backward;
+  decltype(&mlp_half_backward) mlp_backward;
+};
+constexpr Ways kWide = {attention_half_forward, mlp_half_forward, mlp_half_again,
+                        attention_half_backward, mlp_half_backward};
+constexpr Ways kNarrow = {narrow_attention_forward, narrow_mlp_forward, narrow_mlp_again,
+                          narrow_attention_backward, narrow_mlp_backward};
+
+const Ways& ways_of(const Model& model) {
+  return model.narrow ? kNarrow : kWide;
 }
 
 StepPlan on(StepPlan plan, const Device& device) {
@@ -40,6 +58,7 @@ Decoder::Decoder(Model& model,
                                                               device, plan_.poison)),
       buffers_(bind(model, plan_, layout_, *arena_)),
       head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
+  if (model.narrow) flash_ = Flash::load(device, model.config, &no_flash_);
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;
     for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
@@ -48,6 +67,12 @@ Decoder::Decoder(Model& model,
 
 void Decoder::keep_decoded(Linear& linear) const {
   if (!linear.base.quantized() || linear.base.decoded.defined()) return;
+  if (model_.narrow) {
+    if (linear.base.extended.defined()) return;
+    linear.base.extended = empty_on(device_, at::kBFloat16, {extended_count(linear)});
+    decode_extended(linear, device_, bf16(linear.base.extended));
+    return;
+  }
   linear.base.decoded = empty_on(
       device_, linear.operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat, {linear.out, linear.in});
   decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
@@ -107,13 +132,14 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.rounded = scratch.rounded;
   linear.rounded_dropped = scratch.rounded_dropped;
   linear.low_rank = scratch.low_rank;
+  linear.du = scratch.narrow.du;
   linear.dropped = scratch.dropped;
   linear.weighed = scratch.dora;
   linear.token_index = arrays_.token_index;
   linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;
   return {model_.config, batch,   arrays_, buffers_.rotation, device_,
-          clock_,        scratch, linear,  cache};
+          clock_,        scratch, linear,  cache,            flash_.get()};
 }
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {
@@ -130,15 +156,16 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
                       GRAFT_F32, device_.kind, device_.stream));
   }
   clock_.lap(Work::kRows);
+  const Ways& ways = ways_of(model_);
   for (size_t index = 0; index < model_.layers.size(); ++index) {
     const Layer& layer = model_.layers[index];
     BlockBuffers& block = buffers_.forward[index];
     const bool last = index + 1 == model_.layers.size();
-    attention_half_forward(make_pass(batch, block.attention_scratch, cache), layer, index,
+    ways.attention_forward(make_pass(batch, block.attention_scratch, cache), layer, index,
                            block.attention, block.input, block.middle);
     if (buffers_.host_input[index] != nullptr) send_to_host(index, batch);
     end_phase(time_.forward_attention(index));
-    mlp_half_forward(make_pass(batch, block.mlp_scratch, cache), layer, index, block.mlp,
+    ways.mlp_forward(make_pass(batch, block.mlp_scratch, cache), layer, index, block.mlp,
                      block.middle, last ? buffers_.residual : buffers_.forward[index + 1].input);
     end_phase(time_.forward_mlp(index));
   }
@@ -184,6 +211,7 @@ void Decoder::run_again(const Batch& batch, size_t index) {
   const LayerMemory memory = plan_.layers[index].memory;
   if (memory == LayerMemory::kKeep) return;
   const Layer& layer = model_.layers[index];
+  const Ways& ways = ways_of(model_);
   BlockBuffers& block = buffers_.backward[index];
   if (memory == LayerMemory::kOffloadInput) {
     const size_t bytes =
@@ -192,25 +220,26 @@ void Decoder::run_again(const Batch& batch, size_t index) {
     clock_.lap(Work::kCopies);
   }
   if (memory != LayerMemory::kRecomputeMlp) {
-    attention_half_forward(make_pass(batch, buffers_.again[index], nullptr), layer, index,
+    ways.attention_forward(make_pass(batch, buffers_.again[index], nullptr), layer, index,
                            block.attention, block.input, block.middle);
   }
-  mlp_half_again(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+  ways.mlp_again(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
                  block.middle);
 }
 
 void Decoder::backward(const Batch& batch, float* d_residual) {
   const ModelConfig& config = model_.config;
   const bool trains_embedding = model_.trains_embedding();
+  const Ways& ways = ways_of(model_);
   clock_.start();
   for (size_t index = model_.layers.size(); index-- > plan_.lowest;) {
     const Layer& layer = model_.layers[index];
     BlockBuffers& block = buffers_.backward[index];
     run_again(batch, index);
-    mlp_half_backward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+    ways.mlp_backward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
                       block.middle, d_residual);
     end_phase(time_.backward_mlp(index));
-    attention_half_backward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
+    ways.attention_backward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
                             block.attention, block.input, d_residual,
                             index > plan_.lowest || trains_embedding || plan_.input_gradient);
     end_phase(time_.backward_attention(index));

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "train/engine/arena.h"
@@ -71,6 +72,8 @@ class Decoder {
     head_.logits(residual, rows, logits);
   }
   const Device& device() const { return device_; }
+  // Why a narrow model's attention is not LibTorch's; "" where it is.
+  const std::string& no_flash() const { return no_flash_; }
 
   // [tokens of the plan, D] for head_loss and backward; nullptr with Keep::kNothing.
   float* gradient_buffer() { return buffers_.d_residual; }
@@ -100,6 +103,8 @@ class Decoder {
   StepBuffers buffers_;
   StepClock clock_;
   Head head_;
+  std::unique_ptr<const Flash> flash_;
+  std::string no_flash_;  // why there is none
   BatchArrays arrays_;         // of the last forward
   uint64_t dropout_seed_ = 0;  // likewise
 };

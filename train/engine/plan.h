@@ -76,6 +76,6 @@ Layout plan_layout(const Model& model, const StepPlan& plan);
 bool in_4_bits(const StepPlan& plan, const Linear& linear);
 
 // Bytes of the weights of a layer that are decoded for good.
-int64_t decoded_bytes(const StepPlan& plan, const Layer& layer);
+int64_t decoded_bytes(const Model& model, const StepPlan& plan, const Layer& layer);
 
 }  // namespace graft::train

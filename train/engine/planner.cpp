@@ -4,6 +4,7 @@
 #include <array>
 
 #include "train/engine/head.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 namespace {
@@ -49,6 +50,8 @@ int64_t weight_bytes(const Model& model, const PlanRequest& request) {
       bytes += tensor.linear->base.bytes();
     } else if (tensor.linear != nullptr && request.quantizes && tensor.linear->quantizes) {
       bytes += quantized_bytes(tensor.count());
+    } else if (tensor.linear != nullptr && model.narrow) {
+      bytes += 2 * extended_count(*tensor.linear);
     } else {
       bytes += tensor.bytes();
     }
@@ -287,7 +290,7 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
   plan.weights = weight_bytes(model, request);
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (training.layers[index].resident) {
-      plan.decoded += decoded_bytes(training, model.layers[index]);
+      plan.decoded += decoded_bytes(model, training, model.layers[index]);
     }
   }
   const int64_t values = request.trains_everything ? base_count(model) : model.trained_count();

@@ -24,8 +24,34 @@ struct HalfState {
   float* branch_inv_rms = nullptr;  // [T]
 };
 
+// Of a narrow model (model.h), in the place of what is float32 else; rows with room for a low-rank
+// product behind them are that much longer.
+struct NarrowAttention {
+  uint16_t *q = nullptr, *k = nullptr, *v = nullptr;
+  uint16_t* attended = nullptr;  // [T, H E + r of o]
+  std::vector<uint16_t*> u_qkv;  // [T, r] of each linear; nullptr without an adapter
+  uint16_t* u_o = nullptr;
+};
+struct NarrowMlp {
+  uint16_t *gate = nullptr, *up = nullptr;  // [T, F]; backward they become their own gradients
+  std::vector<uint16_t*> u_in;
+  uint16_t* u_down = nullptr;
+};
+struct NarrowScratch {
+  uint16_t* x = nullptr;                  // [T, D + r] the input, normed
+  uint16_t* dy = nullptr;                 // [T, D + r] the gradient of what joins the stream
+  uint16_t* du = nullptr;                 // [T, r]
+  uint16_t *q = nullptr, *k = nullptr;    // normed and rotated; where queries are normed
+  uint16_t* product = nullptr;            // [T, F + r of down] activation(gate) * up
+  uint16_t *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;
+  uint16_t *d_q_unnormed = nullptr, *d_k_unnormed = nullptr;
+  uint16_t* d_attended = nullptr;  // as attended
+  uint16_t* d_product = nullptr;   // [T, F]
+};
+
 struct AttentionState {
   HalfState half;
+  NarrowAttention narrow;
   float* q = nullptr;  // [T, H E] as projected where queries are normed, else rotated
   float* k = nullptr;  // [T, G E] likewise
   float* v = nullptr;  // [T, G E]
@@ -48,6 +74,7 @@ struct SortedRows {
 
 struct MlpState {
   HalfState half;
+  NarrowMlp narrow;
   float* gate = nullptr;        // [R F]; backward it becomes its own gradient
   float* up = nullptr;          // [R F]; likewise
   std::vector<float*> kept_in;  // [R, kept_width] of each linear, the experts' one after another
@@ -66,6 +93,7 @@ struct MlpState {
 
 // What a half of a block uses while it runs.
 struct Scratch {
+  NarrowScratch narrow;
   std::byte* decoded = nullptr;  // the largest weight in 4 bits
   // Operands of products with bfloat16 weights: x [R, largest in], backward also dy [R, largest
   // part], and with DoRA and dropout the dropped x.

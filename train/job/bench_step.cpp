@@ -25,6 +25,7 @@
 #include "train/job/device_option.h"
 #include "train/job/memory.h"
 #include "train/job/scratch.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
 #include "train/model/placed.h"
 #include "train/model/weights.h"
@@ -285,6 +286,7 @@ int run_bench_step(const Args& args) {
   } else {
     train_everything(*model);
   }
+  choose_width(*model, device);
   const PlacedModel placed(*model, device);
   PlanRequest request;
   request.device = device.kind;

@@ -21,6 +21,7 @@
 #include "train/job/compute.h"
 #include "train/job/device_option.h"
 #include "train/job/vocabulary.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
 
 namespace graft::train {
@@ -235,6 +236,7 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& m
   auto shapes = empty_model(model);
   if (config.operands == GRAFT_BF16) round_operands(*shapes, config.lora.saved);
   if (config.method != Method::kFull) add_lora_shapes(*shapes, config.lora, config.precision());
+  choose_width(*shapes, config.device);
   return shapes;
 }
 

@@ -28,6 +28,7 @@
 #include "train/job/report.h"
 #include "train/job/run_file.h"
 #include "train/job/vocabulary.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
 #include "train/model/placed.h"
 #include "train/model/weights.h"
@@ -166,6 +167,7 @@ void Training::prepare_model() {
   } else {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
+  choose_width(*model_, config_.device);
   placed_ = std::make_unique<PlacedModel>(*model_, config_.device);
   text_ = load_run_text(config_, vocabulary, path("tokenizer"));
   optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);

@@ -132,7 +132,7 @@ graft_nf4_weight BaseWeight::nf4() const {
 
 int64_t BaseWeight::bytes() const {
   size_t total = 0;
-  for (const at::Tensor* part : {&dense, &packed, &absmax, &absmax8, &nested_absmax}) {
+  for (const at::Tensor* part : {&dense, &extended, &packed, &absmax, &absmax8, &nested_absmax}) {
     total += part->defined() ? part->nbytes() : 0;
   }
   return static_cast<int64_t>(total);

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "train/engine/tensor.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 namespace {
@@ -17,7 +18,7 @@ std::vector<Found> tensors_of(Model& model) {
   std::vector<Found> all;
   const bool grows = model.config.added.count() > 0;  // tables whose new rows follow masters
   for (const BaseTensor& tensor : base_tensors(model)) {
-    all.push_back({tensor.value, tensor.grad->defined() || grows});
+    all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr)});
     all.push_back({tensor.grad, true});
   }
   for (Linear* const linear : model.linears()) {
@@ -76,6 +77,14 @@ void PlacedModel::place() {
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].device;
   placed_ = true;
+  if (!model_.narrow) return;
+  // Dense weights have another form there: nobody keeps both.
+  for (Linear* const linear : model_.linears()) {
+    for (const Slot& slot : slots_) {
+      if (slot.tensor == &linear->base.dense) pairs_[slot.pair].device = at::Tensor();
+    }
+  }
+  extend_weights(model_);
 }
 
 void PlacedModel::take_back() {
@@ -84,6 +93,7 @@ void PlacedModel::take_back() {
     if (pair.changes) copy_values(pair.host, pair.device);
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].host;
+  for (Linear* const linear : model_.linears()) linear->base.extended = at::Tensor();
   placed_ = false;
 }
 
