@@ -54,6 +54,19 @@ Job norm_forward(graft_device device, const Problem& p, bool adds) {
 Job plain_norm_forward(graft_device device, const Problem& p) {
   return norm_forward(device, p, false);
 }
+Job norm_forward_bf16(graft_device device, const Problem& p) {
+  Job job(device, p);
+  Array* const x = job.result(job.floats(values_of(p.input, p.a * p.b, 1)));
+  Array* const weight = job.floats(random_values(p.b, 3));
+  Array* const out = job.result(job.bfloat16s(zeros(p.a * (p.b + p.d))));
+  Array* const inverse = job.result(job.floats(zeros(p.a)));
+  job.launch = [=, &p] {
+    need(graft_rmsnorm_forward_bf16(x->floats(), weight->floats(), 1e-6f, p.a, p.b,
+                                    out->as<uint16_t>(), inverse->floats(),
+                                    static_cast<graft_rmsnorm_kind>(p.c), p.b + p.d, device));
+  };
+  return job;
+}
 Job add_norm_forward(graft_device device, const Problem& p) {
   return norm_forward(device, p, true);
 }
@@ -187,8 +200,19 @@ std::vector<KernelCase> row_cases() {
         {"rmsnorm_forward_kernel", "the first rounding left out", "rmsnorm.cu",
          "if (rounds_twice) normal = rounded_four<Element>(normal);", ""},
         {"rmsnorm_forward_kernel", "rows of out without their gap", "rmsnorm.cu",
-         "static_cast<Element*>(call.out) + row * call.out_stride",
-         "static_cast<Element*>(call.out) + row * dim"}}},
+         "static_cast<Out*>(call.out) + row * call.out_stride",
+         "static_cast<Out*>(call.out) + row * dim"}}},
+      {"rmsnorm forward to bf16",
+       "rmsnorm_forward_kernel",
+       norms,
+       kFinite,
+       {GRAFT_F32},
+       norm_forward_bf16,
+       sizes(16384, 4096),
+       [](const Problem& p) { return 6.0 * values_of_problem(p); },
+       no_flops,
+       {{"rmsnorm_forward_kernel", "rounded to the type of out first", "rmsnorm.cu",
+         "normal = rounded_four<Element>(normal);", "normal = rounded_four<Out>(normal);"}}},
       {"add and rmsnorm forward",
        "rmsnorm_forward_kernel",
        norms,
