@@ -22,9 +22,15 @@ NarrowInput narrow_input(const Pass& pass,
                          const float* x) {
   const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
   uint16_t* const to = pass.scratch.narrow.x;
-  const float* normed = half_input(pass, norm, state, x);
-  check(graft_convert(normed, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(),
-                      hidden, 1, pass.device.kind, pass.device.stream));
+  if (norm.size == 0) {
+    check(graft_convert(x, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden, 1,
+                        pass.device.kind, pass.device.stream));
+  } else {
+    check(graft_rmsnorm_forward_bf16(x, f32(norm.weight), pass.config.rms_norm_eps,
+                                     pass.batch.tokens(), norm.size, to, state.inv_rms,
+                                     pass.config.norm, stride, pass.device.kind,
+                                     pass.device.stream));
+  }
   pass.clock.lap(Work::kRows);
   return {to, stride};
 }

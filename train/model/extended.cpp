@@ -40,7 +40,7 @@ bool can_be_narrow(const Model& model) {
 }
 
 void choose_width(Model& model, const Device& device) {
-  model.narrow = device.kind == GRAFT_CUDA && can_be_narrow(model);
+  model.narrow = !device.is_host() && can_be_narrow(model);
 }
 
 int64_t extended_count(const Linear& linear) {

@@ -14,7 +14,7 @@ namespace graft::train {
 // no experts, whose router must see what was not rounded; no norm inside a head that is trained.
 bool can_be_narrow(const Model& model);
 
-// Lets a model with adapters be narrow where it can be and the device is a GPU.
+// Lets a model with adapters be narrow where it can be and the device is not the processor.
 void choose_width(Model& model, const Device& device);
 
 // Values of a linear's extended weight.
