@@ -10,7 +10,7 @@ namespace graft::kernels {
 namespace {
 
 // Elements of one partial sum (optimizer.h).
-constexpr int64_t kTile = 16384;
+constexpr int64_t kTile = GRAFT_SQUARES_TILE;
 
 int64_t tile_count(const graft_adamw_part* parts, int64_t part_count) {
   int64_t tiles = 0;
@@ -75,7 +75,7 @@ AdamTensors device_call(const graft_adamw_part* parts,
                         void* workspace) {
   const double beta1 = static_cast<double>(options.beta1);
   const double beta2 = static_cast<double>(options.beta2);
-  const double lr = static_cast<double>(options.lr), step = static_cast<double>(options.step);
+  const double step = static_cast<double>(options.step);
   AdamTensors call{};
   call.parts = parts;
   call.count = part_count;
@@ -83,11 +83,10 @@ AdamTensors device_call(const graft_adamw_part* parts,
   call.one_minus_beta1 = static_cast<float>(1.0 - beta1);
   call.beta2 = options.beta2;
   call.one_minus_beta2 = static_cast<float>(1.0 - beta2);
-  call.step_size = static_cast<float>(lr / (1.0 - std::pow(beta1, step)));
+  call.bias1 = 1.0 - std::pow(beta1, step);
   call.bias2_root = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, step)));
   call.eps = options.eps;
   call.grad_scale = options.grad_scale;
-  call.lr = lr;
   call.max_norm = max_norm;
   call.result = result;
   call.squares = static_cast<double*>(workspace);
@@ -150,6 +149,7 @@ extern "C" graft_status graft_adamw_parts_step(const graft_adamw_part* parts,
   graft_adamw own = *options;
   own.grad_scale = result[1];
   for (int64_t i = 0; i < part_count; ++i) {
+    own.lr = parts[i].lr;
     own.weight_decay = parts[i].weight_decay;
     if (const graft_status status = graft_adamw_step(parts[i].param, parts[i].grad, parts[i].m,
                                                      parts[i].v, parts[i].count, &own)) {

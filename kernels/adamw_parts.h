@@ -14,7 +14,7 @@ typedef struct graft_adamw_part {
   const float* grad;
   float *m, *v;
   int64_t count;
-  float weight_decay;  // instead of the options' own
+  float lr, weight_decay;  // instead of the options' own
   // A copy of the updated parameter for the products, or NULL: param, [count / copy_columns,
   // copy_columns], times copy_scale, rounded to copy_type, copy_stride from row to row.
   void* copy;
@@ -36,7 +36,7 @@ size_t graft_adamw_parts_workspace_bytes(const graft_adamw_part* parts, int64_t 
 //   result [2] out, in the device's memory: the norm, and the factor (0 when nothing was changed)
 //   workspace  at least graft_adamw_parts_workspace_bytes, 16-byte aligned, in the device's memory;
 //              out: the sum of squares of each tile
-// Squares are added in double: 16 lanes by index inside tiles of 16384 of a tensor, lanes and then
+// Squares are added in double: 16 lanes by index inside tiles of GRAFT_SQUARES_TILE of a tensor, lanes and then
 // the tiles of all tensors in order; every device gives the same bits. On a GPU one launch for the
 // sums, one for the norm and one for 24 tensors each.
 // Errors: as graft_adamw_step, GRAFT_BAD_SHAPE for a short workspace, GRAFT_NO_DEVICE,

@@ -76,6 +76,8 @@ graft_status adamw_parts(const AdamTensors& call, graft_stream stream);
 graft_status allocate(size_t bytes, void** memory);
 graft_status release(void* memory);
 graft_status copy(void* to, const void* from, size_t bytes, graft_stream stream);
+graft_status fill(void* memory, int byte, size_t bytes, graft_stream stream);
+graft_status memory(size_t* free_bytes, size_t* total_bytes);
 graft_status synchronize(graft_stream stream);
 graft_status describe(char* name, size_t room, double* memory_bytes_per_second);
 

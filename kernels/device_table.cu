@@ -46,6 +46,8 @@ const DeviceTable& device_table() {
       .allocate = allocate,
       .release = release,
       .copy = copy,
+      .fill = fill,
+      .memory = memory,
       .synchronize = synchronize,
       .describe = describe,
   };

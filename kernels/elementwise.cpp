@@ -25,6 +25,29 @@ graft_status check_cap(const char* function, float cap, int64_t count, graft_flo
   return GRAFT_OK;
 }
 
+graft_status add(const char* function,
+                 const Addition& call,
+                 int64_t count,
+                 graft_device device,
+                 graft_stream stream) {
+  if (const graft_status status = check_counts(function, {{"count", count}})) return status;
+  if (const graft_status status = check_element(function, call.x_type)) return status;
+  if (const graft_status status = check_element(function, call.y_type)) return status;
+  if (count == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(function, {{"x", call.x}, {"y", call.y}})) {
+    return status;
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(function, device, [&](const DeviceTable& functions) {
+      return functions.addition(call, count, stream);
+    });
+  }
+  const Table& isa = table();
+  for_pieces(count, kPiece, count,
+             [&](int64_t begin, int64_t end) { isa.addition(call, begin, end); });
+  return GRAFT_OK;
+}
+
 graft_status convert(const char* function,
                      const Conversion& call,
                      int64_t rows,
@@ -77,21 +100,17 @@ extern "C" graft_status graft_add(void* x,
                                   graft_float_type type,
                                   graft_device device,
                                   graft_stream stream) {
-  constexpr const char* kName = "graft_add";
-  if (const graft_status status = check_counts(kName, {{"count", count}})) return status;
-  if (const graft_status status = check_element(kName, type)) return status;
-  if (count == 0) return GRAFT_OK;
-  if (const graft_status status = check_pointers(kName, {{"x", x}, {"y", y}})) return status;
-  const Addition call{x, y, type, type};
-  if (device != GRAFT_CPU) {
-    return on_device(kName, device, [&](const DeviceTable& functions) {
-      return functions.addition(call, count, stream);
-    });
-  }
-  const Table& isa = table();
-  for_pieces(count, kPiece, count,
-             [&](int64_t begin, int64_t end) { isa.addition(call, begin, end); });
-  return GRAFT_OK;
+  return add("graft_add", {x, y, type, type}, count, device, stream);
+}
+
+extern "C" graft_status graft_accumulate(void* x,
+                                         graft_float_type x_type,
+                                         const void* y,
+                                         graft_float_type y_type,
+                                         int64_t count,
+                                         graft_device device,
+                                         graft_stream stream) {
+  return add("graft_accumulate", {x, y, x_type, y_type}, count, device, stream);
 }
 
 extern "C" graft_status graft_scale(void* x,

@@ -13,9 +13,8 @@ __device__ __forceinline__ int64_t first_of_thread() {
   return 4 * (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
-template <class Element, bool kAligned>
-__global__ void __launch_bounds__(kThreads)
-    addition_kernel(Element* x, const Element* y, int64_t count) {
+template <class X, class Y, bool kAligned>
+__global__ void __launch_bounds__(kThreads) addition_kernel(X* x, const Y* y, int64_t count) {
   const int64_t i = first_of_thread();
   if (i >= count) return;
   const float4 sum =
@@ -103,12 +102,15 @@ graft_status addition(const Addition& call, int64_t count, graft_stream stream) 
   constexpr const char* kName = "graft_add";
   const int64_t blocks = blocks_of_fours(1, count, kThreads);
   if (const graft_status status = check_grid(kName, blocks)) return status;
-  const bool aligned = count % 4 == 0 && aligned_for_four(call.x_type, call.x, call.y);
-  for_variant(call.x_type, aligned, [&](auto element, auto is_aligned) {
-    using Element = decltype(element);
-    GRAFT_LAUNCH((addition_kernel<Element, is_aligned.value>), static_cast<unsigned>(blocks),
-                 kThreads, stream, static_cast<Element*>(call.x),
-                 static_cast<const Element*>(call.y), count);
+  const bool aligned = count % 4 == 0 && aligned_for_four(call.x_type, call.x) &&
+                       aligned_for_four(call.y_type, call.y);
+  for_variant(call.x_type, aligned, [&](auto x_element, auto is_aligned) {
+    for_element(call.y_type, [&](auto y_element) {
+      using X = decltype(x_element);
+      using Y = decltype(y_element);
+      GRAFT_LAUNCH((addition_kernel<X, Y, is_aligned.value>), static_cast<unsigned>(blocks),
+                   kThreads, stream, static_cast<X*>(call.x), static_cast<const Y*>(call.y), count);
+    });
   });
   return launch_status(kName);
 }

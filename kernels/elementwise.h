@@ -16,6 +16,16 @@ graft_status graft_add(void* x,
                        graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                        graft_stream stream GRAFT_DEFAULT(nullptr));
 
+// x += y, each of its own type: a sum in float32 that takes bfloat16 results of products, or the
+// other way round. The sum is rounded once, to x's type. x may be y where the types are one.
+graft_status graft_accumulate(void* x,
+                              graft_float_type x_type,
+                              const void* y,
+                              graft_float_type y_type,
+                              int64_t count,
+                              graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                              graft_stream stream GRAFT_DEFAULT(nullptr));
+
 // x *= s.
 graft_status graft_scale(void* x,
                          float s,

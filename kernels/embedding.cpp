@@ -12,10 +12,14 @@ namespace {
 
 constexpr int64_t kColumnPiece = 64;
 
-graft_status check_ids(const char* function, const int32_t* ids, int64_t tokens, int64_t vocab) {
+graft_status check_ids(const char* function,
+                       const int32_t* ids,
+                       int64_t tokens,
+                       int64_t vocab,
+                       const char* name = "ids") {
   for (int64_t token = 0; token < tokens; ++token) {
     if (ids[token] < 0 || ids[token] >= vocab) {
-      return fail(GRAFT_BAD_ARGUMENT, function, "ids[%lld] is %d, expected 0..%lld",
+      return fail(GRAFT_BAD_ARGUMENT, function, "%s[%lld] is %d, expected 0..%lld", name,
                   static_cast<long long>(token), ids[token], static_cast<long long>(vocab - 1));
     }
   }
@@ -98,6 +102,42 @@ extern "C" graft_status graft_embedding_backward(const void* dout,
     for (int64_t token = 0; token < tokens; ++token) {
       const char* const from = static_cast<const char*>(dout) + token * dim * size_of(type);
       isa.addition({dtable + ids[token] * dim, from, GRAFT_F32, type}, begin, end);
+    }
+  });
+  return GRAFT_OK;
+}
+
+extern "C" graft_status graft_rows_scatter(const void* from,
+                                           const int32_t* rows,
+                                           int64_t count,
+                                           int64_t tokens,
+                                           int64_t dim,
+                                           void* to,
+                                           graft_float_type type,
+                                           graft_device device,
+                                           graft_stream stream) {
+  constexpr const char* kName = "graft_rows_scatter";
+  if (const graft_status status =
+          check_counts(kName, {{"count", count}, {"tokens", tokens}, {"dim", dim, 1}})) {
+    return status;
+  }
+  if (const graft_status status = check_element(kName, type)) return status;
+  if (count == 0) return GRAFT_OK;
+  if (const graft_status status =
+          check_pointers(kName, {{"from", from}, {"rows", rows}, {"to", to}})) {
+    return status;
+  }
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.scatter_rows({from, rows, count, tokens, dim, type, to}, stream);
+    });
+  }
+  if (const graft_status status = check_ids(kName, rows, count, tokens, "rows")) return status;
+  const int64_t bytes = dim * size_of(type);
+  for_pieces(count, 4, count * bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(static_cast<char*>(to) + rows[i] * bytes,
+                  static_cast<const char*>(from) + i * bytes, static_cast<size_t>(bytes));
     }
   });
   return GRAFT_OK;

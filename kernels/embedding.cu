@@ -94,7 +94,7 @@ graft_status embedding_backward(const EmbeddingRows& call, graft_stream stream) 
 }
 
 graft_status scatter_rows(const ScatteredRows& call, graft_stream stream) {
-  constexpr const char* kName = "graft_head_rows_loss";
+  constexpr const char* kName = "graft_rows_scatter";
   if (const graft_status status = check_grid(kName, call.count)) return status;
   const bool aligned = call.dim % 4 == 0 && aligned_for_four(call.type, call.from, call.to);
   for_variant(call.type, aligned, [&](auto element, auto is_aligned) {

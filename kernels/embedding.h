@@ -37,6 +37,21 @@ graft_status graft_embedding_backward(const void* dout,
                                       graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                                       graft_stream stream GRAFT_DEFAULT(nullptr));
 
+// to[rows[i]] = from[i]; the other rows of `to` are left alone. The inverse of
+// graft_embedding_forward, which gathers.
+//   from [count, dim] of `type`; rows [count] in 0..tokens-1, each once; to [tokens, dim] of `type`
+// On the CPU all rows are checked before anything is written; on a device a row out of range is
+// left out. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
+graft_status graft_rows_scatter(const void* from,
+                                const int32_t* rows,
+                                int64_t count,
+                                int64_t tokens,
+                                int64_t dim,
+                                void* to,
+                                graft_float_type type GRAFT_DEFAULT(GRAFT_F32),
+                                graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                graft_stream stream GRAFT_DEFAULT(nullptr));
+
 #ifdef __cplusplus
 }
 #endif

@@ -70,23 +70,6 @@ graft_status check_rows(const char* function, const graft_head_rows& head) {
 }
 
 // What a device has a kernel for and the processor a loop.
-graft_status scatter(const ScatteredRows& call,
-                     const char* function,
-                     graft_device device,
-                     graft_stream stream) {
-  if (device != GRAFT_CPU) {
-    return on_device(function, device, [&](const DeviceTable& functions) {
-      return functions.scatter_rows(call, stream);
-    });
-  }
-  const int64_t bytes = call.dim * size_of(call.type);
-  for (int64_t i = 0; i < call.count; ++i) {
-    std::copy_n(static_cast<const char*>(call.from) + i * bytes, bytes,
-                static_cast<char*>(call.to) + call.rows[i] * bytes);
-  }
-  return GRAFT_OK;
-}
-
 graft_status add_sums(const LossSums& call,
                       const char* function,
                       graft_device device,
@@ -226,8 +209,8 @@ extern "C" graft_status graft_head_rows_loss(const graft_head_rows* head,
     gradient.ldc = h.dim;
     gradient.c_type = h.type;
     if (const graft_status status = graft_multiply(&gradient, device, stream)) return status;
-    if (const graft_status status = scatter(
-            {chunk.x, h.rows + first, rows, h.tokens, h.dim, h.type, dx}, kName, device, stream)) {
+    if (const graft_status status = graft_rows_scatter(chunk.x, h.rows + first, rows, h.tokens,
+                                                       h.dim, dx, h.type, device, stream)) {
       return status;
     }
   }

@@ -47,6 +47,34 @@ extern "C" graft_status graft_device_copy(
   return GRAFT_OK;
 }
 
+extern "C" graft_status graft_device_fill(
+    void* memory, int byte, size_t bytes, graft_device device, graft_stream stream) {
+  constexpr const char* kName = "graft_device_fill";
+  if (bytes == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(kName, {{"memory", memory}})) return status;
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.fill(memory, byte, bytes, stream);
+    });
+  }
+  std::memset(memory, byte, bytes);
+  return GRAFT_OK;
+}
+
+extern "C" graft_status graft_device_memory(graft_device device,
+                                            size_t* free_bytes,
+                                            size_t* total_bytes) {
+  constexpr const char* kName = "graft_device_memory";
+  if (const graft_status status =
+          check_pointers(kName, {{"free_bytes", free_bytes}, {"total_bytes", total_bytes}})) {
+    return status;
+  }
+  // The emulated device's memory is the processor's.
+  return on_device(
+      kName, device == GRAFT_CPU ? GRAFT_EMU : device,
+      [&](const DeviceTable& functions) { return functions.memory(free_bytes, total_bytes); });
+}
+
 extern "C" graft_status graft_device_synchronize(graft_device device, graft_stream stream) {
   if (device == GRAFT_CPU) return GRAFT_OK;
   return on_device("graft_device_synchronize", device,

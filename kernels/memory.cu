@@ -27,6 +27,15 @@ graft_status copy(void* to, const void* from, size_t bytes, graft_stream stream)
                                                      static_cast<cudaStream_t>(stream)));
 }
 
+graft_status fill(void* memory, int byte, size_t bytes, graft_stream stream) {
+  return result("graft_device_fill",
+                cudaMemsetAsync(memory, byte, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+graft_status memory(size_t* free_bytes, size_t* total_bytes) {
+  return result("graft_device_memory", cudaMemGetInfo(free_bytes, total_bytes));
+}
+
 graft_status synchronize(graft_stream stream) {
   return result("graft_device_synchronize",
                 cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));

@@ -19,6 +19,16 @@ graft_status graft_device_release(void* memory, graft_device device);
 graft_status graft_device_copy(
     void* to, const void* from, size_t bytes, graft_device device, graft_stream stream);
 
+// Sets `bytes` of the device's memory to `byte` (its low 8 bits), in the stream's order. Errors: as
+// above.
+graft_status graft_device_fill(
+    void* memory, int byte, size_t bytes, graft_device device, graft_stream stream);
+
+// The memory of the current GPU, in bytes: all of it, and what nobody has allocated. For GRAFT_CPU
+// and GRAFT_EMU the machine's, of which the operating system calls free only what it holds no file
+// in. Errors: as above.
+graft_status graft_device_memory(graft_device device, size_t* free_bytes, size_t* total_bytes);
+
 // Waits for everything that the stream was given and tells the first error.
 graft_status graft_device_synchronize(graft_device device, graft_stream stream);
 

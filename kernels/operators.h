@@ -13,7 +13,7 @@
 
 namespace graft::kernels {
 
-// `type` is that of every void pointer of a struct.
+// `type` is that of every void pointer of a struct that has no type of its own.
 
 struct NormForward {
   const void* added;  // NULL, or what is added to x first
@@ -22,6 +22,7 @@ struct NormForward {
   float eps;
   graft_rmsnorm_kind kind;
   graft_float_type type;
+  graft_float_type out_type;  // `type`, or bfloat16
   int64_t dim, out_stride;
   void* out;
   float* inv_rms;
@@ -73,7 +74,7 @@ struct DropoutRows {
   float keep_scale;
 };
 
-// x += y, element by element; a device takes one type for both.
+// x += y, element by element.
 struct Addition {
   void* x;
   const void* y;
@@ -220,8 +221,8 @@ struct MoeWeighBackward {
 struct AdamTensors {
   const graft_adamw_part* parts;
   int64_t count;
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, bias2_root, eps, grad_scale;
-  double lr;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, bias2_root, eps, grad_scale;
+  double bias1;
   float max_norm;
   float* result;    // norm, factor
   double* squares;  // one per tile of every tensor

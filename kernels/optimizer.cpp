@@ -10,7 +10,7 @@
 namespace {
 
 // Elements of one partial sum (optimizer.h documents it) and of one piece of work.
-constexpr int64_t kTile = 16384;
+constexpr int64_t kTile = GRAFT_SQUARES_TILE;
 // Tiles whose sums wait on the stack before they are added in order.
 constexpr int64_t kTileGroup = 64;
 

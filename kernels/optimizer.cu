@@ -12,7 +12,7 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int64_t kTile = 16384;
+constexpr int64_t kTile = GRAFT_SQUARES_TILE;
 constexpr int64_t kTilesOfBlock = kThreads / 4;
 // 24 tensors' arguments take 2.5 KB of the 4 KB that every launch may have.
 constexpr int64_t kParts = 24;
@@ -22,7 +22,7 @@ struct Part {
   const float* grad;
   int64_t count;
   int64_t first_unit;  // of this part among the launch's blocks (step) or the step's tiles (sums)
-  float decay;
+  float decay, step_size;
   bool aligned;
   bool copy_in_fours;  // four neighbours of the copy lie in one row and move at once
   graft_float_type copy_type;
@@ -35,7 +35,7 @@ struct Parts {
   int64_t count;
 };
 struct Factors {
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, bias2_root, eps;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, bias2_root, eps;
 };
 
 // The last part that begins at or before the unit.
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
   });
   const float4 move = each_of_four(m, v, [&](float a, float b) {
     const float divisor = __fadd_rn(__fdiv_rn(__fsqrt_rn(b), f.bias2_root), f.eps);
-    return __fdiv_rn(__fmul_rn(a, f.step_size), divisor);
+    return __fdiv_rn(__fmul_rn(a, part.step_size), divisor);
   });
   const float4 p = each_of_four(load(part.param), move, [&](float a, float b) {
     return __fsub_rn(__fmul_rn(a, part.decay), b);
@@ -181,8 +181,8 @@ int64_t ceil_of(int64_t a, int64_t b) {
 
 graft_status adamw_parts(const AdamTensors& call, graft_stream stream) {
   constexpr const char* kName = "graft_adamw_parts_step";
-  const Factors factors{call.beta1,     call.one_minus_beta1, call.beta2, call.one_minus_beta2,
-                        call.step_size, call.bias2_root,      call.eps};
+  const Factors factors{call.beta1,           call.one_minus_beta1, call.beta2,
+                        call.one_minus_beta2, call.bias2_root,      call.eps};
   // Calls body(parts, units) for groups of parts; a unit is `unit` elements of one part.
   const auto for_groups = [&](int64_t unit, const auto& body) {
     int64_t done = 0;
@@ -199,7 +199,9 @@ graft_status adamw_parts(const AdamTensors& call, graft_stream stream) {
         part.grad = from.grad;
         part.count = from.count;
         part.first_unit = units;
-        part.decay = static_cast<float>(1.0 - call.lr * static_cast<double>(from.weight_decay));
+        const auto lr = static_cast<double>(from.lr);
+        part.step_size = static_cast<float>(lr / call.bias1);
+        part.decay = static_cast<float>(1.0 - lr * static_cast<double>(from.weight_decay));
         part.aligned = from.count % 4 == 0 && aligned_to_16(from.param, from.m, from.v, from.grad);
         part.copy = from.copy;
         part.copy_type = from.copy_type;

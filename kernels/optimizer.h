@@ -62,8 +62,10 @@ graft_status graft_adamw_step_all(const graft_adamw_tensor* tensors,
 // zero becomes zero. absmax stays. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT (a signed map).
 graft_status graft_adamw8_convert(graft_map8 from, graft_map8 to, int64_t count, uint8_t* v8);
 
-// out = sum of x^2 in double: 16 lanes by index inside tiles of 16384, lanes and then tiles in
-// order. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
+// Elements of one partial sum of squares.
+#define GRAFT_SQUARES_TILE 16384
+
+// out = sum of x^2 in double: 16 lanes by index inside tiles, lanes and then tiles in order. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
 graft_status graft_sum_squares(const float* x, int64_t count, double* out);
 
 // out = how many of x are NaN or infinite. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.

@@ -3,13 +3,17 @@
 // cuBLASLt is column-major: the row-major C = op(A) op(B) is the column-major C^T = op(B)^T op(A)^T
 // in the same memory, so B comes first and every array keeps its transpose and stride. Sums are
 // float32; CUBLAS_COMPUTE_32F leaves float32 operands as they are (no TF32). A plan is an algorithm
-// that the heuristic gave for 4096 rows, that splits no sum and needs no workspace (split and
-// streamed sums keep partial results there), and that cuBLASLt accepts for few and odd numbers of
-// rows too.
+// that the heuristic gave for 4096 rows, that splits and reduces no sum, and that cuBLASLt accepts
+// for few and odd numbers of rows too.
+//
+// Hopper's kernels take a workspace of 4 bytes where a product has more tiles than run at once: a
+// counter of which tile is next. Who computes a tile does not change its sums. Partial sums, which
+// would, need as much as the result has, so a plan may use kWorkspaceBytes and no more.
 #include <array>
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <utility>
 
 #if defined(__CUDACC__)
 #include <dlfcn.h>
@@ -26,6 +30,7 @@ constexpr int64_t kReferenceRows = 4096;
 // Rows, or tokens of a sum, that a plan has to work for.
 constexpr int64_t kTriedRows[] = {1, 7, 256, kReferenceRows};
 constexpr int kOffers = 32;
+constexpr size_t kWorkspaceBytes = 1024;
 
 graft_status failed(const CublasLt& library, const char* what, cublasStatus_t status) {
   return fail(GRAFT_DEVICE_ERROR, kName, "cuBLASLt: %s: %s", what, library.status_string(status));
@@ -123,7 +128,7 @@ graft_status set_preference(const CublasLt& library,
       status = library.preference_set(preference, attribute, &value, sizeof value);
     }
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{0});
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_NONE));
   const uint32_t bytes = aligned ? 16 : static_cast<uint32_t>(size_of(p.type));
@@ -135,25 +140,31 @@ graft_status set_preference(const CublasLt& library,
   return status == CUBLAS_STATUS_SUCCESS ? GRAFT_OK : failed(library, "preference", status);
 }
 
+bool keeps_sums_whole(const CublasLt& library, const cublasLtMatmulAlgo_t& algorithm) {
+  const auto is = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, uint32_t expected) {
+    uint32_t value = ~expected;
+    size_t written = 0;
+    return library.algorithm_get(&algorithm, attribute, &value, sizeof value, &written) ==
+               CUBLAS_STATUS_SUCCESS &&
+           value == expected;
+  };
+  return is(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, 1) &&
+         is(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, CUBLASLT_REDUCTION_SCHEME_NONE);
+}
+
 // Whether the algorithm keeps its sums whole and works for every number of rows tried.
 bool is_usable(const CublasLt& library,
                cublasLtHandle_t handle,
                const graft_product& p,
                const cublasLtMatmulAlgo_t& algorithm) {
-  uint32_t split_k = 1;
-  size_t written = 0;
-  if (library.algorithm_get(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split_k, sizeof split_k,
-                            &written) != CUBLAS_STATUS_SUCCESS ||
-      split_k > 1) {
-    return false;
-  }
+  if (!keeps_sums_whole(library, algorithm)) return false;
   for (const int64_t rows : kTriedRows) {
     Description tried;
     if (describe_product(library, with_rows(p, rows), &tried) != GRAFT_OK) return false;
     cublasLtMatmulHeuristicResult_t result{};
     if (library.check(handle, &tried.product, &tried.a, &tried.b, &tried.c, &tried.c, &algorithm,
                       &result) != CUBLAS_STATUS_SUCCESS ||
-        result.workspaceSize > 0) {
+        result.workspaceSize > kWorkspaceBytes) {
       return false;
     }
   }
@@ -178,7 +189,7 @@ graft_status choose(const CublasLt& library,
   if (status != CUBLAS_STATUS_SUCCESS) return failed(library, "heuristic", status);
   for (int i = 0; i < count; ++i) {
     const cublasLtMatmulHeuristicResult_t& offer = offers[static_cast<size_t>(i)];
-    if (offer.state != CUBLAS_STATUS_SUCCESS || offer.workspaceSize > 0) continue;
+    if (offer.state != CUBLAS_STATUS_SUCCESS) continue;
     if (!is_usable(library, handle, p, offer.algo)) continue;
     *algorithm = offer.algo;
     return GRAFT_OK;
@@ -188,11 +199,13 @@ graft_status choose(const CublasLt& library,
               static_cast<long long>(p.n), static_cast<long long>(p.k));
 }
 
-// Handles by device and plans by key; found under one lock.
+// Handles by device, plans by key, and workspaces by device and stream: products of one stream
+// follow one another, those of two may run at once. Found under one lock.
 struct Plans {
   std::mutex mutex;
   std::map<int, cublasLtHandle_t> handles;
   std::map<PlanKey, cublasLtMatmulAlgo_t> algorithms;
+  std::map<std::pair<int, graft_stream>, void*> workspaces;
 };
 Plans& plans() {
   static Plans all;
@@ -202,13 +215,19 @@ Plans& plans() {
 struct Plan {
   cublasLtHandle_t handle;
   cublasLtMatmulAlgo_t algorithm;
+  void* workspace;  // of kWorkspaceBytes
 };
 
-graft_status plan_of(const CublasLt& library, const graft_product& p, Plan* plan) {
+graft_status failed(cudaError_t error) {
+  return fail(GRAFT_DEVICE_ERROR, kName, "%s", cudaGetErrorString(error));
+}
+
+graft_status plan_of(const CublasLt& library,
+                     const graft_product& p,
+                     graft_stream stream,
+                     Plan* plan) {
   int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
-    return fail(GRAFT_DEVICE_ERROR, kName, "%s", cudaGetErrorString(error));
-  }
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return failed(error);
   const bool aligned = in_whole_16_bytes(p);
   Plans& all = plans();
   const std::lock_guard<std::mutex> lock(all.mutex);
@@ -221,6 +240,15 @@ graft_status plan_of(const CublasLt& library, const graft_product& p, Plan* plan
     }
   }
   plan->handle = handle->second;
+  const auto [workspace, is_new_stream] = all.workspaces.try_emplace({device, stream}, nullptr);
+  if (is_new_stream) {
+    const cudaError_t error = cudaMalloc(&workspace->second, kWorkspaceBytes);
+    if (error != cudaSuccess) {
+      all.workspaces.erase(workspace);
+      return failed(error);
+    }
+  }
+  plan->workspace = workspace->second;
   const PlanKey key(p, device, aligned);
   const auto known = all.algorithms.find(key);
   if (known != all.algorithms.end()) {
@@ -245,20 +273,19 @@ graft_status multiply(const graft_product& p, graft_stream stream) {
     const cudaError_t error = cudaMemset2DAsync(
         p.c, static_cast<size_t>(p.ldc) * element, 0, static_cast<size_t>(p.n) * element,
         static_cast<size_t>(p.m), static_cast<cudaStream_t>(stream));
-    if (error == cudaSuccess) return GRAFT_OK;
-    return fail(GRAFT_DEVICE_ERROR, kName, "%s", cudaGetErrorString(error));
+    return error == cudaSuccess ? GRAFT_OK : failed(error);
   }
   std::string reason;
   const CublasLt* const library = cublaslt(&reason);
   if (library == nullptr) return fail(GRAFT_NO_DEVICE, kName, "%s", reason.c_str());
   Plan plan;
-  if (const graft_status status = plan_of(*library, p, &plan)) return status;
+  if (const graft_status status = plan_of(*library, p, stream, &plan)) return status;
   Description description;
   if (const graft_status status = describe_product(*library, p, &description)) return status;
-  const cublasStatus_t status =
-      library->multiply(plan.handle, &description.product, &p.alpha, p.b, &description.a, p.a,
-                        &description.b, &p.beta, p.c, &description.c, p.c, &description.c,
-                        &plan.algorithm, nullptr, 0, static_cast<cudaStream_t>(stream));
+  const cublasStatus_t status = library->multiply(
+      plan.handle, &description.product, &p.alpha, p.b, &description.a, p.a, &description.b,
+      &p.beta, p.c, &description.c, p.c, &description.c, &plan.algorithm, plan.workspace,
+      kWorkspaceBytes, static_cast<cudaStream_t>(stream));
   return status == CUBLAS_STATUS_SUCCESS ? GRAFT_OK : failed(*library, "product", status);
 }
 

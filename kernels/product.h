@@ -29,10 +29,15 @@ typedef struct graft_product {
 // algorithms is chosen at the first call for the types and the transposes and
 //   ta GRAFT_N   for n and k, whatever m
 //   ta GRAFT_T   for m and n, whatever k (sums over tokens)
-// and kept. It is one that works without a workspace, so that no sum is split between blocks.
-// Pointers and strides in whole 16 bytes are the fast path and have an algorithm of their own.
-// Later calls allocate nothing and can be captured in a CUDA graph. Errors: GRAFT_BAD_SHAPE,
-// GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE (also without libcublasLt), GRAFT_DEVICE_ERROR.
+// and kept. It is one that splits no sum between blocks. Pointers and strides in whole 16 bytes are
+// the fast path and have an algorithm of their own.
+//
+// The first product of a stream on a GPU allocates 1 KiB there, which is kept: cuBLASLt counts
+// tiles in it. Later calls of that stream allocate nothing and can be captured in a CUDA graph;
+// such a graph counts in the memory of the stream that it was captured in, so the two must not run
+// at once. cudaStreamPerThread counts as one stream: products in it come from one thread. Errors:
+// GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE (also without libcublasLt),
+// GRAFT_DEVICE_ERROR.
 graft_status graft_multiply(const graft_product* product,
                             graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                             graft_stream stream GRAFT_DEFAULT(nullptr));

@@ -30,7 +30,7 @@ graft_status check_rows(const char* function, const Rows& call) {
   return check_element(function, call.type);
 }
 
-// Both forward functions; `added` is NULL for the plain one.
+// All forward functions; `added` is NULL for the plain ones.
 graft_status forward(const char* function,
                      const NormForward& call,
                      int64_t rows,
@@ -46,7 +46,8 @@ graft_status forward(const char* function,
           {{"x", call.x}, {"weight", call.weight}, {"out", call.out}, {"inv_rms", call.inv_rms}})) {
     return status;
   }
-  if (call.out == call.x && (call.added != nullptr || call.out_stride != call.dim)) {
+  if (call.out == call.x &&
+      (call.added != nullptr || call.out_stride != call.dim || call.out_type != call.type)) {
     return fail(GRAFT_BAD_ARGUMENT, function, "out and x are the same array");
   }
   if (device != GRAFT_CPU) {
@@ -79,8 +80,26 @@ extern "C" graft_status graft_rmsnorm_forward(const void* x,
                                               graft_stream stream) {
   if (out_stride == 0) out_stride = dim;
   return forward("graft_rmsnorm_forward",
-                 {nullptr, x, weight, eps, kind, type, dim, out_stride, out, inv_rms}, rows, device,
-                 stream);
+                 {nullptr, x, weight, eps, kind, type, type, dim, out_stride, out, inv_rms}, rows,
+                 device, stream);
+}
+
+extern "C" graft_status graft_rmsnorm_forward_bf16(const float* x,
+                                                   const float* weight,
+                                                   float eps,
+                                                   int64_t rows,
+                                                   int64_t dim,
+                                                   uint16_t* out,
+                                                   float* inv_rms,
+                                                   graft_rmsnorm_kind kind,
+                                                   int64_t out_stride,
+                                                   graft_device device,
+                                                   graft_stream stream) {
+  if (out_stride == 0) out_stride = dim;
+  return forward(
+      "graft_rmsnorm_forward_bf16",
+      {nullptr, x, weight, eps, kind, GRAFT_F32, GRAFT_BF16, dim, out_stride, out, inv_rms}, rows,
+      device, stream);
 }
 
 extern "C" graft_status graft_add_rmsnorm_forward(void* x,
@@ -101,7 +120,7 @@ extern "C" graft_status graft_add_rmsnorm_forward(void* x,
   if (rows > 0) {
     if (const graft_status status = check_pointers(kName, {{"y", y}})) return status;
   }
-  return forward(kName, {y, x, weight, eps, kind, type, dim, out_stride, out, inv_rms}, rows,
+  return forward(kName, {y, x, weight, eps, kind, type, type, dim, out_stride, out, inv_rms}, rows,
                  device, stream);
 }
 

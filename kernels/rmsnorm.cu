@@ -44,7 +44,7 @@ __device__ __forceinline__ float4 factors(const float* weight, int64_t left, boo
                 __fadd_rn(1.0f, w.w)};
 }
 
-template <class Element, bool kAligned>
+template <class Element, class Out, bool kAligned>
 __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
     rmsnorm_forward_kernel(NormForward call, Element* sums, int64_t rows) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarpLanes;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
   const int64_t lane = 4 * (threadIdx.x % kWarpLanes), dim = call.dim;
   const Element* const x = static_cast<const Element*>(call.x) + row * dim;
   const Element* const added = static_cast<const Element*>(call.added);
-  Element* const out = static_cast<Element*>(call.out) + row * call.out_stride;
+  Out* const out = static_cast<Out*>(call.out) + row * call.out_stride;
   float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
   for (int64_t i = lane; i < dim; i += kStep) {
     float4 value = load_four<kAligned>(x + i, dim - i);
@@ -159,15 +159,22 @@ graft_status rmsnorm_forward(const NormForward& call, int64_t rows, graft_stream
   if (const graft_status status = check_grid(kName, blocks)) return status;
   const unsigned grid = static_cast<unsigned>(blocks);
   const bool aligned = call.dim % 4 == 0 && call.out_stride % 4 == 0 &&
-                       aligned_for_four(call.type, call.x, call.added, call.out) &&
-                       aligned_to_16(call.weight);
+                       aligned_for_four(call.type, call.x, call.added) &&
+                       aligned_for_four(call.out_type, call.out) && aligned_to_16(call.weight);
   for_variant(call.type, aligned, [&](auto element, auto is_aligned) {
     using Element = decltype(element);
     // With an addition x is the sum, which the caller gave to be written.
     Element* const sums =
         call.added != nullptr ? const_cast<Element*>(static_cast<const Element*>(call.x)) : nullptr;
-    GRAFT_LAUNCH((rmsnorm_forward_kernel<Element, is_aligned.value>), grid,
-                 kRowsOfBlock * kWarpLanes, stream, call, sums, rows);
+    const auto launch = [&](auto out) {
+      GRAFT_LAUNCH((rmsnorm_forward_kernel<Element, decltype(out), is_aligned.value>), grid,
+                   kRowsOfBlock * kWarpLanes, stream, call, sums, rows);
+    };
+    if constexpr (std::is_same_v<Element, float>) {
+      for_element(call.out_type, launch);
+    } else {
+      launch(element);
+    }
   });
   return launch_status(kName);
 }

@@ -40,6 +40,23 @@ graft_status graft_rmsnorm_forward(const void* x,
                                    graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                                    graft_stream stream GRAFT_DEFAULT(nullptr));
 
+// The same from float32 to the bfloat16 operand of a product: the bits of graft_rmsnorm_forward in
+// float32 and graft_convert, so rounded once whatever the kind. The backward pass is that of
+// float32.
+//   x    [rows, dim]
+//   out  [rows, dim]  out_stride from row to row (0: dim); must not overlap x
+graft_status graft_rmsnorm_forward_bf16(const float* x,
+                                        const float* weight,
+                                        float eps,
+                                        int64_t rows,
+                                        int64_t dim,
+                                        uint16_t* out,
+                                        float* inv_rms,
+                                        graft_rmsnorm_kind kind GRAFT_DEFAULT(GRAFT_RMSNORM_WEIGHT),
+                                        int64_t out_stride GRAFT_DEFAULT(0),
+                                        graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                        graft_stream stream GRAFT_DEFAULT(nullptr));
+
 // x += y, then the forward pass of the sum: the residual and the norm behind it in one pass over
 // memory, equal to the bit to graft_add and graft_rmsnorm_forward.
 //   x [rows, dim] updated; y [rows, dim], must not overlap x or out; out must not overlap x

@@ -32,7 +32,7 @@ typedef enum graft_status GRAFT_ANY_INT {
 } graft_status;
 
 // Where a function runs and where its pointers point. GRAFT_EMU runs the CUDA sources on the host,
-// each thread of a block as a fiber, to prove them without a GPU; its memory is host memory.
+// each thread of a block as a fiber, to prove them without a GPU; it also takes host memory.
 typedef enum graft_device GRAFT_ANY_INT { GRAFT_CPU = 0, GRAFT_CUDA, GRAFT_EMU } graft_device;
 
 // A cudaStream_t for GRAFT_CUDA; ignored (pass NULL) elsewhere.

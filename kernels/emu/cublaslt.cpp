@@ -11,13 +11,28 @@ using graft::kernels::emu::heuristic_calls;
 namespace {
 
 std::atomic<int> calls{0};
+std::atomic<const void*> workspace_used{nullptr};
 
 // What the heuristic offers, the best first.
-constexpr cublasLtMatmulAlgo_t kOffers[] = {{4, 0}, {1, size_t{1} << 20}, {1, 0}};
+constexpr cublasLtMatmulAlgo_t kOffers[] = {{4, CUBLASLT_REDUCTION_SCHEME_NONE, 0},
+                                            {1, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, 0},
+                                            {1, CUBLASLT_REDUCTION_SCHEME_NONE, size_t{1} << 20},
+                                            {1, CUBLASLT_REDUCTION_SCHEME_NONE, 0}};
+
+using Counter = uint32_t;
+
+bool counts_tiles(const cublasLtMatrixLayoutOpaque_t& d) {
+  return d.rows * d.columns > graft::kernels::emu::kWaveElements;
+}
+size_t workspace_bytes_of(const cublasLtMatmulAlgo_t& algorithm,
+                          const cublasLtMatrixLayoutOpaque_t& d) {
+  return algorithm.workspace_bytes + (counts_tiles(d) ? sizeof(Counter) : 0);
+}
 
 cublasStatus_t result_of(const cublasLtMatmulAlgo_t& algorithm,
+                         const cublasLtMatrixLayoutOpaque_t& d,
                          cublasLtMatmulHeuristicResult_t* result) {
-  *result = {algorithm, algorithm.workspace_bytes, CUBLAS_STATUS_SUCCESS};
+  *result = {algorithm, workspace_bytes_of(algorithm, d), CUBLAS_STATUS_SUCCESS};
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -36,6 +51,10 @@ namespace graft::kernels::emu {
 
 int heuristic_calls() {
   return calls;
+}
+
+const void* last_workspace() {
+  return workspace_used;
 }
 
 const CublasLt* cublaslt(std::string*) {
@@ -116,7 +135,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t,
                                               cublasLtMatrixLayout_t,
                                               cublasLtMatrixLayout_t,
                                               cublasLtMatrixLayout_t,
-                                              cublasLtMatrixLayout_t,
+                                              cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t,
                                               int requested,
                                               cublasLtMatmulHeuristicResult_t* results,
@@ -124,7 +143,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t,
   ++calls;
   *returned = 0;
   for (const cublasLtMatmulAlgo_t& offer : kOffers) {
-    if (*returned < requested) result_of(offer, results + (*returned)++);
+    if (*returned < requested) result_of(offer, *d, results + (*returned)++);
   }
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -134,19 +153,21 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t,
                                        cublasLtMatrixLayout_t,
                                        cublasLtMatrixLayout_t,
                                        cublasLtMatrixLayout_t,
-                                       cublasLtMatrixLayout_t,
+                                       cublasLtMatrixLayout_t d,
                                        const cublasLtMatmulAlgo_t* algorithm,
                                        cublasLtMatmulHeuristicResult_t* result) {
-  return result_of(*algorithm, result);
+  return result_of(*algorithm, *d, result);
 }
 
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm,
-                                                    cublasLtMatmulAlgoConfigAttributes_t,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute,
                                                     void* value,
                                                     size_t size,
                                                     size_t* written) {
-  if (size != sizeof algorithm->split_k) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(value, &algorithm->split_k, size);
+  const uint32_t& setting =
+      attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM ? algorithm->split_k : algorithm->reduction;
+  if (size != sizeof setting) return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(value, &setting, size);
   *written = size;
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -164,13 +185,17 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t,
                               void* d,
                               cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t* algorithm,
-                              void*,
+                              void* workspace,
                               size_t workspace_bytes,
                               cudaStream_t) {
   // Split sums would not have the CPU's bits; C and D are one matrix wherever graft multiplies.
-  if (algorithm->split_k != 1 || algorithm->workspace_bytes > workspace_bytes || c != d ||
+  if (algorithm->split_k != 1 || algorithm->reduction != CUBLASLT_REDUCTION_SCHEME_NONE || c != d ||
       c_layout->ld != d_layout->ld) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  const size_t needed = workspace_bytes_of(*algorithm, *d_layout);
+  if (needed > 0 && (workspace == nullptr || workspace_bytes < needed)) {
+    return CUBLAS_STATUS_INVALID_VALUE;
   }
   const bool a_turned = product->a == CUBLAS_OP_T, b_turned = product->b == CUBLAS_OP_T;
   const uint64_t depth = a_turned ? a_layout->rows : a_layout->columns;
@@ -178,6 +203,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t,
       d_layout->rows != (a_turned ? a_layout->columns : a_layout->rows) ||
       d_layout->columns != (b_turned ? b_layout->rows : b_layout->columns)) {
     return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  const graft::kernels::emu::MemoryAccess access;
+  if (counts_tiles(*d_layout)) {
+    *static_cast<Counter*>(workspace) = static_cast<Counter>(d_layout->rows * d_layout->columns /
+                                                             graft::kernels::emu::kWaveElements);
+    workspace_used = workspace;
   }
   graft_product rows{};
   rows.ta = transpose_of(product->b);

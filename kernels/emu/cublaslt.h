@@ -1,6 +1,8 @@
 // The part of cuBLASLt's interface that graft uses, for the emulated device (internal; see
 // kernels/cublaslt.h). Matrices are column-major, as cuBLASLt's. The heuristic offers first what
-// graft must not take: an algorithm that splits its sums, and one that needs a workspace.
+// graft must not take: algorithms that split or reduce their sums, and one that needs a large
+// workspace. As Hopper's kernels do, each counts the tiles of a large result in 4 bytes of
+// workspace.
 #pragma once
 
 #include <stddef.h>
@@ -28,8 +30,14 @@ enum cublasLtMatmulPreferenceAttributes_t {
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
 };
-enum cublasLtReductionScheme_t { CUBLASLT_REDUCTION_SCHEME_NONE = 0 };
-enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 2 };
+enum cublasLtReductionScheme_t {
+  CUBLASLT_REDUCTION_SCHEME_NONE = 0,
+  CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2
+};
+enum cublasLtMatmulAlgoConfigAttributes_t {
+  CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 2,
+  CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME = 3
+};
 
 using cublasLtHandle_t = struct EmulatedCublasLt*;
 struct cublasLtMatmulDescOpaque_t {
@@ -45,7 +53,8 @@ struct cublasLtMatmulPreferenceOpaque_t {
 };
 struct cublasLtMatmulAlgo_t {
   uint32_t split_k;
-  size_t workspace_bytes;
+  uint32_t reduction;      // a cublasLtReductionScheme_t
+  size_t workspace_bytes;  // without the counter of tiles
 };
 struct cublasLtMatmulHeuristicResult_t {
   cublasLtMatmulAlgo_t algo;
@@ -122,5 +131,11 @@ namespace graft::kernels::emu {
 
 // How often a heuristic was asked for, for tests of the cache of plans.
 int heuristic_calls();
+
+// Where the last product that counted its tiles did so.
+const void* last_workspace();
+
+// A result [rows, columns] of more than this many elements is counted in tiles.
+constexpr uint64_t kWaveElements = 1 << 16;
 
 }  // namespace graft::kernels::emu

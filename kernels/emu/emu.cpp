@@ -295,6 +295,7 @@ void run_last_blocks(uint64_t blocks) {
 
 void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(device().mutex);
+  const MemoryAccess access;
   device().launch(grid, block, body);
 }
 
@@ -332,18 +333,9 @@ cudaError_t cudaGetLastError() {
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorInvalidValue) return "invalid argument";
   if (error == cudaErrorMemoryAllocation) return "out of memory";
   return error == cudaSuccess ? "no error" : graft::kernels::emu::reported_error().c_str();
-}
-
-cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  return *memory != nullptr || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaFree(void* memory) {
-  std::free(memory);
-  return cudaSuccess;
 }
 
 __nv_bfloat16 __float2bfloat16_rn(float x) {

@@ -7,6 +7,11 @@
 // shuffled (warps, and lanes inside them, anew after each barrier). Shared memory (GRAFT_SHARED of
 // launch.h) is filled with 0xFF bytes (NaN) at a block's start and followed by guard bytes, which
 // are checked at its end. Kernels are started from one host thread at a time; others wait.
+//
+// Memory of cudaMalloc is open while a kernel, a product of the emulated cuBLASLt or a copy runs,
+// and otherwise closed to everybody: a host that reads or writes it ends with SIGSEGV, as it would
+// with a GPU's. It begins as 0xFF bytes, and what is past its end (in whole 256 bytes) is always
+// closed. A kernel takes the host's own memory as well.
 #pragma once
 
 #include <functional>
@@ -42,7 +47,12 @@ struct alignas(16) float4 {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorLaunchFailure = 719
+};
 
 namespace graft::kernels::emu {
 
@@ -63,6 +73,15 @@ void run_last_blocks(uint64_t blocks);
 // barrier that some threads skip and a write past shared memory are launch failures:
 // cudaGetLastError tells, cudaGetErrorString has the words.
 void launch(dim3 grid, dim3 block, const std::function<void()>& body);
+
+// While one exists, memory of cudaMalloc can be read and written by every thread of the process.
+class MemoryAccess {
+ public:
+  MemoryAccess();
+  ~MemoryAccess();
+  MemoryAccess(const MemoryAccess&) = delete;
+  MemoryAccess& operator=(const MemoryAccess&) = delete;
+};
 
 // `bytes` of the running block's shared memory, the same for every call with this key.
 void* shared_memory(const void* key, size_t bytes);
@@ -215,28 +234,21 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemset2DAsync(
-    void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
-  for (size_t row = 0; row < height; ++row)
-    memset(static_cast<char*>(to) + row * pitch, value, width);
-  return cudaSuccess;
-}
 cudaError_t cudaMalloc(void** memory, size_t bytes);
 cudaError_t cudaFree(void* memory);
-inline cudaError_t cudaMemcpyAsync(
-    void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  memcpy(to, from, bytes);
-  return cudaSuccess;
-}
+cudaError_t cudaMemcpyAsync(
+    void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);  // the machine's
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemset2DAsync(
+    void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream);
 template <class T>
 cudaError_t cudaMemcpyFromSymbolAsync(
-    void* to, const T& symbol, size_t bytes, size_t, cudaMemcpyKind, cudaStream_t) {
-  memcpy(to, &symbol, bytes);
-  return cudaSuccess;
+    void* to, const T& symbol, size_t bytes, size_t, cudaMemcpyKind kind, cudaStream_t stream) {
+  return cudaMemcpyAsync(to, &symbol, bytes, kind, stream);
 }
 template <class T>
 cudaError_t cudaMemcpyToSymbolAsync(
-    T& symbol, const void* from, size_t bytes, size_t, cudaMemcpyKind, cudaStream_t) {
-  memcpy(&symbol, from, bytes);
-  return cudaSuccess;
+    T& symbol, const void* from, size_t bytes, size_t, cudaMemcpyKind kind, cudaStream_t stream) {
+  return cudaMemcpyAsync(&symbol, from, bytes, kind, stream);
 }

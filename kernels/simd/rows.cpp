@@ -110,11 +110,11 @@ void for_row_pieces(int64_t dim, int64_t begin, int64_t end, const Row& row) {
   }
 }
 
-template <class Element>
+template <class Element, class Out>
 void rmsnorm_forward_of(const NormForward& call, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const Element* const from = static_cast<const Element*>(call.x) + row * call.dim;
-    Element* const to = static_cast<Element*>(call.out) + row * call.out_stride;
+    Out* const to = static_cast<Out*>(call.out) + row * call.out_stride;
     if (call.added != nullptr) {
       const Element* const added = static_cast<const Element*>(call.added) + row * call.dim;
       Element* const sums = const_cast<Element*>(from);
@@ -295,7 +295,9 @@ void cross_entropy_row(const CrossEntropyRows& call, int64_t row) {
 }  // namespace
 
 void rmsnorm_forward(const NormForward& call, int64_t begin, int64_t end) {
-  for_element(call.type, [&](auto e) { rmsnorm_forward_of<decltype(e)>(call, begin, end); });
+  if (call.type == GRAFT_BF16) return rmsnorm_forward_of<Bf16, Bf16>(call, begin, end);
+  for_element(call.out_type,
+              [&](auto out) { rmsnorm_forward_of<float, decltype(out)>(call, begin, end); });
 }
 
 void rmsnorm_backward(const NormBackward& call, int64_t begin, int64_t end) {

@@ -52,8 +52,8 @@ Inputs inputs_of(Job& job, const Problem& p) {
   in.shape.cu_seqlens = job.indices(ends_of(p))->as<int32_t>();
   // Scores up to 1e4 for the large input: q of 1e4, k of 1.
   in.q = job.elements(values_of(p.input, in.shape.tokens * in.shape.q_stride, 1));
-  in.k = job.elements(random_floats(in.shape.tokens * in.shape.k_stride, 2));
-  in.v = job.elements(random_floats(in.shape.tokens * in.shape.v_stride, 3));
+  in.k = job.elements(random_values(in.shape.tokens * in.shape.k_stride, 2));
+  in.v = job.elements(random_values(in.shape.tokens * in.shape.v_stride, 3));
   return in;
 }
 
@@ -75,11 +75,11 @@ Job backward(graft_device device, const Problem& p) {
   Job job(device, p);
   const Inputs in = inputs_of(job, p);
   const graft_attention_shape& shape = in.shape;
-  Array* const out = job.elements(random_floats(shape.tokens * shape.out_stride, 5));
+  Array* const out = job.elements(random_values(shape.tokens * shape.out_stride, 5));
   std::vector<float> sums = random_floats(shape.tokens * p.a, 6);
   for (float& sum : sums) sum += p.input == Input::kLarge ? 4e4f : 5.0f;
   Array* const lse = job.floats(sums);
-  Array* const dout = job.elements(random_floats(shape.tokens * shape.out_stride, 4));
+  Array* const dout = job.elements(random_values(shape.tokens * shape.out_stride, 4));
   Array* const dq = job.result(job.elements(zeros(shape.tokens * shape.q_stride)));
   Array* const dk = job.result(job.elements(zeros(shape.tokens * shape.k_stride)));
   Array* const dv = job.result(job.elements(zeros(shape.tokens * shape.v_stride)));
@@ -101,8 +101,8 @@ Job decode_step(graft_device device, const Problem& p) {
   Job job(device, p);
   const int64_t positions = p.lengths[0];
   Array* const q = job.elements(values_of(p.input, p.a * p.c, 1));
-  Array* const k = job.elements(random_floats(positions * p.b * p.c, 2));
-  Array* const v = job.elements(random_floats(positions * p.b * p.c, 3));
+  Array* const k = job.elements(random_values(positions * p.b * p.c, 2));
+  Array* const v = job.elements(random_values(positions * p.b * p.c, 3));
   Array* const out = job.result(job.elements(zeros(p.a * p.c)));
   job.launch = [=, &p] {
     need(graft_attention_decode(q->data(), k->data(), v->data(), positions, p.a, p.b, p.c, 0.2f,

@@ -26,8 +26,21 @@ double no_flops(const Problem&) {
 Job addition(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const x = job.result(job.elements(values_of(p.input, p.a * p.b, 1)));
-  Array* const y = job.elements(random_floats(p.a * p.b, 2));
+  Array* const y = job.elements(random_values(p.a * p.b, 2));
   job.launch = [=, &p] { need(graft_add(x->data(), y->data(), p.a * p.b, p.type, device)); };
+  return job;
+}
+// y of the other type
+Job mixed_addition(graft_device device, const Problem& p) {
+  Job job(device, p);
+  const bool is_wide = p.type == GRAFT_F32;
+  const Values other = random_values(p.a * p.b, 2);
+  Array* const x = job.result(job.elements(values_of(p.input, p.a * p.b, 1)));
+  Array* const y = is_wide ? job.bfloat16s(other) : job.floats(other);
+  job.launch = [=, &p] {
+    need(graft_accumulate(x->data(), p.type, y->data(), is_wide ? GRAFT_BF16 : GRAFT_F32, p.a * p.b,
+                          device));
+  };
   return job;
 }
 Job softcap_forward(graft_device device, const Problem& p) {
@@ -40,7 +53,7 @@ Job softcap_forward(graft_device device, const Problem& p) {
 }
 Job softcap_backward(graft_device device, const Problem& p) {
   Job job(device, p);
-  Array* const y = job.elements(random_floats(p.a * p.b, 1, 10.0f));
+  Array* const y = job.elements(random_values(p.a * p.b, 1, 10.0f));
   Array* const dx = job.result(job.elements(values_of(p.input, p.a * p.b, 2)));
   job.launch = [=, &p] {
     need(graft_softcap_backward(y->data(), 30.0f, p.a * p.b, dx->data(), p.type, device));
@@ -109,6 +122,19 @@ std::vector<KernelCase> elementwise_cases() {
        {{"addition_kernel", "missing tail", "elementwise.cu",
          "if (i >= count) return;\n  const float4 sum",
          "if (i + 3 >= count) return;\n  const float4 sum"}}},
+      {"addition of another type",
+       "addition_kernel",
+       flat,
+       kFinite,
+       kBoth,
+       mixed_addition,
+       large,
+       [](const Problem& p) { return (6.0 + element_bytes(p)) * values_of_problem(p); },
+       no_flops,
+       {{"addition_kernel", "y rounded to the type of x", "elementwise.cu",
+         "load_four<kAligned>(x + i, count - i), load_four<kAligned>(y + i, count - i)",
+         "load_four<kAligned>(x + i, count - i),\n                   "
+         "rounded_four<X>(load_four<kAligned>(y + i, count - i))"}}},
       {"conversion",
        "conversion_kernel",
        strided,

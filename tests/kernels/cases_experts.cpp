@@ -22,14 +22,14 @@ double no_flops(const Problem&) {
 Job bias_add(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const y = job.result(job.elements(values_of(p.input, p.a * p.b, 1)));
-  Array* const bias = job.elements(random_floats(p.b, 2));
+  Array* const bias = job.elements(random_values(p.b, 2));
   job.launch = [=, &p] { need(graft_bias_add(y->floats(), bias->floats(), p.a, p.b, device)); };
   return job;
 }
 Job bias_backward(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const dy = job.elements(values_of(p.input, p.a * p.b, 1));
-  Array* const dbias = job.result(job.elements(random_floats(p.b, 2)));
+  Array* const dbias = job.result(job.elements(random_values(p.b, 2)));
   job.launch = [=, &p] {
     need(graft_bias_backward(dy->floats(), p.a, p.b, dbias->floats(), device));
   };
@@ -40,8 +40,8 @@ Job bias_backward(graft_device device, const Problem& p) {
 Job gain_forward(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const h = job.elements(values_of(p.input, p.a * p.b, 1));
-  Array* const gain = job.elements(random_floats(p.b, 2));
-  Array* const y = job.result(job.elements(random_floats(p.a * p.b, 3)));
+  Array* const gain = job.elements(random_values(p.b, 2));
+  Array* const y = job.result(job.elements(random_values(p.a * p.b, 3)));
   job.launch = [=, &p] {
     need(graft_gain_forward(h->floats(), gain->floats(), p.a, p.b, static_cast<int>(p.c),
                             y->floats(), device));
@@ -51,11 +51,11 @@ Job gain_forward(graft_device device, const Problem& p) {
 Job gain_backward(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const dy = job.elements(values_of(p.input, p.a * p.b, 1));
-  Array* const h = job.elements(random_floats(p.a * p.b, 2));
-  Array* const gain = job.elements(random_floats(p.b, 3));
-  Array* const inverse_norm = job.elements(random_floats(p.b, 4));
+  Array* const h = job.elements(random_values(p.a * p.b, 2));
+  Array* const gain = job.elements(random_values(p.b, 3));
+  Array* const inverse_norm = job.elements(random_values(p.b, 4));
   Array* const dh = job.result(job.elements(zeros(p.a * p.b)));
-  Array* const dmagnitude = job.result(job.elements(random_floats(p.b, 5)));
+  Array* const dmagnitude = job.result(job.elements(random_values(p.b, 5)));
   job.launch = [=, &p] {
     need(graft_gain_backward(dy->floats(), h->floats(), gain->floats(), inverse_norm->floats(), p.a,
                              p.b, dh->floats(), dmagnitude->floats(), device));
@@ -176,7 +176,7 @@ Job weigh_backward(graft_device device, const Problem& p) {
   Job job(device, p);
   const Routed r = routed(p);
   Array* const rows = job.elements(values_of(p.input, p.a * p.c * p.d, 2));
-  Array* const dout = job.elements(random_floats(p.a * p.c * p.d, 3));
+  Array* const dout = job.elements(random_values(p.a * p.c * p.d, 3));
   Array* const row_pair = job.indices(r.row_pair);
   Array* const weight = job.floats(r.weight);
   Array* const drows = job.result(job.elements(zeros(p.a * p.c * p.d)));

@@ -16,7 +16,7 @@ Job cross_entropy(graft_device device, const Problem& p) {
     labels[i] = static_cast<int32_t>(i * 97 % static_cast<size_t>(p.b));  // the first of row 0
   }
   Array* const label = job.indices(labels);
-  Array* const weight = job.floats(random_floats(p.a, 2));
+  Array* const weight = job.floats(random_values(p.a, 2));
   Array* const logits = job.result(job.elements(values_of(p.input, p.a * p.b, 1)));
   Array* const loss = job.result(job.floats(zeros(p.a)));
   Array* const correct = job.result(job.bytes(std::vector<uint8_t>(labels.size())));
@@ -43,10 +43,10 @@ Job head_rows(graft_device device, const Problem& p) {
   const int64_t count = static_cast<int64_t>(rows.size());
   graft_head_rows head{};
   head.x = job.elements(values_of(p.input, p.a * p.b, 1))->data();
-  head.w = job.elements(random_floats(p.c * p.b, 2, 0.3f))->data();
+  head.w = job.elements(random_values(p.c * p.b, 2, 0.3f))->data();
   head.rows = job.indices(rows)->as<int32_t>();
   head.labels = job.indices(labels)->as<int32_t>();
-  head.weight = job.floats(random_floats(count, 3))->floats();
+  head.weight = job.floats(random_values(count, 3))->floats();
   head.count = count;
   head.tokens = p.a;
   head.dim = p.b;
@@ -60,7 +60,7 @@ Job head_rows(graft_device device, const Problem& p) {
   Array* const workspace = job.doubles(static_cast<int64_t>(bytes / sizeof(double)));
   Array* const loss = job.result(job.floats(zeros(count)));
   Array* const correct = job.result(job.bytes(std::vector<uint8_t>(rows.size())));
-  Array* const dx = job.result(job.elements(random_floats(p.a * p.b, 4)));
+  Array* const dx = job.result(job.elements(random_values(p.a * p.b, 4)));
   Array* const sums = job.result(job.doubles(3));
   const bool with_gradient = (p.d & 128) == 0;
   job.launch = [=] {

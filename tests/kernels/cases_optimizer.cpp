@@ -17,9 +17,9 @@ Job adamw(graft_device device, const Problem& p) {
     std::vector<float> second = random_floats(count, seed + 3, 0.1f);
     for (float& value : second) value *= value;
     graft_adamw_part part{};
-    part.param = job.result(job.floats(random_floats(count, seed)))->floats();
+    part.param = job.result(job.floats(random_values(count, seed)))->floats();
     part.grad = job.floats(values_of(p.input, count, seed + 1))->floats();
-    part.m = job.result(job.floats(random_floats(count, seed + 2, 0.1f)))->floats();
+    part.m = job.result(job.floats(random_values(count, seed + 2, 0.1f)))->floats();
     part.v = job.result(job.floats(second))->floats();
     part.count = count;
     part.weight_decay = i % 3 == 0 ? 0.0f : 0.1f;

@@ -41,8 +41,8 @@ Job multiply(graft_device device, const Problem& p) {
   product.a = job.elements(values_of(p.input, (product.ta == GRAFT_N ? p.a : p.c) * product.lda, 1))
                   ->data();
   product.b =
-      job.elements(random_floats((product.tb == GRAFT_N ? p.c : p.b) * product.ldb, 2))->data();
-  const std::vector<float> before = random_floats(p.a * product.ldc, 3);
+      job.elements(random_values((product.tb == GRAFT_N ? p.c : p.b) * product.ldb, 2))->data();
+  const Values before = random_values(p.a * product.ldc, 3);
   Array* const c =
       job.result(product.c_type == GRAFT_F32 ? job.floats(before) : job.elements(before));
   product.c = c->data();
@@ -63,17 +63,17 @@ Job lora(graft_device device, const Problem& p) {
   const bool extended = layer.layout == GRAFT_LORA_EXTENDED;
   const int64_t width = p.b + (extended ? layer.rank : 0);
   layer.w_stride = width;
-  layer.w = job.elements(random_floats(p.c * width, 1, 0.1f))->data();
-  layer.a = job.elements(random_floats(layer.rank * p.b, 2, 0.1f))->data();
-  layer.b = job.elements(random_floats(p.c * layer.rank, 3, 0.1f))->data();
+  layer.w = job.elements(random_values(p.c * width, 1, 0.1f))->data();
+  layer.a = job.elements(random_values(layer.rank * p.b, 2, 0.1f))->data();
+  layer.b = job.elements(random_values(p.c * layer.rank, 3, 0.1f))->data();
   Array* const x = job.result(job.elements(values_of(p.input, p.a * width, 4)));
-  Array* const dy = job.elements(random_floats(p.a * p.c, 5));
+  Array* const dy = job.elements(random_values(p.a * p.c, 5));
   Array* const u = job.result(job.elements(zeros(p.a * layer.rank)));
   Array* const du = job.result(job.elements(zeros(p.a * layer.rank)));
   Array* const y = job.result(job.elements(zeros(p.a * p.c)));
   Array* const dx = job.result(job.elements(zeros(p.a * width)));
-  Array* const da = job.result(job.floats(random_floats(layer.rank * p.b, 6)));
-  Array* const db = job.result(job.floats(random_floats(p.c * layer.rank, 7)));
+  Array* const da = job.result(job.floats(random_values(layer.rank * p.b, 6)));
+  Array* const db = job.result(job.floats(random_values(p.c * layer.rank, 7)));
   const int64_t tokens = p.a, out = p.c;
   job.launch = [=] {
     void* const u_apart = extended ? nullptr : u->data();
@@ -106,13 +106,13 @@ Job small_product(graft_device device, const Problem& p) {
   weight.type = (p.d & 16) != 0 ? GRAFT_FP4 : GRAFT_NF4;
   if ((p.d & 8) != 0) {
     weight.absmax8 = job.bytes(codes)->as<uint8_t>();
-    weight.nested_absmax = job.floats(random_floats((blocks + 255) / 256, 2))->floats();
+    weight.nested_absmax = job.floats(random_values((blocks + 255) / 256, 2))->floats();
     weight.offset = 0.05f;
   } else {
-    weight.absmax = job.floats(random_floats(blocks, 3))->floats();
+    weight.absmax = job.floats(random_values(blocks, 3))->floats();
   }
   Array* const x = job.elements(values_of(p.input, m * (p.b + 2), 4));
-  Array* const y = job.result(job.elements(random_floats(m * (p.a + 1), 5)));
+  Array* const y = job.result(job.elements(random_values(m * (p.a + 1), 5)));
   const float beta = (p.d & 32) != 0 ? 0.5f : 0.0f;
   job.launch = [=, &p] {
     need(graft_linear4_forward(&weight, p.a, p.b, m, x->data(), p.type, p.b + 2, beta, y->data(),

@@ -1,4 +1,5 @@
 // Cases of RMSNorm, RoPE, the gated units and the embedding.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/embedding.h"
@@ -33,8 +34,8 @@ Job norm_forward(graft_device device, const Problem& p, bool adds) {
   Job job(device, p);
   const auto kind = static_cast<graft_rmsnorm_kind>(p.c);
   Array* const x = job.elements(values_of(p.input, p.a * p.b, 1));
-  Array* const y = job.elements(random_floats(p.a * p.b, 2));
-  Array* const weight = job.floats(random_floats(p.b, 3));
+  Array* const y = job.elements(random_values(p.a * p.b, 2));
+  Array* const weight = job.floats(random_values(p.b, 3));
   Array* const out = job.result(job.elements(zeros(p.a * (p.b + p.d))));
   Array* const inverse = job.result(job.floats(zeros(p.a)));
   job.result(x);
@@ -53,6 +54,19 @@ Job norm_forward(graft_device device, const Problem& p, bool adds) {
 Job plain_norm_forward(graft_device device, const Problem& p) {
   return norm_forward(device, p, false);
 }
+Job norm_forward_bf16(graft_device device, const Problem& p) {
+  Job job(device, p);
+  Array* const x = job.result(job.floats(values_of(p.input, p.a * p.b, 1)));
+  Array* const weight = job.floats(random_values(p.b, 3));
+  Array* const out = job.result(job.bfloat16s(zeros(p.a * (p.b + p.d))));
+  Array* const inverse = job.result(job.floats(zeros(p.a)));
+  job.launch = [=, &p] {
+    need(graft_rmsnorm_forward_bf16(x->floats(), weight->floats(), 1e-6f, p.a, p.b,
+                                    out->as<uint16_t>(), inverse->floats(),
+                                    static_cast<graft_rmsnorm_kind>(p.c), p.b + p.d, device));
+  };
+  return job;
+}
 Job add_norm_forward(graft_device device, const Problem& p) {
   return norm_forward(device, p, true);
 }
@@ -61,13 +75,13 @@ Job norm_backward(graft_device device, const Problem& p, bool weight_gradient) {
   Job job(device, p);
   const auto kind = static_cast<graft_rmsnorm_kind>(p.c);
   Array* const x = job.elements(values_of(p.input, p.a * p.b, 1));
-  Array* const dout = job.elements(random_floats(p.a * (p.b + p.d), 2));
-  Array* const weight = job.floats(random_floats(p.b, 3));
+  Array* const dout = job.elements(random_values(p.a * (p.b + p.d), 2));
+  Array* const weight = job.floats(random_values(p.b, 3));
   std::vector<float> roots = random_floats(p.a, 4);
   for (float& root : roots) root = std::fabs(root) + 0.5f;
   Array* const inverse = job.floats(roots);
-  Array* const dx = job.result(job.elements(random_floats(p.a * p.b, 5)));
-  Array* const dweight = job.result(job.floats(random_floats(p.b, 6)));
+  Array* const dx = job.result(job.elements(random_values(p.a * p.b, 5)));
+  Array* const dweight = job.result(job.floats(random_values(p.b, 6)));
   job.launch = [=, &p] {
     need(graft_rmsnorm_backward(dout->data(), x->data(), weight->floats(), inverse->floats(), p.a,
                                 p.b, dx->data(), weight_gradient ? dweight->floats() : nullptr,
@@ -106,12 +120,13 @@ Job rope(graft_device device, const Problem& p) {
 // halves of one array, as one product gives them.
 Job gate_forward(graft_device device, const Problem& p) {
   Job job(device, p);
-  std::vector<float> values = values_of(p.input, 2 * p.a * p.b, 1);
-  const std::vector<float> up = random_floats(p.a * p.b, 2);
-  for (int64_t i = 0; i < p.a * p.b; ++i) {
+  const int64_t distinct = std::min<int64_t>(p.a, 64);
+  std::vector<float> values = values_of(p.input, 2 * distinct * p.b, 1).all();
+  const std::vector<float> up = random_floats(distinct * p.b, 2);
+  for (int64_t i = 0; i < distinct * p.b; ++i) {
     values[static_cast<size_t>(i / p.b * 2 * p.b + p.b + i % p.b)] = up[static_cast<size_t>(i)];
   }
-  Array* const both = job.elements(values);
+  Array* const both = job.elements({values, 2 * p.a * p.b});
   Array* const out = job.result(job.elements(zeros(p.a * (p.b + p.d))));
   const int64_t half = p.b * (p.type == GRAFT_F32 ? 4 : 2);
   job.launch = [=, &p] {
@@ -124,8 +139,8 @@ Job gate_forward(graft_device device, const Problem& p) {
 Job gate_backward(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const gate = job.elements(values_of(p.input, p.a * p.b, 1));
-  Array* const up = job.elements(random_floats(p.a * p.b, 2));
-  Array* const dout = job.elements(random_floats(p.a * (p.b + p.d), 3));
+  Array* const up = job.elements(random_values(p.a * p.b, 2));
+  Array* const dout = job.elements(random_values(p.a * (p.b + p.d), 3));
   Array* const dgate = job.result(job.elements(zeros(p.a * p.b)));
   Array* const dup = job.result(job.elements(zeros(p.a * p.b)));
   job.launch = [=, &p] {
@@ -152,7 +167,7 @@ Job embedding_backward(graft_device device, const Problem& p) {
   Job job(device, p);
   Array* const ids = job.indices(scattered(p.a, p.c));
   Array* const dout = job.elements(values_of(p.input, p.a * p.b, 2));
-  Array* const dtable = job.result(job.floats(random_floats(p.c * p.b, 3)));
+  Array* const dtable = job.result(job.floats(random_values(p.c * p.b, 3)));
   job.launch = [=, &p] {
     need(graft_embedding_backward(dout->data(), ids->as<int32_t>(), p.a, p.c, p.b, dtable->floats(),
                                   p.type, device));
@@ -185,8 +200,19 @@ std::vector<KernelCase> row_cases() {
         {"rmsnorm_forward_kernel", "the first rounding left out", "rmsnorm.cu",
          "if (rounds_twice) normal = rounded_four<Element>(normal);", ""},
         {"rmsnorm_forward_kernel", "rows of out without their gap", "rmsnorm.cu",
-         "static_cast<Element*>(call.out) + row * call.out_stride",
-         "static_cast<Element*>(call.out) + row * dim"}}},
+         "static_cast<Out*>(call.out) + row * call.out_stride",
+         "static_cast<Out*>(call.out) + row * dim"}}},
+      {"rmsnorm forward to bf16",
+       "rmsnorm_forward_kernel",
+       norms,
+       kFinite,
+       {GRAFT_F32},
+       norm_forward_bf16,
+       sizes(16384, 4096),
+       [](const Problem& p) { return 6.0 * values_of_problem(p); },
+       no_flops,
+       {{"rmsnorm_forward_kernel", "rounded to the type of out first", "rmsnorm.cu",
+         "normal = rounded_four<Element>(normal);", "normal = rounded_four<Out>(normal);"}}},
       {"add and rmsnorm forward",
        "rmsnorm_forward_kernel",
        norms,

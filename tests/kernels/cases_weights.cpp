@@ -14,7 +14,7 @@ Job quantize(graft_device device, const Problem& p) {
   Job job(device, p);
   const int block = static_cast<int>(p.b);
   const int64_t blocks = graft_nf4_block_count(p.a, block);
-  std::vector<float> values = values_of(p.input, p.a, 1);
+  const Values values = values_of(p.input, p.a, 1);
   Array* const weight = p.type == GRAFT_F16 ? job.halves(values) : job.elements(values);
   Array* const packed =
       job.result(job.bytes(std::vector<uint8_t>(static_cast<size_t>(graft_nf4_packed_bytes(p.a)))));
@@ -40,8 +40,8 @@ std::vector<float> tied_values() {
 // a = blocks, b = 2 for ties
 Job compress(graft_device device, const Problem& p) {
   Job job(device, p);
-  std::vector<float> values = p.b == 2 ? tied_values() : values_of(p.input, p.a, 1);
-  for (float& value : values) value = value < 0.0f && p.b != 2 ? -value : value;
+  Values values = p.b == 2 ? tied_values() : values_of(p.input, p.a, 1);
+  for (float& value : values.period) value = value < 0.0f && p.b != 2 ? -value : value;
   Array* const absmax = job.floats(values);
   Array* const codes = job.result(job.bytes(std::vector<uint8_t>(static_cast<size_t>(p.a))));
   Array* const nested = job.result(job.floats(zeros((p.a + 255) / 256)));
@@ -72,7 +72,7 @@ Weight weight_of(
   weight.nested = weight.plain;
   weight.plain.absmax = job.floats(values_of(p.input, blocks, 1))->floats();
   weight.nested.absmax8 = job.bytes(codes)->as<uint8_t>();
-  weight.nested.nested_absmax = job.floats(random_floats((blocks + 255) / 256, 2))->floats();
+  weight.nested.nested_absmax = job.floats(random_values((blocks + 255) / 256, 2))->floats();
   weight.nested.offset = 0.05f;
   return weight;
 }
@@ -109,7 +109,7 @@ Job decode_rows(graft_device device, const Problem& p) {
   const bool half = p.type != GRAFT_F32;
   Array* const out = job.result(half ? job.bits16(p.a * stride) : job.floats(zeros(p.a * stride)));
   Array* const out2 = job.result(half ? job.bits16(p.a * stride) : job.floats(zeros(p.a * stride)));
-  const std::vector<float> values = random_floats(p.a * std::max<int64_t>(tail_columns, 0), 5);
+  const Values values = random_values(p.a * std::max<int64_t>(tail_columns, 0), 5);
   Array* const tail = half ? job.halves(values) : job.floats(values);
   job.launch = [=, &p] {
     const bool has_tail = tail_columns > 0;

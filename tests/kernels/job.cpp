@@ -1,5 +1,6 @@
 #include "tests/kernels/job.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,6 +14,8 @@ namespace {
 
 constexpr size_t kGuard = 256;
 constexpr unsigned char kPattern = 0xC3;
+// Values that repeat past this many are as good for a bench, and no problem of a test has more.
+constexpr int64_t kPeriod = int64_t{1} << 18;
 
 size_t size_of_kind(Array::Kind kind) {
   switch (kind) {
@@ -29,6 +32,10 @@ size_t size_of_kind(Array::Kind kind) {
       return 8;
   }
   return 1;
+}
+
+size_t at_most_a_period(int64_t count) {
+  return static_cast<size_t>(std::min(count, kPeriod));
 }
 
 template <class T>
@@ -90,16 +97,30 @@ void need(graft_status status) {
   if (status != GRAFT_OK) throw std::runtime_error(graft_last_error());
 }
 
-Array::Array(graft_device device, Kind kind, std::vector<unsigned char> bytes, bool is_shifted)
+std::vector<float> Values::all() const {
+  std::vector<float> result(static_cast<size_t>(count));
+  for (size_t i = 0; i < result.size(); ++i) result[i] = period[i % period.size()];
+  return result;
+}
+
+Array::Array(graft_device device,
+             Kind kind,
+             const std::vector<unsigned char>& period,
+             size_t bytes,
+             bool is_shifted)
     : device_(device),
       kind_(kind),
-      bytes_(bytes.size()),
-      first_(kGuard + (is_shifted ? size_of_kind(kind) : 0)) {
-  std::vector<unsigned char> all(first_ + bytes_ + kGuard, kPattern);
-  if (bytes_ > 0) std::memcpy(all.data() + first_, bytes.data(), bytes_);
-  size_ = all.size();
+      bytes_(bytes),
+      first_(kGuard + (is_shifted ? size_of_kind(kind) : 0)),
+      size_(first_ + bytes + kGuard) {
   need(graft_device_allocate(size_, device_, &memory_));
-  need(graft_device_copy(memory_, all.data(), size_, device_, nullptr));
+  char* const begin = static_cast<char*>(memory_) + first_;
+  need(graft_device_fill(memory_, kPattern, first_, device_, nullptr));
+  need(graft_device_copy(begin, period.data(), period.size(), device_, nullptr));
+  for (size_t done = period.size(); done < bytes_; done *= 2) {
+    need(graft_device_copy(begin + done, begin, std::min(done, bytes_ - done), device_, nullptr));
+  }
+  need(graft_device_fill(begin + bytes_, kPattern, kGuard, device_, nullptr));
   need(graft_device_synchronize(device_, nullptr));
 }
 
@@ -127,42 +148,47 @@ std::vector<float> Array::values() const {
 }
 
 template <class T>
-Array* Job::add(Array::Kind kind, const std::vector<T>& values, bool may_shift) {
-  std::vector<unsigned char> bytes(values.size() * sizeof(T));
-  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
-  arrays_.push_back(
-      std::make_unique<Array>(device_, kind, std::move(bytes), may_shift && problem_->shifted));
+Array* Job::add(Array::Kind kind, const std::vector<T>& period, int64_t count, bool may_shift) {
+  std::vector<unsigned char> bytes(period.size() * sizeof(T));
+  if (!bytes.empty()) std::memcpy(bytes.data(), period.data(), bytes.size());
+  arrays_.push_back(std::make_unique<Array>(device_, kind, bytes,
+                                            static_cast<size_t>(count) * sizeof(T),
+                                            may_shift && problem_->shifted));
   return arrays_.back().get();
 }
-
-Array* Job::elements(const std::vector<float>& values) {
-  if (problem_->type == GRAFT_F32) return floats(values);
-  std::vector<uint16_t> bits(values.size());
-  for (size_t i = 0; i < bits.size(); ++i) bits[i] = to_bf16_or_nan(values[i]);
-  return add(Array::Kind::kBfloat16, bits, true);
+template <class Convert>
+Array* Job::add_rounded(Array::Kind kind, const Values& values, const Convert& convert) {
+  std::vector<uint16_t> bits(values.period.size());
+  std::transform(values.period.begin(), values.period.end(), bits.begin(), convert);
+  return add(kind, bits, values.count, true);
 }
-Array* Job::floats(const std::vector<float>& values) {
-  return add(Array::Kind::kFloat32, values, true);
+
+Array* Job::elements(const Values& values) {
+  return problem_->type == GRAFT_F32 ? floats(values) : bfloat16s(values);
+}
+Array* Job::floats(const Values& values) {
+  return add(Array::Kind::kFloat32, values.period, values.count, true);
+}
+Array* Job::bfloat16s(const Values& values) {
+  return add_rounded(Array::Kind::kBfloat16, values, to_bf16_or_nan);
 }
 Array* Job::doubles(int64_t count) {
-  return add(Array::Kind::kFloat64, std::vector<double>(static_cast<size_t>(count)), false);
+  return add(Array::Kind::kFloat64, std::vector<double>(at_most_a_period(count)), count, false);
 }
 Array* Job::indices(const std::vector<int32_t>& values) {
-  return add(Array::Kind::kInt32, values, false);
+  return add(Array::Kind::kInt32, values, static_cast<int64_t>(values.size()), false);
 }
 Array* Job::long_indices(const std::vector<int64_t>& values) {
-  return add(Array::Kind::kInt64, values, false);
+  return add(Array::Kind::kInt64, values, static_cast<int64_t>(values.size()), false);
 }
 Array* Job::bytes(const std::vector<uint8_t>& values) {
-  return add(Array::Kind::kByte, values, true);
+  return add(Array::Kind::kByte, values, static_cast<int64_t>(values.size()), true);
 }
 Array* Job::bits16(int64_t count) {
-  return add(Array::Kind::kBits16, std::vector<uint16_t>(static_cast<size_t>(count)), true);
+  return add(Array::Kind::kBits16, std::vector<uint16_t>(at_most_a_period(count)), count, true);
 }
-Array* Job::halves(const std::vector<float>& values) {
-  std::vector<uint16_t> bits(values.size());
-  for (size_t i = 0; i < bits.size(); ++i) bits[i] = to_f16(values[i]);
-  return add(Array::Kind::kBits16, bits, true);
+Array* Job::halves(const Values& values) {
+  return add_rounded(Array::Kind::kBits16, values, to_f16);
 }
 Array* Job::result(Array* array) {
   results_.push_back(array);
@@ -181,8 +207,9 @@ std::vector<float> Job::run() {
   return all;
 }
 
-std::vector<float> values_of(Input input, int64_t count, uint32_t seed) {
-  std::vector<float> x = random_floats(count, seed);
+Values values_of(Input input, int64_t count, uint32_t seed) {
+  Values values = random_values(count, seed);
+  std::vector<float>& x = values.period;
   if (input == Input::kZero) x.assign(x.size(), 0.0f);
   if (input == Input::kConstant) x.assign(x.size(), 0.75f);
   if (input == Input::kMinusInfinity) x.assign(x.size(), -std::numeric_limits<float>::infinity());
@@ -192,11 +219,15 @@ std::vector<float> values_of(Input input, int64_t count, uint32_t seed) {
     if (input == Input::kHuge) value *= 1e30f;
   }
   if (input == Input::kOutlier && !x.empty()) x[x.size() / 2] = 3e4f;
-  return x;
+  return values;
 }
 
-std::vector<float> zeros(int64_t count) {
-  return std::vector<float>(static_cast<size_t>(count));
+Values random_values(int64_t count, uint32_t seed, float deviation) {
+  return {random_floats(std::min(count, kPeriod), seed, deviation), count};
+}
+
+Values zeros(int64_t count) {
+  return {std::vector<float>(at_most_a_period(count)), count};
 }
 
 std::vector<int32_t> scattered(int64_t count, int64_t limit) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/memory.h"
@@ -39,12 +40,27 @@ Problem shifted(Problem problem);
 // Throws what graft_last_error() has.
 void need(graft_status status);
 
+// `count` values: those of `period` again and again, so that the arrays of a bench are ready soon.
+struct Values {
+  std::vector<float> period;
+  int64_t count;
+  Values(std::vector<float> all)  // NOLINT(google-explicit-constructor): any vector is one
+      : period(std::move(all)), count(static_cast<int64_t>(period.size())) {}
+  Values(std::vector<float> some, int64_t of) : period(std::move(some)), count(of) {}
+  std::vector<float> all() const;
+};
+
 // An array in a device's memory between guard bytes.
 class Array {
  public:
   enum class Kind { kFloat32, kBfloat16, kFloat64, kInt32, kInt64, kByte, kBits16 };
 
-  Array(graft_device device, Kind kind, std::vector<unsigned char> bytes, bool is_shifted);
+  // `period` again and again until there are `bytes`.
+  Array(graft_device device,
+        Kind kind,
+        const std::vector<unsigned char>& period,
+        size_t bytes,
+        bool is_shifted);
   ~Array();
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
@@ -73,14 +89,15 @@ class Job {
   Job(graft_device device, const Problem& problem) : device_(device), problem_(&problem) {}
 
   // Arrays in the device's memory. elements(): of the problem's type.
-  Array* elements(const std::vector<float>& values);
-  Array* floats(const std::vector<float>& values);
+  Array* elements(const Values& values);
+  Array* floats(const Values& values);
+  Array* bfloat16s(const Values& values);
   Array* doubles(int64_t count);
   Array* indices(const std::vector<int32_t>& values);
   Array* long_indices(const std::vector<int64_t>& values);
   Array* bytes(const std::vector<uint8_t>& values);
   Array* bits16(int64_t count);
-  Array* halves(const std::vector<float>& values);  // IEEE halves, as their bits
+  Array* halves(const Values& values);  // IEEE halves, as their bits
   // The same array, whose values are a part of the result.
   Array* result(Array* array);
 
@@ -91,7 +108,9 @@ class Job {
 
  private:
   template <class T>
-  Array* add(Array::Kind kind, const std::vector<T>& values, bool may_shift);
+  Array* add(Array::Kind kind, const std::vector<T>& period, int64_t count, bool may_shift);
+  template <class Convert>
+  Array* add_rounded(Array::Kind kind, const Values& values, const Convert& convert);
   graft_device device_;
   const Problem* problem_;  // lives as long as the job
   std::vector<std::unique_ptr<Array>> arrays_;
@@ -99,8 +118,9 @@ class Job {
 };
 
 // `count` values of the kind; the same for the same seed.
-std::vector<float> values_of(Input input, int64_t count, uint32_t seed);
-std::vector<float> zeros(int64_t count);
+Values values_of(Input input, int64_t count, uint32_t seed);
+Values random_values(int64_t count, uint32_t seed, float deviation = 1.0f);
+Values zeros(int64_t count);
 // `count` distinct-looking indices below `limit`.
 std::vector<int32_t> scattered(int64_t count, int64_t limit);
 

@@ -1,7 +1,5 @@
 // graft-kernel-check: the table of operators on a device, the faults planted in it, and its speed.
 // `make mutants` and `make gpu-check` run it.
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 
@@ -9,11 +7,8 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
-#include "core/progress.h"  // format_fixed
-#include "kernels/product.h"
-#include "tests/kernels/bench_report.h"
+#include "tests/kernels/bench.h"
 #include "tests/kernels/check_cases.h"
-#include "tests/kernels/values.h"
 
 namespace {
 
@@ -117,113 +112,24 @@ int write_mutant(const Args& args) {
   return 0;
 }
 
-using Clock = std::chrono::steady_clock;
-
-struct Times {
-  double median, p10, p90;
-};
-
-// Seconds of one launch: at least 30 samples of as many launches as take a hundredth of a second,
-// so that waiting for the device does not count.
-Times time_of(const std::function<void()>& launch, graft_device device, bool is_quick) {
-  const auto seconds_of = [&](int64_t launches) {
-    const auto start = Clock::now();
-    for (int64_t i = 0; i < launches; ++i) launch();
-    need(graft_device_synchronize(device, nullptr));
-    return std::chrono::duration<double>(Clock::now() - start).count() /
-           static_cast<double>(launches);
-  };
-  seconds_of(1);
-  const double once = std::max(seconds_of(1), 1e-7);
-  const int64_t launches = is_quick ? 1 : std::max<int64_t>(1, static_cast<int64_t>(0.01 / once));
-  std::vector<double> samples;
-  for (int i = 0; i < (is_quick ? 3 : 30); ++i) samples.push_back(seconds_of(launches));
-  std::sort(samples.begin(), samples.end());
-  return {samples[samples.size() / 2], samples[samples.size() / 10],
-          samples[samples.size() * 9 / 10]};
-}
-
-// Bytes read plus written a second by copies inside the device.
-double copy_bandwidth(graft_device device, bool is_quick) {
-  const size_t bytes = is_quick ? size_t{1} << 16 : size_t{1} << 29;
-  void *from = nullptr, *to = nullptr;
-  need(graft_device_allocate(bytes, device, &from));
-  need(graft_device_allocate(bytes, device, &to));
-  const Times times =
-      time_of([&] { need(graft_device_copy(to, from, bytes, device, nullptr)); }, device, is_quick);
-  need(graft_device_release(from, device));
-  need(graft_device_release(to, device));
-  return 2.0 * static_cast<double>(bytes) / times.median;
-}
-
-// Flops a second of a bfloat16 product of random values.
-double product_rate(graft_device device, bool is_quick) {
-  const int64_t side = is_quick ? 16 : 8192;
-  Problem problem = sizes(side);
-  problem.type = GRAFT_BF16;
-  Job job(device, problem);
-  graft_product product{};
-  product.tb = GRAFT_T;
-  product.m = product.n = product.k = product.lda = product.ldb = product.ldc = side;
-  product.alpha = 1.0f;
-  product.type = product.c_type = GRAFT_BF16;
-  product.a = job.elements(random_floats(side * side, 1))->data();
-  product.b = job.elements(random_floats(side * side, 2))->data();
-  product.c = job.elements(zeros(side * side))->data();
-  const Times times = time_of([&] { need(graft_multiply(&product, device)); }, device, is_quick);
-  return 2.0 * static_cast<double>(side * side) * static_cast<double>(side) / times.median;
-}
-
-KernelFigure measure(const KernelCase& one,
-                     Problem problem,
-                     const BenchReport& report,
-                     graft_device device,
-                     bool is_quick) {
-  Job job = one.prepare(device, problem);
-  const Times times = time_of(job.launch, device, is_quick);
-  KernelFigure figure;
-  figure.name = std::string(one.name) + ", " + name_of(problem.type);
-  figure.seconds = times.median;
-  figure.p10 = times.p10;
-  figure.p90 = times.p90;
-  const double flops = one.flops(problem);
-  figure.is_flops = flops > 0;
-  figure.percent = figure.is_flops
-                       ? 100 * flops / times.median / report.product_flops_per_second
-                       : 100 * one.bytes(problem) / times.median / report.copy_bytes_per_second;
-  return figure;
-}
-
 int run_bench(const Args& args) {
   const graft_device device = device_of(args);
-  const bool is_quick = args.flag("--quick");
-  BenchReport report;
-  report.device = name_of_device(device);
-  report.copy_bytes_per_second = copy_bandwidth(device, is_quick);
-  report.product_flops_per_second = product_rate(device, is_quick);
-  std::printf("%s: copies %s GB/s, bfloat16 product %s TF/s\n", report.device.c_str(),
-              graft::format_fixed(report.copy_bytes_per_second / 1e9, 0).c_str(),
-              graft::format_fixed(report.product_flops_per_second / 1e12, 1).c_str());
-  for (const KernelCase& one : wanted_cases(args)) {
-    for (const graft_float_type type : one.types) {
-      Problem problem = is_quick ? one.shapes[0] : one.bench;
-      problem.type = type;
-      report.figures.push_back(measure(one, problem, report, device, is_quick));
-      const KernelFigure& figure = report.figures.back();
-      std::printf("%-40s %12s us  %6s %% of %s\n", figure.name.c_str(),
-                  graft::format_fixed(1e6 * figure.seconds, 1).c_str(),
-                  graft::format_fixed(figure.percent, 1).c_str(),
-                  figure.is_flops ? "the bf16 product" : "copies");
-      std::fflush(stdout);
-    }
-  }
+  const std::string device_name = name_of_device(device);
+  std::printf("%s\n", device_name.c_str());
+  Bench bench = measure_kernels(wanted_cases(args), device, args.flag("--quick"),
+                                [](const std::string& line) {
+                                  std::printf("%s\n", line.c_str());
+                                  std::fflush(stdout);
+                                });
+  bench.report.device = device_name;
   const std::string out = args.text("--out");
   if (!out.empty()) {
     graft::JsonStyle style;
     style.indent = 1;
-    graft::write_file_atomically(out, graft::dump_json(to_json(report), style) + "\n");
+    graft::write_file_atomically(out, graft::dump_json(to_json(bench.report), style) + "\n");
   }
-  return 0;
+  if (bench.failures > 0) std::printf("%d could not be measured\n", bench.failures);
+  return bench.failures > 0 ? 1 : 0;
 }
 
 int run_compare(const Args& args) {
@@ -271,7 +177,8 @@ int main(int argc, char** argv) {
        "",
        0,
        0,
-       "each kernel as a percentage of copy bandwidth or of the bfloat16 product",
+       "each kernel as a percentage of copy bandwidth or of the bfloat16 product; exit 1 when one "
+       "fails",
        {device, only, quick, {"--out", "FILE", "", "the figures as JSON"}},
        {"graft-kernel-check bench --device cuda --out gpu.json"},
        run_bench},

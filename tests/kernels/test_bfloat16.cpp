@@ -141,6 +141,56 @@ TEST_CASE("bfloat16: RMSNorm rounds where each family does", "[kernels][bf16]") 
   CHECK(same_bits(inverse16, inverse));
 }
 
+TEST_CASE("bfloat16: RMSNorm of float32 is rounded once", "[kernels][bf16]") {
+  const int64_t dim = GENERATE(1, 16, 65, 300), rows = 7, stride = dim + 5;
+  const auto kind =
+      GENERATE(GRAFT_RMSNORM_WEIGHT, GRAFT_RMSNORM_ONE_PLUS_WEIGHT, GRAFT_RMSNORM_WEIGHT_ONCE);
+  const Floats x = random_floats(rows * dim, 1), weight = random_floats(dim, 2);
+  Floats inverse(at(rows)), inverse16(at(rows)), expected(at(rows * stride), 3.0f);
+  REQUIRE(graft_rmsnorm_forward(x.data(), weight.data(), 1e-6f, rows, dim, expected.data(),
+                                inverse.data(), kind, GRAFT_F32, stride) == GRAFT_OK);
+  const Floats got = bf16_result(Floats(expected.size(), 3.0f), [&](uint16_t* out) {
+    return graft_rmsnorm_forward_bf16(x.data(), weight.data(), 1e-6f, rows, dim, out,
+                                      inverse16.data(), kind, stride);
+  });
+  CHECK(same_bits(got, rounded(expected)));
+  CHECK(same_bits(inverse16, inverse));
+}
+
+TEST_CASE("bfloat16: RMSNorm of float32 does not fit in its own place", "[kernels][bf16]") {
+  Floats x(16, 1.0f), weight(16, 1.0f), inverse(1);
+  CHECK(graft_rmsnorm_forward_bf16(x.data(), weight.data(), 1e-6f, 1, 16,
+                                   reinterpret_cast<uint16_t*>(x.data()),
+                                   inverse.data()) == GRAFT_BAD_ARGUMENT);
+  CHECK(std::string(graft_last_error()) ==
+        "graft_rmsnorm_forward_bf16: out and x are the same array");
+}
+
+TEST_CASE("bfloat16: a sum takes what is of the other type", "[kernels][bf16]") {
+  const int64_t count = GENERATE(1, 31, 1025);
+  const Floats x = random_floats(count, 1), y = random_floats(count, 2);
+  const Halves x16 = narrow(x), y16 = narrow(y);
+  // float32 += bfloat16: the float32 sum of the widened values.
+  Floats expected = x;
+  for (size_t i = 0; i < x.size(); ++i) expected[i] += from_bf16(y16[i]);
+  CHECK(same_bits(same_everywhere([&] {
+                    Guarded<float> out(x);
+                    REQUIRE(graft_accumulate(out.data(), GRAFT_F32, y16.data(), GRAFT_BF16,
+                                             count) == GRAFT_OK);
+                    REQUIRE(out.intact());
+                    return out.values();
+                  }),
+                  expected));
+  // bfloat16 += float32: rounded once.
+  for (size_t i = 0; i < x.size(); ++i) expected[i] = from_bf16(x16[i]) + y[i];
+  const Floats got = bf16_result(widen16(x16), [&](uint16_t* out) {
+    return graft_accumulate(out, GRAFT_BF16, y.data(), GRAFT_F32, count);
+  });
+  CHECK(same_bits(got, rounded(expected)));
+  float sum = 0.0f;
+  CHECK(graft_accumulate(&sum, GRAFT_F32, y.data(), GRAFT_F16, 1) == GRAFT_BAD_ARGUMENT);
+}
+
 TEST_CASE("bfloat16: the fused residual is the addition and the norm", "[kernels][bf16]") {
   const int64_t rows = 6, dim = 100;
   const Halves y = narrow(random_floats(rows * dim, 2));

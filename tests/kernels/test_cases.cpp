@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "core/file.h"  // read_file
-#include "tests/kernels/bench_report.h"
+#include "tests/kernels/bench.h"
 #include "tests/kernels/broken_kernels.h"
 #include "tests/kernels/check_cases.h"
 #include "tests/kernels/support.h"
@@ -139,10 +139,11 @@ TEST_CASE("cases: every CUDA kernel has an emulated case and a planted fault",
 
 TEST_CASE("cases: CUDA sources allocate and wait only where their header says so",
           "[kernels][emu][cases]") {
-  // memory.h is for this; graft_quant4_quantize waits to tell whether a weight is finite (nf4.h).
+  // memory.h is for this; graft_quant4_quantize waits to tell whether a weight is finite (nf4.h); a
+  // stream's first product allocates its workspace (product.h).
   const std::set<std::string> allowed = {"memory.cu cudaMalloc", "memory.cu cudaFree",
                                          "memory.cu cudaStreamSynchronize",
-                                         "nf4.cu cudaStreamSynchronize"};
+                                         "nf4.cu cudaStreamSynchronize", "product.cu cudaMalloc"};
   static const std::regex call(
       R"(\b(cudaMalloc\w*|cudaFree\w*|cuda\w*Synchronize|cudaMemcpy|cudaMemset|cudaStreamCreate\w*)\()");
   static const std::regex launch(R"(<<<([\s\S]*?)>>>)");
@@ -203,6 +204,35 @@ TEST_CASE("cases: a deliberate overrun and a failing launch are found", "[kernel
     return job;
   };
   CHECK(difference(overrun, problem, GRAFT_EMU).find("__syncthreads") != std::string::npos);
+}
+
+TEST_CASE("bench: a kernel that fails is a line, and the others are measured",
+          "[kernels][emu][cases]") {
+  const std::vector<KernelCase>& elementwise = part("elementwise");
+  std::vector<KernelCase> cases = {elementwise[0]};
+  for (const KernelCase& one : elementwise) {
+    if (one.name == std::string("conversion")) cases.push_back(one);
+  }
+  REQUIRE(cases.size() == 2);
+  cases[0].prepare = [](graft_device device, const Problem& p) {
+    Job job(device, p);
+    job.launch = [] { need(divergent_barrier()); };
+    return job;
+  };
+  std::vector<std::string> lines;
+  const Bench bench = measure_kernels(cases, GRAFT_EMU, true,
+                                      [&](const std::string& line) { lines.push_back(line); });
+  CHECK(bench.failures == 2);
+  CHECK(bench.report.copy_bytes_per_second > 0);
+  CHECK(bench.report.product_flops_per_second > 0);
+  REQUIRE(bench.report.figures.size() == 2);
+  CHECK(bench.report.figures[0].name == "conversion, fp32");
+  CHECK(bench.report.figures[0].percent > 0);
+  REQUIRE(lines.size() == 6);  // the rates, the head, two failures, two figures
+  CHECK(lines[2].find("addition, fp32    FAILED: divergent_barrier: ") == 0);
+  // Aligned: the last column begins under its head.
+  CHECK(lines[4].size() == lines[1].find("of") + std::string("copies").size());
+  CHECK(lines[5].size() == lines[4].size());
 }
 
 TEST_CASE("bench report: a kernel that lost 8 % of its kept percentage is a regression",

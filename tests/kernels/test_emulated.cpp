@@ -1,8 +1,13 @@
 // The CUDA sources on the emulated device, in three schedules, against the oracle.
 #include <algorithm>
+#include <csignal>
 #include <limits>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "kernels/emu/emu.h"
+#include "kernels/memory.h"
 #include "kernels/nf4.h"
 #include "kernels/oracle/oracle.h"
 #include "tests/kernels/broken_kernels.h"
@@ -32,6 +37,42 @@ struct Scheduled {
   Scheduled(const Scheduled&) = delete;
   Scheduled& operator=(const Scheduled&) = delete;
 };
+
+// Memory of the emulated device.
+class Allocated {
+ public:
+  explicit Allocated(size_t bytes) {
+    REQUIRE(graft_device_allocate(bytes, GRAFT_EMU, &memory_) == GRAFT_OK);
+  }
+  ~Allocated() { static_cast<void>(graft_device_release(memory_, GRAFT_EMU)); }
+  Allocated(const Allocated&) = delete;
+  Allocated& operator=(const Allocated&) = delete;
+
+  float* floats() const { return static_cast<float*>(memory_); }
+  std::vector<float> values(size_t count) const {
+    std::vector<float> result(count);
+    REQUIRE(graft_device_copy(result.data(), memory_, count * sizeof(float), GRAFT_EMU, nullptr) ==
+            GRAFT_OK);
+    return result;
+  }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+// The signal that ends a process which does this; 0 for none.
+template <class Action>
+int signal_of(const Action& action) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    std::signal(SIGSEGV, SIG_DFL);  // the test framework and sanitizers have handlers
+    action();
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
 
 }  // namespace
 
@@ -149,6 +190,52 @@ TEST_CASE("emulated device: warp shuffles, atomics and warp barriers", "[kernels
   CHECK(sums == std::vector<int>{496, 1520, 2544});
   std::sort(order.begin(), order.end());
   for (int i = 0; i < 96; ++i) CHECK(order[at(i)] == i);
+}
+
+TEST_CASE("emulated device: the host cannot touch its memory", "[kernels][emu]") {
+  const std::vector<float> values = random_floats(64, 1);
+  std::vector<float> reversed(values.rbegin(), values.rend());
+  const Allocated from(64 * sizeof(float)), to(64 * sizeof(float));
+  const auto read = [&] { static_cast<void>(*const_cast<volatile float*>(to.floats())); };
+  const auto write = [&] { *const_cast<volatile float*>(to.floats()) = 1.0f; };
+  CHECK(signal_of(read) == SIGSEGV);
+  CHECK(signal_of(write) == SIGSEGV);
+  CHECK(signal_of([&] {
+          const emu::MemoryAccess access;
+          read();
+        }) == 0);
+  // What was never written is NaN.
+  CHECK(std::isnan(to.values(1)[0]));
+  // Copies and kernels reach it, and close it behind them.
+  REQUIRE(graft_device_copy(from.floats(), values.data(), 64 * sizeof(float), GRAFT_EMU, nullptr) ==
+          GRAFT_OK);
+  CHECK(signal_of(read) == SIGSEGV);
+  REQUIRE(reverse_block(from.floats(), to.floats(), true) == GRAFT_OK);
+  CHECK(signal_of(read) == SIGSEGV);
+  CHECK(same_bits(to.values(64), reversed));
+  // A kernel with one array on either side.
+  std::vector<float> on_host(64);
+  REQUIRE(reverse_block(from.floats(), on_host.data(), true) == GRAFT_OK);
+  CHECK(same_bits(on_host, reversed));
+}
+
+TEST_CASE("emulated device: a kernel that writes behind its memory ends the process",
+          "[kernels][emu]") {
+  const Allocated memory(256 * sizeof(float));
+  CHECK(signal_of([&] { write_64_floats(memory.floats() + 192); }) == 0);
+  CHECK(signal_of([&] { write_64_floats(memory.floats() + 193); }) == SIGSEGV);
+}
+
+TEST_CASE("emulated device: memory that it did not give is not released", "[kernels][emu]") {
+  float value = 0.0f;
+  CHECK(graft_device_release(&value, GRAFT_EMU) == GRAFT_DEVICE_ERROR);
+  CHECK(std::string(graft_last_error()) == "graft_device_release: invalid argument");
+  CHECK(graft_device_release(nullptr, GRAFT_EMU) == GRAFT_OK);
+  void* memory = &value;
+  REQUIRE(graft_device_allocate(0, GRAFT_EMU, &memory) == GRAFT_OK);
+  CHECK(memory == nullptr);
+  CHECK(graft_device_allocate(SIZE_MAX - 1, GRAFT_EMU, &memory) == GRAFT_DEVICE_ERROR);
+  CHECK(std::string(graft_last_error()) == "graft_device_allocate: out of memory");
 }
 
 TEST_CASE("devices: CUDA without a driver is GRAFT_NO_DEVICE with a reason", "[kernels][cuda]") {

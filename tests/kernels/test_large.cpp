@@ -152,7 +152,7 @@ TEST_CASE("large: rows past 2^31 elements", "[kernels][emu][large]") {
                                      GRAFT_EMU) == GRAFT_OK);
     } else {
       table().rmsnorm_forward({nullptr, a.data(), weight.data(), 1e-6f, GRAFT_RMSNORM_WEIGHT,
-                               GRAFT_F32, dim, dim, out.data(), inverse.data()},
+                               GRAFT_F32, GRAFT_F32, dim, dim, out.data(), inverse.data()},
                               rows - some, rows);
       table().rmsnorm_backward({d.data(), a.data(), weight.data(), inverse.data(),
                                 GRAFT_RMSNORM_WEIGHT, GRAFT_F32, dim, dim, dx.data(), nullptr},

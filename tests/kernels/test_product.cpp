@@ -152,13 +152,16 @@ TEST_CASE("cublaslt: the emulated one is column-major, as naive loops have it", 
   cublasLtMatmulDescOpaque_t product{op_a, op_b};
   auto a_layout = a.layout(), b_layout = b.layout(), d_layout = d.layout();
   const float alpha = 0.5f, beta = 2.0f;
-  const cublasLtMatmulAlgo_t whole{1, 0}, split{4, 0};
+  const cublasLtMatmulAlgo_t whole{1, CUBLASLT_REDUCTION_SCHEME_NONE, 0};
+  const cublasLtMatmulAlgo_t split{4, CUBLASLT_REDUCTION_SCHEME_NONE, 0};
+  const cublasLtMatmulAlgo_t reduced{1, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, 0};
   const auto run = [&](const cublasLtMatmulAlgo_t& algorithm) {
     return cublasLtMatmul(nullptr, &product, &alpha, a.values.data(), &a_layout, b.values.data(),
                           &b_layout, &beta, d.values.data(), &d_layout, d.values.data(), &d_layout,
                           &algorithm, nullptr, 0, nullptr);
   };
   CHECK(run(split) == CUBLAS_STATUS_NOT_SUPPORTED);
+  CHECK(run(reduced) == CUBLAS_STATUS_NOT_SUPPORTED);
   REQUIRE(run(whole) == CUBLAS_STATUS_SUCCESS);
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
@@ -194,6 +197,63 @@ TEST_CASE("multiply: one algorithm for n and k serves every number of rows", "[k
   const int sum = run(dense(GRAFT_T, GRAFT_N, 23, 29, 5));
   CHECK(run(dense(GRAFT_T, GRAFT_N, 23, 29, 64)) == sum);
   CHECK(run(dense(GRAFT_T, GRAFT_T, 23, 29, 5)) == sum + 1);
+}
+
+TEST_CASE("cublaslt: the emulated one counts the tiles of a large result in its workspace",
+          "[kernels][emu]") {
+  const cublasLtMatmulAlgo_t whole{1, CUBLASLT_REDUCTION_SCHEME_NONE, 0};
+  const int64_t m = 257, n = 256;  // one element row above kWaveElements
+  const Columns a(m, 1, 1), b(1, n, 2);
+  Columns d(m, n, 3);
+  cublasLtMatmulDescOpaque_t product{CUBLAS_OP_N, CUBLAS_OP_N};
+  auto a_layout = a.layout(), b_layout = b.layout(), d_layout = d.layout();
+  cublasLtMatmulHeuristicResult_t result{};
+  REQUIRE(cublasLtMatmulAlgoCheck(nullptr, &product, &a_layout, &b_layout, &d_layout, &d_layout,
+                                  &whole, &result) == CUBLAS_STATUS_SUCCESS);
+  CHECK(result.workspaceSize == 4);
+  auto small = d_layout;
+  small.rows = 256;
+  REQUIRE(cublasLtMatmulAlgoCheck(nullptr, &product, &a_layout, &b_layout, &small, &small, &whole,
+                                  &result) == CUBLAS_STATUS_SUCCESS);
+  CHECK(result.workspaceSize == 0);
+  const float alpha = 1.0f, beta = 0.0f;
+  uint32_t counter = 0;
+  const auto run = [&](void* workspace, size_t bytes) {
+    return cublasLtMatmul(nullptr, &product, &alpha, a.values.data(), &a_layout, b.values.data(),
+                          &b_layout, &beta, d.values.data(), &d_layout, d.values.data(), &d_layout,
+                          &whole, workspace, bytes, nullptr);
+  };
+  CHECK(run(nullptr, sizeof counter) == CUBLAS_STATUS_INVALID_VALUE);
+  CHECK(run(&counter, sizeof counter - 1) == CUBLAS_STATUS_INVALID_VALUE);
+  REQUIRE(run(&counter, sizeof counter) == CUBLAS_STATUS_SUCCESS);
+  CHECK(counter == 1);
+}
+
+TEST_CASE("multiply: large results have a workspace for each stream, allocated once",
+          "[kernels][emu]") {
+  const int64_t m = 1025, n = 64, k = 3;
+  REQUIRE(static_cast<uint64_t>(m * n) > emu::kWaveElements);
+  const std::vector<float> a = random_floats(m * k, 1), b = random_floats(n * k, 2);
+  const auto run = [&](int64_t rows, graft_device device, graft_stream stream) {
+    graft_product p = dense(GRAFT_N, GRAFT_T, rows, n, k);
+    p.a = a.data();
+    p.b = b.data();
+    std::vector<float> c(at(rows * n));
+    p.c = c.data();
+    REQUIRE(graft_multiply(&p, device, stream) == GRAFT_OK);
+    return c;
+  };
+  int first = 0, second = 0;  // their addresses stand for streams
+  const std::vector<float> expected = run(m, GRAFT_CPU, nullptr);
+  CHECK(same_bits(run(m, GRAFT_EMU, &first), expected));
+  const void* const of_first = emu::last_workspace();
+  REQUIRE(of_first != nullptr);
+  CHECK(same_bits(run(m, GRAFT_EMU, &second), expected));
+  CHECK(emu::last_workspace() != of_first);
+  CHECK(same_bits(run(m, GRAFT_EMU, &first), expected));
+  CHECK(emu::last_workspace() == of_first);
+  // The algorithm is the same for few rows, which count nothing.
+  CHECK(same_bits(run(7, GRAFT_EMU, &first), {expected.begin(), expected.begin() + 7 * n}));
 }
 
 TEST_CASE("multiply_chain: the bits of its products in turn, for any number of threads",

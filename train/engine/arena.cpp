@@ -1,7 +1,6 @@
 #include "train/engine/arena.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "core/error.h"
@@ -9,6 +8,8 @@
 
 namespace graft::train {
 namespace {
+
+constexpr int kPoison = 0xff;
 
 size_t index_of(Place place) {
   return static_cast<size_t>(place);
@@ -55,14 +56,21 @@ void pack(Layout& layout) {
   }
 }
 
-Arena::Arena(const std::vector<const Layout*>& layouts, Poison poison) : poison_(poison) {
-  for (size_t place = 0; place < kPlaces; ++place) {
+Arena::Arena(const std::vector<const Layout*>& layouts, const Device& device, Poison poison)
+    : device_(device), poison_(poison) {
+  for (const Place place : {Place::kDevice, Place::kHost}) {
     int64_t bytes = 0;
-    for (const Layout* layout : layouts) bytes = std::max(bytes, layout->bytes[place]);
-    memory_[place] = empty_u8(bytes);
-    if (poison == Poison::kYes)
-      std::memset(memory_[place].data_ptr(), 0xff, memory_[place].nbytes());
+    for (const Layout* layout : layouts) bytes = std::max(bytes, layout->bytes[index_of(place)]);
+    at::Tensor& memory = memory_[index_of(place)];
+    memory = empty_on(device_of(place), at::kByte, {bytes});
+    if (poison == Poison::kYes) {
+      device_of(place).fill(memory.data_ptr(), kPoison, memory.nbytes());
+    }
   }
+}
+
+const Device& Arena::device_of(Place place) const {
+  return place == Place::kDevice ? device_ : host_;
 }
 
 std::byte* Arena::at(Place place, int64_t offset) const {
@@ -77,7 +85,8 @@ void Arena::end_phase(const Layout& layout, int phase) const {
   if (poison_ == Poison::kNo) return;
   for (const Region& region : layout.regions) {
     if (region.last == phase) {
-      std::memset(at(region.place, region.offset), 0xff, static_cast<size_t>(region.bytes));
+      device_of(region.place)
+          .fill(at(region.place, region.offset), kPoison, static_cast<size_t>(region.bytes));
     }
   }
 }

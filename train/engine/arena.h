@@ -12,6 +12,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "train/engine/device.h"
+
 namespace graft::train {
 
 enum class Place { kDevice, kHost };
@@ -50,7 +52,9 @@ enum class Poison { kNo, kYes };
 class Arena {
  public:
   // Room for each of the layouts, one at a time. Errors: kDevice (not enough memory).
-  explicit Arena(const std::vector<const Layout*>& layouts, Poison poison = Poison::kNo);
+  explicit Arena(const std::vector<const Layout*>& layouts,
+                 const Device& device = {},
+                 Poison poison = Poison::kNo);
 
   std::byte* at(Place place, int64_t offset) const;
   int64_t bytes(Place place) const;
@@ -58,6 +62,10 @@ class Arena {
   void end_phase(const Layout& layout, int phase) const;
 
  private:
+  const Device& device_of(Place place) const;
+
+  Device device_;
+  Device host_;
   at::Tensor memory_[kPlaces];
   Poison poison_;
 };

@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "train/engine/decoder.h"
+#include "train/model/placed.h"
 
 namespace graft::train {
 namespace {
@@ -36,6 +37,7 @@ HeadResult forward_and_backward(
 
 HeadResult compute_step(Model& model, const StepRows& rows, const Arrangement& how) {
   const Threads threads(how.threads);
+  const PlacedModel placed(model, how.device);
   const size_t at_once = how.rows > 0 ? how.rows : rows.count;
   std::vector<Batch> batches;
   int64_t tokens = 0;

@@ -13,7 +13,7 @@ graft_attention_shape attention_shape(const Pass& pass, const LayerConfig& layer
   const ModelConfig& config = pass.config;
   graft_attention_shape shape{};
   shape.documents = pass.batch.documents();
-  shape.cu_seqlens = pass.batch.cu_seqlens.data();
+  shape.cu_seqlens = pass.arrays.cu_seqlens;
   shape.heads = config.heads;
   shape.kv_heads = config.kv_heads;
   shape.head_dim = config.head_dim;

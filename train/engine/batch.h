@@ -44,6 +44,16 @@ struct Batch {
   int32_t rows_begun_ = 0;
 };
 
+// A batch's arrays as kernels read them: its own, or their copies in a device's memory.
+struct BatchArrays {
+  const int32_t* ids = nullptr;
+  const int32_t* cu_seqlens = nullptr;
+  const int64_t* token_index = nullptr;
+  const int32_t* predicting = nullptr;
+  const int32_t* labels = nullptr;
+  const float* weights = nullptr;
+};
+
 // Calls body(first token, tokens) for each packed row, `row` being Batch::row or a part of it.
 template <typename Body>
 void for_packed_rows(const int32_t* row, int64_t tokens, const Body& body) {

@@ -9,6 +9,7 @@
 #include "train/engine/batch.h"
 #include "train/engine/clock.h"
 #include "train/engine/device.h"
+#include "train/engine/flash.h"
 #include "train/engine/kv_cache.h"
 #include "train/engine/linear.h"
 #include "train/engine/rotation.h"
@@ -21,12 +22,14 @@ namespace graft::train {
 struct Pass {
   const ModelConfig& config;
   const Batch& batch;
+  const BatchArrays& arrays;
   const Rotation& rotation;
   const Device& device;
   StepClock& clock;
   const Scratch& scratch;  // of the half that runs
   LinearWorkspace linear;  // likewise
   KvCache* cache;          // or nullptr
+  const Flash* flash;      // or nullptr: attention by graft's own kernel
 };
 
 // output = x + half(x). output must not be x; it may be any buffer that no later half reads.
@@ -58,6 +61,31 @@ void attention_half_backward(const Pass& pass,
                              float* d,
                              bool input_grad);
 void mlp_half_backward(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x, float* d);
+
+// The same of a narrow model, which has no cache (narrow.cpp).
+void narrow_attention_forward(const Pass& pass,
+                              const Layer& layer,
+                              size_t index,
+                              AttentionState& state,
+                              const float* x,
+                              float* output);
+void narrow_mlp_forward(const Pass& pass,
+                        const Layer& layer,
+                        size_t index,
+                        MlpState& state,
+                        const float* x,
+                        float* output);
+void narrow_mlp_again(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x);
+void narrow_attention_backward(const Pass& pass,
+                               const Layer& layer,
+                               size_t index,
+                               AttentionState& state,
+                               const float* x,
+                               float* d,
+                               bool input_grad);
+void narrow_mlp_backward(
     const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x, float* d);
 
 // What both halves share (block.cpp).

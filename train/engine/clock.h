@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cstddef>
 
+#include "train/engine/device.h"
+
 namespace graft::train {
 
 enum class Work {
@@ -21,11 +23,18 @@ enum class Work {
 constexpr std::array<const char*, 9> kWorkNames = {
     "products", "decode", "adapters", "attention", "rows", "head", "loss", "copies", "optimizer"};
 
-// Each lap gives the time since the last one to what was done in it.
+// Each lap gives the time since the last one to what was done in it. Of a device that works behind
+// the host's back that is the time of asking for it, unless each lap waits for the device.
 class StepClock {
  public:
-  void start() { last_ = std::chrono::steady_clock::now(); }
+  // nullptr = laps do not wait.
+  void wait_for(const Device* device) { device_ = device; }
+  void start() {
+    if (device_ != nullptr) device_->wait();
+    last_ = std::chrono::steady_clock::now();
+  }
   void lap(Work work) {
+    if (device_ != nullptr) device_->wait();
     const auto now = std::chrono::steady_clock::now();
     seconds_[static_cast<size_t>(work)] += std::chrono::duration<double>(now - last_).count();
     last_ = now;
@@ -34,6 +43,7 @@ class StepClock {
   void clear() { seconds_.fill(0); }
 
  private:
+  const Device* device_ = nullptr;
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
   std::array<double, kWorkNames.size()> seconds_{};
 };

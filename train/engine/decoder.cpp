@@ -6,6 +6,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "train/engine/tensor.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 
@@ -19,6 +20,28 @@ StepBuffers bind(const Model& model,
   return {model, plan, buffers};
 }
 
+// The halves of a block, by what their activations are.
+struct Ways {
+  decltype(&attention_half_forward) attention_forward;
+  decltype(&mlp_half_forward) mlp_forward;
+  decltype(&mlp_half_again) mlp_again;
+  decltype(&attention_half_backward) attention_backward;
+  decltype(&mlp_half_backward) mlp_backward;
+};
+constexpr Ways kWide = {attention_half_forward, mlp_half_forward, mlp_half_again,
+                        attention_half_backward, mlp_half_backward};
+constexpr Ways kNarrow = {narrow_attention_forward, narrow_mlp_forward, narrow_mlp_again,
+                          narrow_attention_backward, narrow_mlp_backward};
+
+const Ways& ways_of(const Model& model) {
+  return model.narrow ? kNarrow : kWide;
+}
+
+StepPlan on(StepPlan plan, const Device& device) {
+  plan.device = device.kind;
+  return plan;
+}
+
 }  // namespace
 
 Decoder::Decoder(Model& model,
@@ -26,15 +49,16 @@ Decoder::Decoder(Model& model,
                  const Device& device,
                  std::shared_ptr<const Arena> arena)
     : model_(model),
-      plan_(plan),
-      time_(model, plan),
+      plan_(on(plan, device)),
+      time_(model, plan_),
       device_(device),
-      layout_(plan_layout(model, plan)),
+      layout_(plan_layout(model, plan_)),
       arena_(arena != nullptr ? std::move(arena)
                               : std::make_shared<const Arena>(std::vector<const Layout*>{&layout_},
-                                                              plan.poison)),
-      buffers_(bind(model, plan, layout_, *arena_)),
-      head_(model, buffers_.head, plan.head_chunk, device_, clock_) {
+                                                              device, plan_.poison)),
+      buffers_(bind(model, plan_, layout_, *arena_)),
+      head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
+  if (model.narrow) flash_ = Flash::load(device, model.config, &no_flash_);
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;
     for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
@@ -43,7 +67,14 @@ Decoder::Decoder(Model& model,
 
 void Decoder::keep_decoded(Linear& linear) const {
   if (!linear.base.quantized() || linear.base.decoded.defined()) return;
-  linear.base.decoded = empty_of(linear.operands, {linear.out, linear.in});
+  if (model_.narrow) {
+    if (linear.base.extended.defined()) return;
+    linear.base.extended = empty_on(device_, at::kBFloat16, {extended_count(linear)});
+    decode_extended(linear, device_, bf16(linear.base.extended));
+    return;
+  }
+  linear.base.decoded = empty_on(
+      device_, linear.operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat, {linear.out, linear.in});
   decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
 }
 
@@ -76,6 +107,23 @@ void Decoder::check_batch(const Batch& batch, const KvCache* cache) const {
   }
 }
 
+void Decoder::place(const Batch& batch) {
+  arrays_ = {batch.ids.data(),        batch.cu_seqlens.data(), batch.token_index.data(),
+             batch.predicting.data(), batch.labels.data(),     batch.weights.data()};
+  if (device_.is_host()) return;
+  const auto copy = [&](auto* to, const auto& values, auto*& array) {
+    device_.copy(to, values.data(), values.size() * sizeof(values[0]));
+    array = to;
+  };
+  const BatchBuffers& to = buffers_.batch;
+  copy(to.ids, batch.ids, arrays_.ids);
+  copy(to.cu_seqlens, batch.cu_seqlens, arrays_.cu_seqlens);
+  copy(to.token_index, batch.token_index, arrays_.token_index);
+  copy(to.predicting, batch.predicting, arrays_.predicting);
+  copy(to.labels, batch.labels, arrays_.labels);
+  copy(to.weights, batch.weights, arrays_.weights);
+}
+
 Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache) {
   LinearWorkspace linear;
   linear.device = device_;
@@ -84,12 +132,14 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.rounded = scratch.rounded;
   linear.rounded_dropped = scratch.rounded_dropped;
   linear.low_rank = scratch.low_rank;
+  linear.du = scratch.narrow.du;
   linear.dropped = scratch.dropped;
   linear.weighed = scratch.dora;
-  linear.token_index = batch.token_index.data();
+  linear.token_index = arrays_.token_index;
   linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;
-  return {model_.config, batch, buffers_.rotation, device_, clock_, scratch, linear, cache};
+  return {model_.config, batch,   arrays_, buffers_.rotation, device_,
+          clock_,        scratch, linear,  cache,            flash_.get()};
 }
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {
@@ -97,7 +147,8 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   const ModelConfig& config = model_.config;
   dropout_seed_ = dropout_seed;
   clock_.start();
-  buffers_.rotation.prepare(batch);
+  place(batch);
+  buffers_.rotation.prepare(batch, device_);
   float* embedded = buffers_.forward[0].input;
   embed(batch, embedded);
   if (config.embedding_scale != 1) {
@@ -105,15 +156,16 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
                       GRAFT_F32, device_.kind, device_.stream));
   }
   clock_.lap(Work::kRows);
+  const Ways& ways = ways_of(model_);
   for (size_t index = 0; index < model_.layers.size(); ++index) {
     const Layer& layer = model_.layers[index];
     BlockBuffers& block = buffers_.forward[index];
     const bool last = index + 1 == model_.layers.size();
-    attention_half_forward(make_pass(batch, block.attention_scratch, cache), layer, index,
+    ways.attention_forward(make_pass(batch, block.attention_scratch, cache), layer, index,
                            block.attention, block.input, block.middle);
     if (buffers_.host_input[index] != nullptr) send_to_host(index, batch);
     end_phase(time_.forward_attention(index));
-    mlp_half_forward(make_pass(batch, block.mlp_scratch, cache), layer, index, block.mlp,
+    ways.mlp_forward(make_pass(batch, block.mlp_scratch, cache), layer, index, block.mlp,
                      block.middle, last ? buffers_.residual : buffers_.forward[index + 1].input);
     end_phase(time_.forward_mlp(index));
   }
@@ -125,7 +177,7 @@ void Decoder::embed(const Batch& batch, float* embedded) {
   const int64_t hidden = model_.config.hidden_size;
   const bool half = model_.embedding_type == GRAFT_BF16;
   void* const rows = half ? static_cast<void*>(buffers_.half_rows) : embedded;
-  check(graft_embedding_forward(batch.ids.data(), batch.tokens(), model_.embedding.data_ptr(),
+  check(graft_embedding_forward(arrays_.ids, batch.tokens(), model_.embedding.data_ptr(),
                                 model_.config.vocab_size, hidden, rows, model_.embedding_type,
                                 device_.kind, device_.stream));
   if (!half) return;
@@ -149,7 +201,7 @@ HeadResult Decoder::head_loss(const Batch& batch,
                               uint8_t* row_correct) {
   clock_.start();
   const HeadResult sums =
-      head_.loss(batch, residual, scale, d_residual, row_loss, before, row_correct);
+      head_.loss(batch, arrays_, residual, scale, d_residual, row_loss, before, row_correct);
   // Without a gradient the residual stream may be asked for again.
   if (d_residual != nullptr) end_phase(time_.head());
   return sums;
@@ -159,6 +211,7 @@ void Decoder::run_again(const Batch& batch, size_t index) {
   const LayerMemory memory = plan_.layers[index].memory;
   if (memory == LayerMemory::kKeep) return;
   const Layer& layer = model_.layers[index];
+  const Ways& ways = ways_of(model_);
   BlockBuffers& block = buffers_.backward[index];
   if (memory == LayerMemory::kOffloadInput) {
     const size_t bytes =
@@ -167,25 +220,26 @@ void Decoder::run_again(const Batch& batch, size_t index) {
     clock_.lap(Work::kCopies);
   }
   if (memory != LayerMemory::kRecomputeMlp) {
-    attention_half_forward(make_pass(batch, buffers_.again[index], nullptr), layer, index,
+    ways.attention_forward(make_pass(batch, buffers_.again[index], nullptr), layer, index,
                            block.attention, block.input, block.middle);
   }
-  mlp_half_again(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+  ways.mlp_again(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
                  block.middle);
 }
 
 void Decoder::backward(const Batch& batch, float* d_residual) {
   const ModelConfig& config = model_.config;
   const bool trains_embedding = model_.trains_embedding();
+  const Ways& ways = ways_of(model_);
   clock_.start();
   for (size_t index = model_.layers.size(); index-- > plan_.lowest;) {
     const Layer& layer = model_.layers[index];
     BlockBuffers& block = buffers_.backward[index];
     run_again(batch, index);
-    mlp_half_backward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+    ways.mlp_backward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
                       block.middle, d_residual);
     end_phase(time_.backward_mlp(index));
-    attention_half_backward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
+    ways.attention_backward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
                             block.attention, block.input, d_residual,
                             index > plan_.lowest || trains_embedding || plan_.input_gradient);
     end_phase(time_.backward_attention(index));
@@ -196,7 +250,7 @@ void Decoder::backward(const Batch& batch, float* d_residual) {
                       GRAFT_F32, device_.kind, device_.stream));
   }
   if (model_.embedding_grad.defined()) {
-    check(graft_embedding_backward(d_residual, batch.ids.data(), batch.tokens(), config.vocab_size,
+    check(graft_embedding_backward(d_residual, arrays_.ids, batch.tokens(), config.vocab_size,
                                    config.hidden_size, f32(model_.embedding_grad), GRAFT_F32,
                                    device_.kind, device_.stream));
   } else {

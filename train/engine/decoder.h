@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "train/engine/arena.h"
@@ -66,10 +67,13 @@ class Decoder {
                        const HeadResult& before = {},
                        uint8_t* row_correct = nullptr);
 
-  // logits [rows, V] of `rows` rows of a residual stream.
+  // logits [rows, V], in the device's memory, of `rows` rows of a residual stream.
   void head_logits(const float* residual, int64_t rows, float* logits) {
     head_.logits(residual, rows, logits);
   }
+  const Device& device() const { return device_; }
+  // Why a narrow model's attention is not LibTorch's; "" where it is.
+  const std::string& no_flash() const { return no_flash_; }
 
   // [tokens of the plan, D] for head_loss and backward; nullptr with Keep::kNothing.
   float* gradient_buffer() { return buffers_.d_residual; }
@@ -78,6 +82,8 @@ class Decoder {
   StepClock& clock() { return clock_; }
 
  private:
+  // Copies the batch's arrays to a device with memory of its own.
+  void place(const Batch& batch);
   Pass make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache);
   void check_batch(const Batch& batch, const KvCache* cache) const;
   void keep_decoded(Linear& linear) const;
@@ -97,7 +103,10 @@ class Decoder {
   StepBuffers buffers_;
   StepClock clock_;
   Head head_;
-  uint64_t dropout_seed_ = 0;  // of the last forward
+  std::unique_ptr<const Flash> flash_;
+  std::string no_flash_;  // why there is none
+  BatchArrays arrays_;         // of the last forward
+  uint64_t dropout_seed_ = 0;  // likewise
 };
 
 }  // namespace graft::train

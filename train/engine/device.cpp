@@ -1,9 +1,10 @@
 #include "train/engine/device.h"
 
-#include <cstring>
+#include <string>
 
+#include "core/error.h"
 #include "kernels/elementwise.h"
-#include "train/engine/tensor.h"
+#include "kernels/memory.h"
 
 namespace graft::train {
 namespace {
@@ -30,12 +31,25 @@ graft_product product_of(const Product& p) {
 
 }  // namespace
 
-void Device::copy(void* to, const void* from, size_t bytes) const {
-  std::memcpy(to, from, bytes);
+void check(graft_status status) {
+  if (status == GRAFT_OK) {
+    return;
+  }
+  const bool device = status == GRAFT_NO_DEVICE || status == GRAFT_DEVICE_ERROR;
+  fail(device ? ExitCode::kDevice : ExitCode::kBug,
+       std::string(graft_status_name(status)) + ": " + graft_last_error());
 }
 
-void Device::zero(void* to, size_t bytes) const {
-  std::memset(to, 0, bytes);
+void Device::copy(void* to, const void* from, size_t bytes) const {
+  check(graft_device_copy(to, from, bytes, kind, stream));
+}
+
+void Device::fill(void* to, int byte, size_t bytes) const {
+  check(graft_device_fill(to, byte, bytes, kind, stream));
+}
+
+void Device::wait() const {
+  check(graft_device_synchronize(kind, stream));
 }
 
 void multiply(const Device& device, const Product& p) {

@@ -9,13 +9,22 @@
 
 namespace graft::train {
 
-// The processor, or the emulated GPU: the CUDA kernels on host memory.
+// Turns a kernel's status into graft::Error: device trouble is kDevice, everything else a bug, as
+// the engine checks its input before it calls a kernel.
+void check(graft_status status);
+
+// The processor, a GPU, or the emulated GPU, whose memory the host cannot follow either. Calls are
+// in the stream's order; only wait() waits, and a copy to host memory that a device has not pinned.
 struct Device {
   graft_device kind = GRAFT_CPU;
   graft_stream stream = nullptr;
 
+  bool is_host() const { return kind == GRAFT_CPU; }
+  // Between the device and the host, or inside one of them.
   void copy(void* to, const void* from, size_t bytes) const;
-  void zero(void* to, size_t bytes) const;
+  void fill(void* to, int byte, size_t bytes) const;
+  void zero(void* to, size_t bytes) const { fill(to, 0, bytes); }
+  void wait() const;
 };
 
 // c [m, n] = alpha * op(a) * op(b) + beta * c, rows without gaps. Sums and c are float32.

@@ -4,6 +4,7 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
+#include "kernels/embedding.h"
 #include "kernels/rmsnorm.h"
 #include "train/engine/tensor.h"
 
@@ -26,6 +27,23 @@ int64_t chunk_rows(const Batch& batch, int64_t begin, int64_t chunk) {
 
 }  // namespace
 
+Head::Head(const Model& model,
+           const HeadBuffers& buffers,
+           int64_t chunk,
+           const Device& device,
+           StepClock& clock,
+           int64_t tokens)
+    : model_(model),
+      buffers_(buffers),
+      chunk_(chunk),
+      device_(device),
+      clock_(clock),
+      row_(static_cast<size_t>(chunk)) {
+  if (device.is_host()) return;
+  loss_.resize(static_cast<size_t>(tokens));
+  correct_.resize(static_cast<size_t>(tokens));
+}
+
 const void* Head::operand(const float* x, int64_t rows, int64_t columns) {
   if (model_.head_operands != GRAFT_BF16) return x;
   round_values(device_, x, rows, columns, buffers_.rounded);
@@ -45,13 +63,13 @@ void Head::forward(const float* rows, int64_t count, float* logits) {
   clock_.lap(Work::kHead);
 }
 
-void Head::backward(int64_t count) {
+void Head::backward(int64_t count, const int32_t* row) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size, vocab = config.vocab_size;
   // Of the whole head, or of the rows that are trained alone: the same bits.
   const auto add_weight_gradient = [&](int64_t first, const at::Tensor& grad) {
     ProductChain chain(device_);
-    for_packed_rows(buffers_.row, count, [&](int64_t begin, int64_t rows) {
+    for_packed_rows(row, count, [&](int64_t begin, int64_t rows) {
       chain.add({GRAFT_T, GRAFT_N, grad.size(0), hidden, rows, config.logit_scale,
                  buffers_.logits + begin * vocab + first, buffers_.normed + begin * hidden, 1,
                  f32(grad), GRAFT_F32, vocab});
@@ -75,7 +93,7 @@ void Head::backward(int64_t count) {
                                  device_.kind, device_.stream));
   };
   if (model_.final_norm.grad.defined()) {
-    for_packed_rows(buffers_.row, count, norm_backward);
+    for_packed_rows(row, count, norm_backward);
   } else {
     norm_backward(0, count);
   }
@@ -83,6 +101,7 @@ void Head::backward(int64_t count) {
 }
 
 HeadResult Head::loss(const Batch& batch,
+                      const BatchArrays& arrays,
                       const float* residual,
                       double scale,
                       float* d_residual,
@@ -91,43 +110,56 @@ HeadResult Head::loss(const Batch& batch,
                       uint8_t* row_correct) {
   const ModelConfig& config = model_.config;
   const int64_t hidden = config.hidden_size;
-  const size_t row_bytes = static_cast<size_t>(hidden) * sizeof(float);
+  const int64_t supervised = batch.supervised();
   const bool gradient = d_residual != nullptr;
-  if (gradient) device_.zero(d_residual, static_cast<size_t>(batch.tokens()) * row_bytes);
-  HeadResult result = before;
+  if (gradient) {
+    device_.zero(d_residual, static_cast<size_t>(batch.tokens() * hidden) * sizeof(float));
+  }
   int64_t rows = 0;
-  for (int64_t begin = 0; begin < batch.supervised(); begin += rows) {
+  for (int64_t begin = 0; begin < supervised; begin += rows) {
     rows = chunk_rows(batch, begin, chunk_);
-    const int32_t* places = batch.predicting.data() + begin;
     for (int64_t row = 0; row < rows; ++row) {
-      device_.copy(buffers_.rows + row * hidden, residual + places[row] * hidden, row_bytes);
-      buffers_.row[row] = batch.row[static_cast<size_t>(places[row])];
+      const int32_t place = batch.predicting[static_cast<size_t>(begin + row)];
+      row_[static_cast<size_t>(row)] = batch.row[static_cast<size_t>(place)];
     }
+    const int32_t* const places = arrays.predicting + begin;
+    check(graft_embedding_forward(places, rows, residual, batch.tokens(), hidden, buffers_.rows,
+                                  GRAFT_F32, device_.kind, device_.stream));
     clock_.lap(Work::kRows);
     forward(buffers_.rows, rows, buffers_.logits);
-    const float* weights = batch.weights.data() + begin;
-    check(graft_cross_entropy(buffers_.logits, batch.labels.data() + begin, weights, rows,
-                              config.vocab_size, static_cast<float>(scale), buffers_.loss,
-                              buffers_.correct,
+    check(graft_cross_entropy(buffers_.logits, arrays.labels + begin, arrays.weights + begin, rows,
+                              config.vocab_size, static_cast<float>(scale), buffers_.loss + begin,
+                              buffers_.correct + begin,
                               gradient ? GRAFT_CE_WITH_GRADIENT : GRAFT_CE_LOSS_ONLY, GRAFT_F32,
                               config.logit_cap, device_.kind, device_.stream));
-    for (int64_t row = 0; row < rows; ++row) {
-      result.loss_sum +=
-          static_cast<double>(weights[row]) * static_cast<double>(buffers_.loss[row]);
-      result.weight_sum += static_cast<double>(weights[row]);
-      result.correct += buffers_.correct[row];
-      if (row_loss != nullptr) row_loss[begin + row] = buffers_.loss[row];
-      if (row_correct != nullptr) row_correct[begin + row] = buffers_.correct[row];
-    }
     clock_.lap(Work::kLoss);
     if (!gradient) continue;
-    backward(rows);
-    for (int64_t row = 0; row < rows; ++row) {
-      device_.copy(d_residual + places[row] * hidden, buffers_.d_rows + row * hidden, row_bytes);
-    }
+    backward(rows, row_.data());
+    check(graft_rows_scatter(buffers_.d_rows, places, rows, batch.tokens(), hidden, d_residual,
+                             GRAFT_F32, device_.kind, device_.stream));
     clock_.lap(Work::kRows);
   }
-  result.supervised += batch.supervised();
+  const float* loss = buffers_.loss;
+  const uint8_t* correct = buffers_.correct;
+  if (!device_.is_host()) {
+    const auto count = static_cast<size_t>(supervised);
+    device_.copy(loss_.data(), loss, count * sizeof(float));
+    device_.copy(correct_.data(), correct, count);
+    device_.wait();
+    loss = loss_.data();
+    correct = correct_.data();
+  }
+  HeadResult result = before;
+  for (int64_t at = 0; at < supervised; ++at) {
+    const auto weight = static_cast<double>(batch.weights[static_cast<size_t>(at)]);
+    result.loss_sum += weight * static_cast<double>(loss[at]);
+    result.weight_sum += weight;
+    result.correct += correct[at];
+  }
+  if (row_loss != nullptr) std::copy_n(loss, supervised, row_loss);
+  if (row_correct != nullptr) std::copy_n(correct, supervised, row_correct);
+  result.supervised += supervised;
+  clock_.lap(Work::kLoss);
   return result;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "train/engine/batch.h"
 #include "train/engine/clock.h"
@@ -24,17 +25,18 @@ constexpr int64_t kHeadChain = 256;
 
 class Head {
  public:
-  // `chunk` rows of logits are held at a time; no result depends on it, but where the head is
+  // Of at most `tokens` supervised places. `chunk` rows of logits are held at a time; no result depends on it, but where the head is
   // trained it must be a multiple of kHeadChain.
   Head(const Model& model,
        const HeadBuffers& buffers,
        int64_t chunk,
        const Device& device,
-       StepClock& clock)
-      : model_(model), buffers_(buffers), chunk_(chunk), device_(device), clock_(clock) {}
+       StepClock& clock,
+       int64_t tokens);
 
   // See Decoder::head_loss and head_logits.
   HeadResult loss(const Batch& batch,
+                  const BatchArrays& arrays,
                   const float* residual,
                   double scale,
                   float* d_residual,
@@ -48,14 +50,18 @@ class Head {
   void forward(const float* rows, int64_t count, float* logits);
   // x [rows, columns] as the products with the head take it.
   const void* operand(const float* x, int64_t rows, int64_t columns);
-  // d_rows: the gradient of `count` rows, from that of the logits.
-  void backward(int64_t count);
+  // d_rows: the gradient of `count` rows, from that of the logits; `row` are their packed rows.
+  void backward(int64_t count, const int32_t* row);
 
   const Model& model_;
   HeadBuffers buffers_;
   int64_t chunk_;
   Device device_;
   StepClock& clock_;
+  std::vector<int32_t> row_;  // packed rows of a chunk
+  // Of a device with memory of its own: what it says of all supervised places.
+  std::vector<float> loss_;
+  std::vector<uint8_t> correct_;
 };
 
 }  // namespace graft::train

@@ -1,17 +1,15 @@
 #include "train/engine/kv_cache.h"
 
-#include <cstring>
-
 #include "train/engine/rotation.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
 
-KvCache::KvCache(const ModelConfig& config, int64_t max_positions)
-    : width_(config.kv_width()), max_positions_(max_positions) {
+KvCache::KvCache(const ModelConfig& config, int64_t max_positions, const Device& device)
+    : device_(device), width_(config.kv_width()), max_positions_(max_positions) {
   for (size_t layer = 0; layer < config.layers.size(); ++layer) {
-    keys_.push_back(empty_f32({max_positions, width_}));
-    values_.push_back(empty_f32({max_positions, width_}));
+    keys_.push_back(empty_on(device, at::kFloat, {max_positions, width_}));
+    values_.push_back(empty_on(device, at::kFloat, {max_positions, width_}));
   }
 }
 
@@ -21,8 +19,8 @@ bool KvCache::serves(const ModelConfig& config, int64_t length) const {
 
 void KvCache::append(size_t layer, const float* keys, const float* values, int64_t tokens) {
   const auto bytes = static_cast<size_t>(tokens * width_) * sizeof(float);
-  std::memcpy(f32(keys_[layer]) + positions_ * width_, keys, bytes);
-  std::memcpy(f32(values_[layer]) + positions_ * width_, values, bytes);
+  device_.copy(f32(keys_[layer]) + positions_ * width_, keys, bytes);
+  device_.copy(f32(values_[layer]) + positions_ * width_, values, bytes);
 }
 
 const float* KvCache::keys(size_t layer) const {

@@ -6,13 +6,14 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "train/engine/device.h"
 #include "train/model/config.h"
 
 namespace graft::train {
 
 class KvCache {
  public:
-  KvCache(const ModelConfig& config, int64_t max_positions);
+  KvCache(const ModelConfig& config, int64_t max_positions, const Device& device = {});
 
   void clear() { positions_ = 0; }
   int64_t positions() const { return positions_; }
@@ -31,6 +32,7 @@ class KvCache {
   const float* values(size_t layer) const;
 
  private:
+  Device device_;
   int64_t width_;
   int64_t max_positions_;
   int64_t positions_ = 0;

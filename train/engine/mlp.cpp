@@ -49,12 +49,12 @@ void for_mlps(const Pass& pass, const Layer& layer, const MlpState& state, const
     return;
   }
   for (size_t expert = 0; expert < layer.mlps.size(); ++expert) {
-    const int64_t begin = state.offsets[expert];
-    const int64_t count = state.offsets[expert + 1] - begin;
+    const int64_t begin = state.sorted.offsets[expert];
+    const int64_t count = state.sorted.offsets[expert + 1] - begin;
     if (count == 0) continue;
     LinearWorkspace workspace = pass.linear;
     workspace.token_index = state.token_index + begin;
-    workspace.row = state.row + begin;
+    workspace.row = state.sorted.row + begin;
     body(layer.mlps[expert], RowRange{begin, count}, workspace);
   }
 }
@@ -62,6 +62,26 @@ void for_mlps(const Pass& pass, const Layer& layer, const MlpState& state, const
 // What a linear keeps of the rows from `begin` on.
 float* kept_at(float* kept, const Linear& linear, int64_t begin) {
   return kept != nullptr ? kept + begin * linear.kept_width() : nullptr;
+}
+
+// The packed rows of the sorted rows, and what the host has to know of their order.
+void sort_on_host(const Pass& pass, const graft_moe_shape& shape, const MlpState& state) {
+  const Device& device = pass.device;
+  const SortedRows& sorted = state.sorted;
+  const int64_t pairs = shape.tokens * shape.top;
+  if (!device.is_host()) {
+    device.copy(sorted.offsets, state.offsets,
+                static_cast<size_t>(shape.experts + 1) * sizeof(int32_t));
+    device.copy(sorted.row_pair, state.row_pair, static_cast<size_t>(pairs) * sizeof(int32_t));
+    device.wait();
+  }
+  for (int64_t at = 0; at < pairs; ++at) {
+    const auto token = static_cast<size_t>(sorted.row_pair[at] / shape.top);
+    sorted.token_index[at] = pass.batch.token_index[token];
+    sorted.row[at] = pass.batch.row[token];
+  }
+  if (device.is_host()) return;
+  device.copy(state.token_index, sorted.token_index, static_cast<size_t>(pairs) * sizeof(int64_t));
 }
 
 void route(const Pass& pass,
@@ -78,11 +98,7 @@ void route(const Pass& pass,
                         pass.device.kind, pass.device.stream));
   check(graft_moe_sort(&shape, state.expert, state.offsets, state.row_pair, state.pair_row,
                        pass.device.kind, pass.device.stream));
-  for (int64_t at = 0; at < shape.tokens * shape.top; ++at) {
-    const int64_t token = state.row_pair[at] / shape.top;
-    state.token_index[at] = pass.linear.token_index[token];
-    state.row[at] = pass.linear.row[token];
-  }
+  sort_on_host(pass, shape, state);
   pass.clock.lap(Work::kRows);
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numbers>
 
 #include "train/engine/tensor.h"
@@ -18,10 +17,8 @@ int64_t block_count(int64_t count) {
   return (count + GRAFT_ADAMW8_BLOCK - 1) / GRAFT_ADAMW8_BLOCK;
 }
 
-at::Tensor zeros_u8(int64_t count) {
-  at::Tensor tensor = empty_u8(count);
-  std::memset(tensor.data_ptr(), 0, tensor.nbytes());
-  return tensor;
+int64_t tile_count(int64_t count) {
+  return (count + GRAFT_SQUARES_TILE - 1) / GRAFT_SQUARES_TILE;
 }
 
 }  // namespace
@@ -48,31 +45,69 @@ int64_t moment_bytes(MomentType type, int64_t count) {
 }
 
 AdamW::AdamW(std::vector<Parameter>& parameters, MomentType type) : parameters_(parameters) {
-  for (const Parameter& parameter : parameters) {
-    const int64_t count = parameter.value.numel();
-    graft_adamw_tensor tensor{};
-    tensor.param = f32(parameter.value);
-    tensor.grad = f32(parameter.grad);
-    tensor.count = count;
-    if (in_8_bits(type, count)) {
-      tensor.m8 = add_state("m8." + parameter.name, zeros_u8(count)).data_ptr<uint8_t>();
-      tensor.v8 = add_state("v8." + parameter.name, zeros_u8(count)).data_ptr<uint8_t>();
-      const int64_t blocks = block_count(count);
-      tensor.m_absmax = f32(add_state("m_absmax." + parameter.name, zeros_f32({blocks})));
-      tensor.v_absmax = f32(add_state("v_absmax." + parameter.name, zeros_f32({blocks})));
-    } else {
-      const at::IntArrayRef shape = parameter.value.sizes();
-      tensor.m = f32(add_state("m." + parameter.name, zeros_f32({count}).view(shape)));
-      tensor.v = f32(add_state("v." + parameter.name, zeros_f32({count}).view(shape)));
+  if (parameters.empty()) return;
+  device_ = place_of(parameters[0].value);
+  if (!device_.is_host() && type == MomentType::kFloat32) {
+    int64_t tiles = 0;
+    for (const Parameter& parameter : parameters) {
+      add_on_device(parameter);
+      tiles += tile_count(parameter.value.numel());
     }
-    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& one) {
-      return one.lr_factor == parameter.lr_factor && one.decays == parameter.decays;
-    });
-    if (group == groups_.end()) {
-      group = groups_.insert(group, {parameter.lr_factor, parameter.decays, {}});
-    }
-    group->tensors.push_back(tensor);
+    tiles_.resize(static_cast<size_t>(tiles));
+    result_ = empty_on(device_, at::kFloat, {2});
+    workspace_ = empty_on(device_, at::kDouble, {tiles});
+    return;
   }
+  for (const Parameter& parameter : parameters) {
+    if (device_.is_host()) {
+      add_on_host(parameter, type);
+      continue;
+    }
+    mirrors_.push_back(parameter);
+    mirrors_.back().value = empty_on({}, at::kFloat, parameter.value.sizes());
+    mirrors_.back().grad = empty_on({}, at::kFloat, parameter.value.sizes());
+    add_on_host(mirrors_.back(), type);
+  }
+}
+
+void AdamW::add_on_host(const Parameter& parameter, MomentType type) {
+  const int64_t count = parameter.value.numel();
+  graft_adamw_tensor tensor{};
+  tensor.param = f32(parameter.value);
+  tensor.grad = f32(parameter.grad);
+  tensor.count = count;
+  if (in_8_bits(type, count)) {
+    const auto codes = [&](const char* name) {
+      return add_state(name + parameter.name, zeros_on({}, at::kByte, {count})).data_ptr<uint8_t>();
+    };
+    tensor.m8 = codes("m8.");
+    tensor.v8 = codes("v8.");
+    const int64_t blocks = block_count(count);
+    tensor.m_absmax = f32(add_state("m_absmax." + parameter.name, zeros_f32({blocks})));
+    tensor.v_absmax = f32(add_state("v_absmax." + parameter.name, zeros_f32({blocks})));
+  } else {
+    const at::IntArrayRef shape = parameter.value.sizes();
+    tensor.m = f32(add_state("m." + parameter.name, zeros_f32({count}).view(shape)));
+    tensor.v = f32(add_state("v." + parameter.name, zeros_f32({count}).view(shape)));
+  }
+  auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& one) {
+    return one.lr_factor == parameter.lr_factor && one.decays == parameter.decays;
+  });
+  if (group == groups_.end()) {
+    group = groups_.insert(group, {parameter.lr_factor, parameter.decays, {}});
+  }
+  group->tensors.push_back(tensor);
+}
+
+void AdamW::add_on_device(const Parameter& parameter) {
+  const at::IntArrayRef shape = parameter.value.sizes();
+  graft_adamw_part part{};
+  part.param = f32(parameter.value);
+  part.grad = f32(parameter.grad);
+  part.m = f32(add_state("m." + parameter.name, zeros_on(device_, at::kFloat, shape)));
+  part.v = f32(add_state("v." + parameter.name, zeros_on(device_, at::kFloat, shape)));
+  part.count = parameter.value.numel();
+  parts_.push_back(part);
 }
 
 at::Tensor AdamW::add_state(const std::string& name, at::Tensor zeros) {
@@ -82,8 +117,23 @@ at::Tensor AdamW::add_state(const std::string& name, at::Tensor zeros) {
 
 void AdamW::zero_gradients() {
   for (const Parameter& parameter : parameters_) {
-    std::memset(parameter.grad.data_ptr(), 0, parameter.grad.nbytes());
+    device_.zero(parameter.grad.data_ptr(), parameter.grad.nbytes());
   }
+}
+
+bool AdamW::add_squares(std::span<const double> squares, StepResult& result) const {
+  double sum = 0;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    if (!std::isfinite(squares[i])) {
+      // The sum of squares in double of finite float32 values cannot overflow.
+      result.skipped = true;
+      result.not_finite = "the gradient of " + parameters_[i].name;
+      return false;
+    }
+    sum += squares[i];
+  }
+  result.grad_norm = std::sqrt(sum);
+  return true;
 }
 
 StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, double loss) {
@@ -93,33 +143,71 @@ StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, 
     result.not_finite = "the loss";
     return result;
   }
-  double sum = 0;
-  for (const Parameter& parameter : parameters_) {
-    double squares = 0;
-    check(graft_sum_squares(f32(parameter.grad), parameter.grad.numel(), &squares));
-    if (!std::isfinite(squares)) {
-      // The sum of squares in double of finite float32 values cannot overflow.
-      result.skipped = true;
-      result.not_finite = "the gradient of " + parameter.name;
-      return result;
-    }
-    sum += squares;
-  }
-  result.grad_norm = std::sqrt(sum);
-  const bool clips = settings.max_grad_norm > 0 && result.grad_norm > settings.max_grad_norm;
   graft_adamw options{};
   options.beta1 = static_cast<float>(settings.beta1);
   options.beta2 = static_cast<float>(settings.beta2);
   options.eps = static_cast<float>(settings.epsilon);
-  options.step = ++step_count_;
-  options.grad_scale = clips ? static_cast<float>(settings.max_grad_norm / result.grad_norm) : 1.0F;
+  options.step = step_count_ + 1;
+  options.grad_scale = 1;
+  if (parts_.empty()) {
+    update_on_host(options, settings, learning_rate, result);
+  } else {
+    update_on_device(options, settings, learning_rate, result);
+  }
+  if (!result.skipped) ++step_count_;
+  return result;
+}
+
+void AdamW::update_on_host(graft_adamw options,
+                           const OptimizerSettings& settings,
+                           double learning_rate,
+                           StepResult& result) {
+  for (size_t i = 0; i < mirrors_.size(); ++i) {
+    copy_values(mirrors_[i].grad, parameters_[i].grad);
+    copy_values(mirrors_[i].value, parameters_[i].value);
+  }
+  const std::vector<Parameter>& parameters = mirrors_.empty() ? parameters_ : mirrors_;
+  squares_.resize(parameters.size());
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const at::Tensor& grad = parameters[i].grad;
+    check(graft_sum_squares(f32(grad), grad.numel(), &squares_[i]));
+  }
+  if (!add_squares(squares_, result)) return;
+  const bool clips = settings.max_grad_norm > 0 && result.grad_norm > settings.max_grad_norm;
+  if (clips) options.grad_scale = static_cast<float>(settings.max_grad_norm / result.grad_norm);
   for (const Group& group : groups_) {
     options.lr = static_cast<float>(learning_rate * static_cast<double>(group.lr_factor));
     options.weight_decay = group.decays ? static_cast<float>(settings.weight_decay) : 0.0F;
     check(graft_adamw_step_all(group.tensors.data(), static_cast<int64_t>(group.tensors.size()),
                                &options, GRAFT_MAP_LOG2));
   }
-  return result;
+  for (size_t i = 0; i < mirrors_.size(); ++i) {
+    copy_values(parameters_[i].value, mirrors_[i].value);
+  }
+}
+
+void AdamW::update_on_device(const graft_adamw& options,
+                             const OptimizerSettings& settings,
+                             double learning_rate,
+                             StepResult& result) {
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const Parameter& parameter = parameters_[i];
+    parts_[i].lr = static_cast<float>(learning_rate * static_cast<double>(parameter.lr_factor));
+    parts_[i].weight_decay = parameter.decays ? static_cast<float>(settings.weight_decay) : 0.0F;
+  }
+  // Nothing is changed where the norm is not finite; the host learns of it afterwards.
+  check(graft_adamw_parts_step(parts_.data(), static_cast<int64_t>(parts_.size()), &options,
+                               static_cast<float>(settings.max_grad_norm), f32(result_),
+                               workspace_.data_ptr(), workspace_.nbytes(), device_.kind,
+                               device_.stream));
+  device_.copy(tiles_.data(), workspace_.data_ptr(), workspace_.nbytes());
+  device_.wait();
+  squares_.assign(parts_.size(), 0);
+  const double* tile = tiles_.data();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    for (int64_t left = tile_count(parts_[i].count); left > 0; --left) squares_[i] += *tile++;
+  }
+  add_squares(squares_, result);
 }
 
 }  // namespace graft::train

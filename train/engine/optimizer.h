@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
-#include "kernels/optimizer.h"
+#include "kernels/adamw_parts.h"
+#include "train/engine/device.h"
 #include "train/model/model.h"
 
 namespace graft::train {
@@ -44,6 +46,8 @@ struct StepResult {
 // Bytes of the moments of a parameter of `count` values.
 int64_t moment_bytes(MomentType type, int64_t count);
 
+// Of parameters in a device's memory, float32 moments lie beside them. 8-bit moments lie on the
+// host, where the update is then computed: gradients are copied there and parameters back.
 class AdamW {
  public:
   explicit AdamW(std::vector<Parameter>& parameters, MomentType type = MomentType::kFloat32);
@@ -73,11 +77,32 @@ class AdamW {
   };
 
   at::Tensor add_state(const std::string& name, at::Tensor zeros);
+  void add_on_host(const Parameter& parameter, MomentType type);
+  void add_on_device(const Parameter& parameter);
+  // The sum of squares of each gradient in `squares`; false when one is not finite.
+  bool add_squares(std::span<const double> squares, StepResult& result) const;
+  void update_on_host(graft_adamw options,
+                      const OptimizerSettings& settings,
+                      double learning_rate,
+                      StepResult& result);
+  void update_on_device(const graft_adamw& options,
+                        const OptimizerSettings& settings,
+                        double learning_rate,
+                        StepResult& result);
 
   std::vector<Parameter>& parameters_;
+  Device device_;
   std::vector<State> state_;
-  std::vector<Group> groups_;
   int64_t step_count_ = 0;
+  std::vector<double> squares_;  // of each gradient
+  // An update on the host; `mirrors_` are copies of parameters that lie on a device.
+  std::vector<Parameter> mirrors_;
+  std::vector<Group> groups_;
+  // One on the device.
+  std::vector<graft_adamw_part> parts_;
+  at::Tensor result_;     // [2] norm and factor
+  at::Tensor workspace_;  // the squares of each tile of each gradient
+  std::vector<double> tiles_;
 };
 
 }  // namespace graft::train

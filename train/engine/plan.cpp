@@ -3,6 +3,7 @@
 #include "train/engine/head.h"
 #include "train/engine/step_buffers.h"
 #include "train/engine/tensor.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 
@@ -44,11 +45,12 @@ bool in_4_bits(const StepPlan& plan, const Linear& linear) {
   return linear.base.quantized() || (plan.quantizes && linear.quantizes);
 }
 
-int64_t decoded_bytes(const StepPlan& plan, const Layer& layer) {
+int64_t decoded_bytes(const Model& model, const StepPlan& plan, const Layer& layer) {
   int64_t bytes = 0;
   for (const Linear* linear : layer.linears()) {
     if (in_4_bits(plan, *linear)) {
-      bytes += linear->in * linear->out * size_of(linear->operands);
+      bytes += model.narrow ? 2 * extended_count(*linear)
+                            : linear->in * linear->out * size_of(linear->operands);
     }
   }
   return bytes;

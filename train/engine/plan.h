@@ -37,7 +37,11 @@ struct StepPlan {
   bool input_gradient = false;  // it goes on to what enters block 0; `lowest` must be 0
   bool trains_head = false;
   bool quantizes = false;  // the model has no weights yet and its linears will be in 4 bits
+  graft_device device = GRAFT_CPU;  // what it runs on
   Poison poison = Poison::kNo;
+
+  // Whether the device has memory that the host cannot reach: what both need is there twice.
+  bool own_memory() const { return device != GRAFT_CPU; }
 
   // Everything kept, nothing decoded for good.
   static StepPlan of(const Model& model, int64_t tokens, Keep keep);
@@ -72,6 +76,6 @@ Layout plan_layout(const Model& model, const StepPlan& plan);
 bool in_4_bits(const StepPlan& plan, const Linear& linear);
 
 // Bytes of the weights of a layer that are decoded for good.
-int64_t decoded_bytes(const StepPlan& plan, const Layer& layer);
+int64_t decoded_bytes(const Model& model, const StepPlan& plan, const Layer& layer);
 
 }  // namespace graft::train

@@ -4,23 +4,36 @@
 #include <array>
 
 #include "train/engine/head.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 namespace {
 
 constexpr int64_t kFloat = sizeof(float);
 
-// A resident weight is read where one in 4 bits is decoded first. Measured on two cores of a Zen 3:
-// decoding costs as much as this many multiply-adds of a product for each weight.
-constexpr double kDecodeFlops = 20;
-// The products of a micro-batch with fewer tokens take as long as with so many.
-constexpr double kFullRate = 256;
+// What the choices weigh, by device.
+struct Costs {
+  // A resident weight is read where one in 4 bits is decoded first: that costs as much as so many
+  // multiply-adds of a product for each weight.
+  double decode_flops;
+  // The products of a micro-batch with fewer tokens take as long as with so many.
+  double full_rate;
+  // Head chunks in the order of preference: the product runs at its full rate from the first on.
+  std::array<int64_t, 4> head_chunks;
+};
+// Measured on two cores of a Zen 3.
+constexpr Costs kProcessor = {20, 256, {256, 256, 128, 64}};
+// Of an H200's 4.3 TB/s for 2.5 bytes a weight and 770 TFLOP/s; its products of fewer rows do not
+// fill it.
+constexpr Costs kGpu = {225, 4096, {2048, 1024, 512, 256}};
+
+const Costs& costs_of(graft_device device) {
+  return device == GRAFT_CUDA ? kGpu : kProcessor;
+}
+
 // Weights stay decoded only where that saves at least this share of a step: they cost eight times
 // the memory.
 constexpr double kWorthwhile = 0.02;
-
-// Head chunks in the order of preference: the product runs at its full rate from 256 rows on.
-constexpr std::array<int64_t, 3> kHeadChunks = {256, 128, 64};
 
 // As train/model/weights.cpp quantizes: blocks of 64, nested absmax.
 int64_t quantized_bytes(int64_t count) {
@@ -37,6 +50,8 @@ int64_t weight_bytes(const Model& model, const PlanRequest& request) {
       bytes += tensor.linear->base.bytes();
     } else if (tensor.linear != nullptr && request.quantizes && tensor.linear->quantizes) {
       bytes += quantized_bytes(tensor.count());
+    } else if (tensor.linear != nullptr && model.narrow) {
+      bytes += 2 * extended_count(*tensor.linear);
     } else {
       bytes += tensor.bytes();
     }
@@ -196,6 +211,7 @@ std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
 
 StepPlan first_plan(const Model& model, const PlanRequest& request) {
   StepPlan plan = StepPlan::of(model, request.rows * request.sequence_len, Keep::kForBackward);
+  plan.device = request.device;
   plan.quantizes = request.quantizes;
   if (request.trains_everything) {
     plan.lowest = 0;
@@ -243,7 +259,7 @@ double decode_flops(const Model& model, const StepPlan& plan) {
       weights += static_cast<double>(linear->in) * static_cast<double>(linear->out);
     }
   }
-  return 2 * kDecodeFlops * weights;
+  return 2 * costs_of(plan.device).decode_flops * weights;
 }
 
 // Lets weights stay decoded where it is worth it, as many blocks as fit.
@@ -274,7 +290,7 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
   plan.weights = weight_bytes(model, request);
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (training.layers[index].resident) {
-      plan.decoded += decoded_bytes(training, model.layers[index]);
+      plan.decoded += decoded_bytes(model, training, model.layers[index]);
     }
   }
   const int64_t values = request.trains_everything ? base_count(model) : model.trained_count();
@@ -289,7 +305,7 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
   }
   plan.moments = moments_of(model, request);
   plan.flops = step_flops(model, request, training);
-  plan.fits = request.cap == 0 || plan.total() <= request.cap;
+  plan.fits = request.cap == 0 || plan.on_device() <= request.cap;
   return plan;
 }
 
@@ -298,11 +314,12 @@ MemoryPlan choose_plan(const Model& model, const PlanRequest& request) {
   const auto steps = savings(model, request, first);
   // A smaller chunk of the head costs little but helps only where the head needs the most.
   MemoryPlan best;
-  for (const int64_t chunk : kHeadChunks) {
+  const auto& chunks = costs_of(request.device).head_chunks;
+  for (const int64_t chunk : chunks) {
     if (first.trains_head && chunk < kHeadChain) break;
     first.head_chunk = chunk;
     MemoryPlan plan = fit_layers(model, request, first, steps);
-    const bool better = chunk == kHeadChunks[0] || (plan.fits && !best.fits) ||
+    const bool better = chunk == chunks[0] || (plan.fits && !best.fits) ||
                         (plan.fits == best.fits && (plan.fits ? plan.flops.again < best.flops.again
                                                               : plan.total() < best.total()));
     if (better) best = std::move(plan);
@@ -325,7 +342,7 @@ MemoryPlan choose_rows(const Model& model, PlanRequest& request, int64_t step_ro
     if (rows > 1 && !plan.fits) break;
     const auto tokens = static_cast<double>(rows * request.sequence_len);
     const int64_t micro_batches = (step_rows + rows - 1) / rows;
-    const double cost = plan.flops.total() * std::max(kFullRate / tokens, 1.0) *
+    const double cost = plan.flops.total() * std::max(costs_of(request.device).full_rate / tokens, 1.0) *
                             static_cast<double>(step_rows) / static_cast<double>(rows) +
                         decode_flops(model, plan.training) * static_cast<double>(micro_batches);
     choices.push_back({std::move(plan), rows, cost});

@@ -20,7 +20,8 @@ struct PlanRequest {
   bool quantizes = false;          // the linears will be in 4 bits; of a model without weights
   bool trains_everything = false;  // likewise: not adapters but every tensor of the base
   MomentType moments = MomentType::kFloat32;  // of AdamW
-  int64_t cap = 0;                            // bytes; 0 = no limit
+  graft_device device = GRAFT_CPU;
+  int64_t cap = 0;  // bytes of the device's memory; 0 = no limit
 };
 
 // Floating-point operations of one micro-batch of full rows; a product of m n k counts 2 m n k.
@@ -46,6 +47,8 @@ struct MemoryPlan {
 
   int64_t buffers() const { return device_bytes + host_bytes; }
   int64_t total() const { return weights + decoded + trained + gradients + moments + buffers(); }
+  // What the device has to hold: without what lies in the host's memory where that is another.
+  int64_t on_device() const { return total() - (training.own_memory() ? host_bytes : 0); }
 };
 
 // The fastest plan that fits; when none does, the smallest one, with `fits` false. `model` may have

@@ -6,6 +6,7 @@
 
 #include "train/engine/arena.h"
 #include "train/engine/batch.h"
+#include "train/engine/device.h"
 #include "train/model/config.h"
 
 namespace graft::train {
@@ -19,7 +20,7 @@ class Rotation {
 
   // Fills the tables. Each document turns as its own text's length says, whatever stands beside it:
   // packed documents equal separate ones (transformers takes the longest of a batch for all).
-  void prepare(const Batch& batch);
+  void prepare(const Batch& batch, const Device& device);
 
   // [tokens, rotary_dim / 2] of rotation `index` (LayerConfig::rope).
   const float* cos(int index) const;
@@ -34,7 +35,14 @@ class Rotation {
     int64_t length_class = -1;  // of the frequencies at hand
     std::vector<float> frequencies;
   };
+  void fill(Table& table, const Batch& batch, float* cos, float* sin) const;
+
   std::vector<Table> tables_;
+  // Of a device with memory of its own: a table's values on their way there, and what the tables
+  // there were made of.
+  std::vector<float> cos_, sin_;
+  std::vector<int32_t> positions_;
+  std::vector<int64_t> text_length_;
 };
 
 }  // namespace graft::train

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "train/engine/tensor.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 namespace {
@@ -20,13 +21,14 @@ struct Extent {
   int64_t rounded_dora = 0;
   bool dropout = false;
 
-  void add(const StepPlan& plan, const Linear& linear, bool resident) {
+  void add(const StepPlan& plan, const Linear& linear, bool resident, bool narrow) {
     rank = std::max(rank, linear.lora.rank);
     in = std::max(in, linear.in);
     if (linear.lora.magnitude.defined()) dora = std::max(dora, linear.out);
     dropout = dropout || linear.lora.dropout > 0;
     if (in_4_bits(plan, linear) && !resident) {
-      decoded = std::max(decoded, linear.in * linear.out * size_of(linear.operands));
+      decoded = std::max(decoded, narrow ? 2 * extended_count(linear)
+                                              : linear.in * linear.out * size_of(linear.operands));
     }
     if (linear.operands != GRAFT_BF16) return;
     rounded_in = std::max(rounded_in, linear.in);
@@ -47,15 +49,17 @@ struct LayerShape {
         layer(model.layers[index]),
         tokens(plan.tokens),
         routes(of_layer.experts > 0),
+        own_memory(plan.own_memory()),
+        narrow(model.narrow),
         rows(tokens * (routes ? config.experts_per_token : 1)),
         inner(rows * of_layer.intermediate_size) {
     const bool resident = plan.layers[index].resident;
-    for (const Linear& linear : layer.qkv) extents.attention.add(plan, linear, resident);
-    extents.attention.add(plan, layer.o, resident);
-    if (layer.router) extents.mlp.add(plan, *layer.router, resident);
+    for (const Linear& linear : layer.qkv) extents.attention.add(plan, linear, resident, narrow);
+    extents.attention.add(plan, layer.o, resident, narrow);
+    if (layer.router) extents.mlp.add(plan, *layer.router, resident, narrow);
     for (const Mlp& mlp : layer.mlps) {
-      for (const Linear& linear : mlp.in) extents.mlp.add(plan, linear, resident);
-      extents.mlp.add(plan, mlp.down, resident);
+      for (const Linear& linear : mlp.in) extents.mlp.add(plan, linear, resident, narrow);
+      extents.mlp.add(plan, mlp.down, resident, narrow);
     }
   }
 
@@ -64,6 +68,8 @@ struct LayerShape {
   const Layer& layer;
   int64_t tokens;
   bool routes;
+  bool own_memory;
+  bool narrow;
   int64_t rows;   // R
   int64_t inner;  // R F
   Extents extents;
@@ -92,20 +98,46 @@ HalfState make_half(const LayerShape& shape, Buffers& buffers) {
   return half;
 }
 
+// What the linears keep of x A^T.
+std::vector<uint16_t*> make_low_rank(const LayerShape& shape,
+                                     const std::vector<Linear>& linears,
+                                     Buffers& buffers) {
+  std::vector<uint16_t*> kept;
+  for (const Linear& linear : linears) {
+    kept.push_back(buffers.make<uint16_t>(shape.tokens * linear.lora.rank));
+  }
+  return kept;
+}
+
+void make_narrow_attention(const LayerShape& shape, NarrowAttention& own, Buffers& buffers) {
+  const ModelConfig& config = shape.config;
+  const int64_t tokens = shape.tokens, rank = shape.layer.o.lora.rank;
+  own.q = buffers.make<uint16_t>(tokens * config.q_width());
+  own.k = buffers.make<uint16_t>(tokens * config.kv_width());
+  own.v = buffers.make<uint16_t>(tokens * config.kv_width());
+  own.attended = buffers.make<uint16_t>(tokens * (config.q_width() + rank));
+  own.u_qkv = make_low_rank(shape, shape.layer.qkv, buffers);
+  own.u_o = buffers.make<uint16_t>(tokens * rank);
+}
+
 void make_attention_state(const LayerShape& shape, AttentionState& state, Buffers& buffers) {
   const ModelConfig& config = shape.config;
   const int64_t tokens = shape.tokens;
   state.half = make_half(shape, buffers);
-  state.q = buffers.f32(tokens * config.q_width());
-  state.k = buffers.f32(tokens * config.kv_width());
-  state.v = buffers.f32(tokens * config.kv_width());
   if (config.qk_norm != QkNorm::kNone) {
     const bool whole = config.qk_norm == QkNorm::kFull;
     state.q_inv_rms = buffers.f32(tokens * (whole ? 1 : config.heads));
     state.k_inv_rms = buffers.f32(tokens * (whole ? 1 : config.kv_heads));
   }
-  state.attended = buffers.f32(tokens * config.q_width());
   state.lse = buffers.f32(tokens * config.heads);
+  if (shape.narrow) {
+    make_narrow_attention(shape, state.narrow, buffers);
+    return;
+  }
+  state.q = buffers.f32(tokens * config.q_width());
+  state.k = buffers.f32(tokens * config.kv_width());
+  state.v = buffers.f32(tokens * config.kv_width());
+  state.attended = buffers.f32(tokens * config.q_width());
   state.kept_qkv.clear();
   for (const Linear& linear : shape.layer.qkv) {
     state.kept_qkv.push_back(buffers.f32(tokens * linear.kept_width()));
@@ -126,10 +158,28 @@ void make_routing(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   state.row_pair = buffers.make<int32_t>(pairs);
   state.pair_row = buffers.make<int32_t>(pairs);
   state.token_index = buffers.make<int64_t>(pairs);
-  state.row = buffers.make<int32_t>(pairs);
+  SortedRows& sorted = state.sorted;
+  if (!shape.own_memory) {
+    sorted = {state.offsets, state.row_pair, state.token_index, buffers.make<int32_t>(pairs)};
+  }
+}
+
+// Of a device with memory of its own; in a region on the host.
+void make_sorted_rows(const LayerShape& shape, SortedRows& sorted, Buffers& buffers) {
+  const int64_t pairs = shape.rows;
+  sorted.offsets = buffers.make<int32_t>(shape.of_layer.experts + 1);
+  sorted.row_pair = buffers.make<int32_t>(pairs);
+  sorted.token_index = buffers.make<int64_t>(pairs);
+  sorted.row = buffers.make<int32_t>(pairs);
 }
 
 void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
+  if (shape.narrow) {
+    state.narrow.gate = buffers.make<uint16_t>(shape.inner);
+    state.narrow.up = buffers.make<uint16_t>(shape.inner);
+    state.narrow.u_in = make_low_rank(shape, shape.layer.mlps[0].in, buffers);
+    return;
+  }
   state.gate = buffers.f32(shape.inner);
   state.up = buffers.f32(shape.inner);
   state.kept_in.clear();
@@ -145,6 +195,16 @@ void make_linear_scratch(const LayerShape& shape,
                          Scratch& scratch,
                          Buffers& buffers) {
   scratch.decoded = buffers.make<std::byte>(extent.decoded);
+  scratch.normed = buffers.f32(shape.hidden());
+  if (shape.narrow) {
+    const int64_t wide = shape.tokens * (shape.config.hidden_size + extent.rank);
+    scratch.narrow.x = buffers.make<uint16_t>(wide);
+    if (!backward) return;
+    scratch.narrow.dy = buffers.make<uint16_t>(wide);
+    scratch.narrow.du = buffers.make<uint16_t>(shape.tokens * extent.rank);
+    scratch.low_rank = buffers.f32(shape.tokens * extent.rank);
+    return;
+  }
   const int64_t rounded = std::max(extent.rounded_in, backward ? extent.rounded_part : 0);
   scratch.rounded = buffers.make<uint16_t>(shape.rows * rounded);
   if (extent.dropout) {
@@ -155,7 +215,6 @@ void make_linear_scratch(const LayerShape& shape,
     scratch.low_rank = buffers.f32(shape.rows * extent.rank);
     scratch.dora = buffers.f32(shape.rows * extent.dora);
   }
-  scratch.normed = buffers.f32(shape.hidden());
 }
 
 void make_half_gradients(const LayerShape& shape, Scratch& scratch, Buffers& buffers) {
@@ -170,20 +229,36 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   Scratch scratch;
   make_linear_scratch(shape, shape.extents.attention, backward, scratch, buffers);
   const bool norms = config.qk_norm != QkNorm::kNone;
-  if (norms) {
+  NarrowScratch& narrow = scratch.narrow;
+  if (norms && shape.narrow) {
+    narrow.q = buffers.make<uint16_t>(q);
+    narrow.k = buffers.make<uint16_t>(k);
+  } else if (norms) {
     scratch.q = buffers.f32(q);
     scratch.k = buffers.f32(k);
   }
   if (!backward) return scratch;
   make_half_gradients(shape, scratch, buffers);
-  scratch.d_q = buffers.f32(q);
-  scratch.d_k = buffers.f32(k);
-  scratch.d_v = buffers.f32(k);
-  if (norms) {
-    scratch.d_q_unnormed = buffers.f32(q);
-    scratch.d_k_unnormed = buffers.f32(k);
+  const int64_t room = shape.narrow ? shape.layer.o.lora.rank : 0;
+  if (shape.narrow) {
+    narrow.d_q = buffers.make<uint16_t>(q);
+    narrow.d_k = buffers.make<uint16_t>(k);
+    narrow.d_v = buffers.make<uint16_t>(k);
+    if (norms) {
+      narrow.d_q_unnormed = buffers.make<uint16_t>(q);
+      narrow.d_k_unnormed = buffers.make<uint16_t>(k);
+    }
+    narrow.d_attended = buffers.make<uint16_t>(q + shape.tokens * room);
+  } else {
+    scratch.d_q = buffers.f32(q);
+    scratch.d_k = buffers.f32(k);
+    scratch.d_v = buffers.f32(k);
+    if (norms) {
+      scratch.d_q_unnormed = buffers.f32(q);
+      scratch.d_k_unnormed = buffers.f32(k);
+    }
+    scratch.d_attended = buffers.f32(q);
   }
-  scratch.d_attended = buffers.f32(q);
   // One document of all tokens: on every device the workspace depends on the tokens only.
   const int32_t ends[2] = {0, static_cast<int32_t>(shape.tokens)};
   graft_attention_shape attention{};
@@ -192,10 +267,12 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   attention.heads = config.heads;
   attention.kv_heads = config.kv_heads;
   attention.head_dim = config.head_dim;
-  attention.q_stride = attention.out_stride = config.q_width();
+  attention.q_stride = config.q_width();
+  attention.out_stride = config.q_width() + room;
   attention.k_stride = attention.v_stride = config.kv_width();
   attention.scale = config.attention_scale;
   attention.tokens = shape.tokens;
+  attention.type = shape.narrow ? GRAFT_BF16 : GRAFT_F32;
   scratch.attention_workspace_bytes =
       static_cast<int64_t>(std::max(graft_attention_workspace_bytes(&attention, GRAFT_CPU),
                                     graft_attention_workspace_bytes(&attention, GRAFT_EMU)));
@@ -206,6 +283,14 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
 Scratch make_mlp_scratch(const LayerShape& shape, bool backward, Buffers& buffers) {
   Scratch scratch;
   make_linear_scratch(shape, shape.extents.mlp, backward, scratch, buffers);
+  if (shape.narrow) {
+    const int64_t room = shape.layer.mlps[0].down.lora.rank;
+    scratch.narrow.product = buffers.make<uint16_t>(shape.inner + shape.tokens * room);
+    if (!backward) return scratch;
+    make_half_gradients(shape, scratch, buffers);
+    scratch.narrow.d_product = buffers.make<uint16_t>(shape.inner);
+    return scratch;
+  }
   scratch.product = buffers.f32(shape.inner);
   if (shape.routes) {
     scratch.rows = buffers.f32(shape.rows * shape.config.hidden_size);
@@ -235,9 +320,8 @@ HeadBuffers make_head(const Model& model, const StepPlan& plan, Buffers& buffers
     head.rounded = buffers.make<uint16_t>(backward ? std::max(hidden, vocab) : hidden);
   }
   if (plan.keep == Keep::kForBackward) head.d_rows = buffers.f32(hidden);
-  head.loss = buffers.f32(chunk);
-  head.correct = buffers.make<uint8_t>(chunk);
-  head.row = buffers.make<int32_t>(chunk);
+  head.loss = buffers.f32(plan.tokens);
+  head.correct = buffers.make<uint8_t>(plan.tokens);
   return head;
 }
 
@@ -270,8 +354,17 @@ class BlockMaker {
     make_attention_state(shape_, forward.attention, buffers_);
     region("MLP's norms and routing", out, out, mlp, keeps_block);
     make_routing(shape_, forward.mlp, buffers_);
+    if (shape_.routes && shape_.own_memory) {
+      const int last = keeps_block && goes_back_ ? mlp : out;
+      buffers_.region(name("routing on the host"), out, last, Place::kHost);
+      make_sorted_rows(shape_, forward.mlp.sorted, buffers_);
+    }
     region("what down keeps", out, out, mlp, true);
-    forward.mlp.kept_down = buffers_.f32(shape_.rows * shape_.kept_down());
+    if (shape_.narrow) {
+      forward.mlp.narrow.u_down = buffers_.make<uint16_t>(shape_.rows * shape_.kept_down());
+    } else {
+      forward.mlp.kept_down = buffers_.f32(shape_.rows * shape_.kept_down());
+    }
     region("gate and up", out, out, mlp, keeps_inner);
     make_inner(shape_, forward.mlp, buffers_);
     buffers_.region(name("attention's scratch"), in, in);
@@ -296,6 +389,10 @@ class BlockMaker {
       step.again[index_] = make_attention_scratch(shape_, false, buffers_);
       buffers_.region(name("MLP's norms and routing again"), mlp, mlp);
       make_routing(shape_, backward.mlp, buffers_);
+      if (shape_.routes && shape_.own_memory) {
+        buffers_.region(name("routing on the host again"), mlp, mlp, Place::kHost);
+        make_sorted_rows(shape_, backward.mlp.sorted, buffers_);
+      }
     }
     if (!keeps_inner) {
       buffers_.region(name("gate and up again"), mlp, mlp);
@@ -325,6 +422,19 @@ class BlockMaker {
 };
 
 // All the time.
+BatchBuffers make_batch(const Model& model, const StepPlan& plan, Buffers& buffers) {
+  BatchBuffers batch;
+  if (!plan.own_memory()) return batch;
+  buffers.region("batch", 0, Timeline(model, plan).end());
+  batch.ids = buffers.make<int32_t>(plan.tokens);
+  batch.cu_seqlens = buffers.make<int32_t>(plan.tokens + 1);
+  batch.token_index = buffers.make<int64_t>(plan.tokens);
+  batch.predicting = buffers.make<int32_t>(plan.tokens);
+  batch.labels = buffers.make<int32_t>(plan.tokens);
+  batch.weights = buffers.f32(plan.tokens);
+  return batch;
+}
+
 Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffers) {
   buffers.region("rotations", 0, Timeline(model, plan).end());
   return Rotation(model.config, plan.tokens, buffers);
@@ -333,7 +443,8 @@ Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffer
 }  // namespace
 
 StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers)
-    : rotation(make_rotation(model, plan, buffers)),
+    : batch(make_batch(model, plan, buffers)),
+      rotation(make_rotation(model, plan, buffers)),
       forward(model.layers.size()),
       backward(model.layers.size()),
       again(model.layers.size()),

@@ -24,8 +24,34 @@ struct HalfState {
   float* branch_inv_rms = nullptr;  // [T]
 };
 
+// Of a narrow model (model.h), in the place of what is float32 else; rows with room for a low-rank
+// product behind them are that much longer.
+struct NarrowAttention {
+  uint16_t *q = nullptr, *k = nullptr, *v = nullptr;
+  uint16_t* attended = nullptr;  // [T, H E + r of o]
+  std::vector<uint16_t*> u_qkv;  // [T, r] of each linear; nullptr without an adapter
+  uint16_t* u_o = nullptr;
+};
+struct NarrowMlp {
+  uint16_t *gate = nullptr, *up = nullptr;  // [T, F]; backward they become their own gradients
+  std::vector<uint16_t*> u_in;
+  uint16_t* u_down = nullptr;
+};
+struct NarrowScratch {
+  uint16_t* x = nullptr;                  // [T, D + r] the input, normed
+  uint16_t* dy = nullptr;                 // [T, D + r] the gradient of what joins the stream
+  uint16_t* du = nullptr;                 // [T, r]
+  uint16_t *q = nullptr, *k = nullptr;    // normed and rotated; where queries are normed
+  uint16_t* product = nullptr;            // [T, F + r of down] activation(gate) * up
+  uint16_t *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;
+  uint16_t *d_q_unnormed = nullptr, *d_k_unnormed = nullptr;
+  uint16_t* d_attended = nullptr;  // as attended
+  uint16_t* d_product = nullptr;   // [T, F]
+};
+
 struct AttentionState {
   HalfState half;
+  NarrowAttention narrow;
   float* q = nullptr;  // [T, H E] as projected where queries are normed, else rotated
   float* k = nullptr;  // [T, G E] likewise
   float* v = nullptr;  // [T, G E]
@@ -37,8 +63,18 @@ struct AttentionState {
   float* kept_o = nullptr;
 };
 
+// What the host must know of the experts' sorted rows, in its memory. Of a device with memory of its
+// own these are copies, and the step waits for it.
+struct SortedRows {
+  int32_t* offsets = nullptr;      // [N + 1]
+  int32_t* row_pair = nullptr;     // [R]
+  int64_t* token_index = nullptr;  // [R]
+  int32_t* row = nullptr;          // [R] packed rows
+};
+
 struct MlpState {
   HalfState half;
+  NarrowMlp narrow;
   float* gate = nullptr;        // [R F]; backward it becomes its own gradient
   float* up = nullptr;          // [R F]; likewise
   std::vector<float*> kept_in;  // [R, kept_width] of each linear, the experts' one after another
@@ -52,11 +88,12 @@ struct MlpState {
   int32_t* row_pair = nullptr;     // [R]
   int32_t* pair_row = nullptr;     // [R]
   int64_t* token_index = nullptr;  // [R] of the rows' tokens in the whole step
-  int32_t* row = nullptr;          // [R] and their packed rows
+  SortedRows sorted;
 };
 
 // What a half of a block uses while it runs.
 struct Scratch {
+  NarrowScratch narrow;
   std::byte* decoded = nullptr;  // the largest weight in 4 bits
   // Operands of products with bfloat16 weights: x [R, largest in], backward also dy [R, largest
   // part], and with DoRA and dropout the dropped x.
@@ -107,14 +144,24 @@ struct HeadBuffers {
   // [chunk, D], backward [chunk, V]: what the products with a head in bfloat16 take
   uint16_t* rounded = nullptr;
   float* d_rows = nullptr;  // [chunk, D]
-  float* loss = nullptr;    // [chunk]
+  float* loss = nullptr;    // [T] of all supervised places
   uint8_t* correct = nullptr;
-  int32_t* row = nullptr;  // packed rows
+};
+
+// The batch's arrays where kernels read them (batch.h). nullptr where that is the batch itself.
+struct BatchBuffers {
+  int32_t* ids = nullptr;
+  int32_t* cu_seqlens = nullptr;
+  int64_t* token_index = nullptr;
+  int32_t* predicting = nullptr;
+  int32_t* labels = nullptr;
+  float* weights = nullptr;
 };
 
 struct StepBuffers {
   StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers);
 
+  BatchBuffers batch;
   Rotation rotation;
   uint16_t* half_rows = nullptr;  // [T, D] of an embedding in bfloat16
   std::vector<BlockBuffers> forward;

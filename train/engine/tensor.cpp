@@ -1,11 +1,13 @@
 #include "train/engine/tensor.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include "core/error.h"
 #include "core/safetensors.h"  // shape_text
+#include "kernels/memory.h"
 
 namespace graft::train {
 namespace {
@@ -45,13 +47,62 @@ at::Tensor empty_of(graft_float_type type, std::initializer_list<int64_t> shape)
   return type == GRAFT_BF16 ? empty_bf16(shape) : empty_f32(shape);
 }
 
-void check(graft_status status) {
-  if (status == GRAFT_OK) {
-    return;
+namespace {
+
+// How LibTorch is told of a device that it does not know: by a type of its own, whose index is the
+// graft_device.
+constexpr c10::DeviceType kOwnDevice = c10::DeviceType::PrivateUse1;
+
+}  // namespace
+
+Device place_of(const at::Tensor& tensor) {
+  if (tensor.device().type() != kOwnDevice) return {};
+  return {static_cast<graft_device>(int{tensor.device().index()})};
+}
+
+at::Tensor empty_on(const Device& device, at::ScalarType type, at::IntArrayRef shape) {
+  if (device.is_host()) {
+    return allocate(shape, [&] { return at::empty(shape, type); });
   }
-  const bool device = status == GRAFT_NO_DEVICE || status == GRAFT_DEVICE_ERROR;
-  fail(device ? ExitCode::kDevice : ExitCode::kBug,
-       std::string(graft_status_name(status)) + ": " + graft_last_error());
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  void* memory = nullptr;
+  check(graft_device_allocate(static_cast<size_t>(count) * c10::elementSize(type), device.kind,
+                              &memory));
+  const at::Device place(kOwnDevice, static_cast<c10::DeviceIndex>(device.kind));
+  const auto release = [kind = device.kind](void* begin) { graft_device_release(begin, kind); };
+  return at::from_blob(memory, shape, release, at::TensorOptions().dtype(type).device(place),
+                       place);
+}
+
+at::Tensor zeros_on(const Device& device, at::ScalarType type, at::IntArrayRef shape) {
+  at::Tensor tensor = empty_on(device, type, shape);
+  device.fill(tensor.data_ptr(), 0, tensor.nbytes());
+  return tensor;
+}
+
+at::Tensor on_device(const Device& device, const at::Tensor& host) {
+  if (device.is_host()) return host;
+  at::Tensor copy = empty_on(device, host.scalar_type(), host.sizes());
+  copy_values(copy, host);
+  return copy;
+}
+
+at::Tensor on_host(const at::Tensor& tensor) {
+  if (place_of(tensor).is_host()) return tensor;
+  at::Tensor copy = empty_on({}, tensor.scalar_type(), tensor.sizes());
+  copy_values(copy, tensor);
+  return copy;
+}
+
+void copy_values(const at::Tensor& to, const at::Tensor& from) {
+  const Device device = place_of(place_of(to).is_host() ? from : to);
+  if (to.nbytes() != from.nbytes()) {
+    fail(ExitCode::kBug, "a copy between tensors of different sizes");
+  }
+  if (to.nbytes() == 0) return;
+  device.copy(to.data_ptr(), from.data_ptr(), to.nbytes());
+  device.wait();
 }
 
 }  // namespace graft::train

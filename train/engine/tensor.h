@@ -1,4 +1,8 @@
 // Buffers of the engine: tensors made once, reached as plain pointers by the kernels.
+//
+// A tensor lies in host memory, or in the memory of a device that is not the processor. Of one
+// there LibTorch knows place, type and shape only (its operators refuse it), and only kernels may
+// follow its pointer; on_device and on_host copy.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "kernels/status.h"
+#include "train/engine/device.h"
 
 namespace graft::train {
 
@@ -17,6 +22,19 @@ at::Tensor zeros_f32(std::initializer_list<int64_t> shape);
 at::Tensor empty_u8(int64_t count);
 at::Tensor empty_bf16(std::initializer_list<int64_t> shape);
 at::Tensor empty_of(graft_float_type type, std::initializer_list<int64_t> shape);
+
+// The same in the memory of a device, aligned to 256 bytes. Errors: kDevice.
+at::Tensor empty_on(const Device& device, at::ScalarType type, at::IntArrayRef shape);
+at::Tensor zeros_on(const Device& device, at::ScalarType type, at::IntArrayRef shape);
+
+// Where a tensor lies, and the default stream there.
+Device place_of(const at::Tensor& tensor);
+// A copy of a host tensor in the device's memory; the tensor itself for the processor.
+at::Tensor on_device(const Device& device, const at::Tensor& host);
+// A copy in host memory; the tensor itself when it lies there. Waits for the device.
+at::Tensor on_host(const at::Tensor& tensor);
+// `to` = `from`, of the same size, each on either side. Waits where a device is involved.
+void copy_values(const at::Tensor& to, const at::Tensor& from);
 
 // Bytes of a value.
 constexpr int64_t size_of(graft_float_type type) {
@@ -33,9 +51,5 @@ inline uint16_t* bf16(const at::Tensor& tensor) {
 inline float* f32_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.data_ptr<float>() : nullptr;
 }
-
-// Turns a kernel's status into graft::Error: device trouble is kDevice, everything else a bug, as
-// the engine checks its input before it calls a kernel.
-void check(graft_status status);
 
 }  // namespace graft::train

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -24,7 +25,9 @@
 #include "train/job/device_option.h"
 #include "train/job/memory.h"
 #include "train/job/scratch.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
+#include "train/model/placed.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -77,58 +80,103 @@ ModelConfig config_of_shape(const std::string& name) {
   fail(ExitCode::kUsage, unknown_name("shape", name, known), "--shape");
 }
 
-// Uniform in +-0.03, about the spread of trained weights.
-template <typename Value>
-void fill_random(uint64_t stream, at::Tensor& tensor) {
-  const Philox random(1, stream);
-  auto* values = tensor.data_ptr<Value>();
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < tensor.numel(); ++i) {
-    values[i] = static_cast<Value>(0.06F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F));
-  }
-}
+// Random weights, uniform in +-0.03, about the spread of trained ones, and random 4-bit codes. A
+// tensor in host memory has values of its own; in a device's memory tensors are copies of a few
+// millions of values, each from another place on, so that tens of gigabytes are there in a moment.
+class RandomWeights {
+ public:
+  explicit RandomWeights(const Device& device) : device_(device) {}
 
-// A weight in 4 bits whose codes are random and whose blocks all have the absmax 0.04: the work of
-// decoding it is that of any other.
-BaseWeight random_packed(uint64_t stream, int64_t count) {
-  BaseWeight base;
-  base.block_size = 64;
-  base.count = count;
-  base.offset = 0.04F;
-  const int64_t blocks = graft_nf4_block_count(count, base.block_size);
-  base.packed = empty_u8(graft_nf4_packed_bytes(count));
-  base.absmax8 = empty_u8(blocks);
-  base.absmax8.zero_();
-  base.nested_absmax = zeros_f32({graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK)});
-  auto* bytes = base.packed.data_ptr<uint8_t>();
-  const Philox random(1, stream);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < base.packed.numel(); ++i) {
-    bytes[i] = static_cast<uint8_t>(random.below(static_cast<uint64_t>(i), 256));
+  at::Tensor dense(uint64_t stream, graft_float_type type, at::IntArrayRef shape) {
+    return type == GRAFT_BF16 ? make<at::BFloat16>(stream, at::kBFloat16, shape, weight)
+                              : make<float>(stream, at::kFloat, shape, weight);
   }
-  return base;
-}
+
+  at::Tensor norm(uint64_t stream, at::IntArrayRef shape) {
+    at::Tensor values = empty_on({}, at::kFloat, shape);
+    fill<float>(stream, values, weight);
+    values.add_(1);
+    return on_device(device_, values);
+  }
+
+  // A weight in 4 bits whose blocks all have the absmax 0.04: the work of decoding it is that of
+  // any other.
+  BaseWeight packed(uint64_t stream, int64_t count) {
+    BaseWeight base;
+    base.block_size = 64;
+    base.count = count;
+    base.offset = 0.04F;
+    const int64_t blocks = graft_nf4_block_count(count, base.block_size);
+    base.packed = make<uint8_t>(
+        stream, at::kByte, {graft_nf4_packed_bytes(count)},
+        [](const Philox& random, uint64_t i) { return random.below(i, 256); });
+    base.absmax8 = zeros_on(device_, at::kByte, {blocks});
+    base.nested_absmax =
+        zeros_on(device_, at::kFloat, {graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK)});
+    return base;
+  }
+
+ private:
+  static constexpr int64_t kPool = 1 << 22;
+
+  static float weight(const Philox& random, uint64_t i) {
+    return 0.06F * (random.uniform(i) - 0.5F);
+  }
+
+  template <typename Value, typename Next>
+  static void fill(uint64_t stream, at::Tensor& tensor, const Next& next) {
+    const Philox random(1, stream);
+    auto* values = tensor.data_ptr<Value>();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < tensor.numel(); ++i) {
+      values[i] = static_cast<Value>(next(random, static_cast<uint64_t>(i)));
+    }
+  }
+
+  template <typename Value, typename Next>
+  at::Tensor make(uint64_t stream, at::ScalarType type, at::IntArrayRef shape, const Next& next) {
+    at::Tensor tensor = empty_on(device_, type, shape);
+    if (device_.is_host()) {
+      fill<Value>(stream, tensor, next);
+      return tensor;
+    }
+    at::Tensor& pool = pools_[type];
+    if (!pool.defined()) {
+      at::Tensor values = empty_on({}, type, {kPool});
+      fill<Value>(1, values, next);
+      pool = on_device(device_, values);
+    }
+    auto* const to = tensor.data_ptr<Value>();
+    int64_t from = static_cast<int64_t>(stream % kPool);
+    for (int64_t done = 0, count = 0; done < tensor.numel(); done += count, from = 0) {
+      count = std::min(kPool - from, tensor.numel() - done);
+      device_.copy(to + done, pool.data_ptr<Value>() + from,
+                   static_cast<size_t>(count) * sizeof(Value));
+    }
+    return tensor;
+  }
+
+  Device device_;
+  std::map<at::ScalarType, at::Tensor> pools_;
+};
 
 std::unique_ptr<Model> random_model(const ModelConfig& config,
                                     Precision precision,
-                                    graft_float_type operands) {
+                                    graft_float_type operands,
+                                    const Device& device) {
   auto model = empty_model(config);
   if (operands == GRAFT_BF16) round_operands(*model, {});
+  RandomWeights random(device);
   for (const BaseTensor& tensor : base_tensors(*model)) {
-    const int64_t count = tensor.count();
     const uint64_t stream = xxh3_64(tensor.name);
     if (precision == Precision::kNf4 && tensor.linear != nullptr && tensor.linear->quantizes) {
-      tensor.linear->base = random_packed(stream, count);
-      continue;
+      tensor.linear->base = random.packed(stream, tensor.count());
+    } else if (tensor.shape.size() == 1) {
+      *tensor.value = random.norm(stream, tensor.shape);
+    } else {
+      *tensor.value =
+          random.dense(stream, tensor.type != nullptr ? *tensor.type : GRAFT_F32, tensor.shape);
     }
-    if (tensor.type != nullptr && *tensor.type == GRAFT_BF16) {
-      *tensor.value = empty_bf16({count}).view(tensor.shape);
-      fill_random<at::BFloat16>(stream, *tensor.value);
-      continue;
-    }
-    *tensor.value = empty_f32({count}).view(tensor.shape);
-    fill_random<float>(stream, *tensor.value);
-    if (tensor.shape.size() == 1) tensor.value->add_(1);
   }
   if (config.tied_embeddings) model->head = model->embedding;
   return model;
@@ -201,7 +249,8 @@ double median(std::vector<double> values) {
 }
 
 int run_bench_step(const Args& args) {
-  const int64_t memory_before = anonymous_memory();
+  const Device device = device_of(args);
+  const int64_t memory_before = memory_in_use(device), free_before = free_memory(device);
   const int64_t threads = args.integer("--threads", 0, 1024);
   if (threads > 0) omp_set_num_threads(static_cast<int>(threads));
   const bool quantizes = args.flag("--load-in-4bit");
@@ -214,7 +263,7 @@ int run_bench_step(const Args& args) {
     fail(ExitCode::kUsage, "give --model DIR or --shape " + shape_names(), "command line");
   }
   const Precision precision = quantizes ? Precision::kNf4 : Precision::kFull;
-  graft_float_type operands = operands_of(args);
+  graft_float_type operands = operands_of(args, device);
   if (rank == 0) {
     if (args.text("--compute") == "bf16") {
       fail(ExitCode::kUsage, "--compute bf16 where every weight is trained", "command line",
@@ -227,7 +276,7 @@ int run_bench_step(const Args& args) {
                                       args.flag("--no-quantized-cache") ? QuantizedCache{}
                                                                         : QuantizedCache::in_home(),
                                       {operands})
-                         : random_model(config_of_shape(shape), precision, operands);
+                         : random_model(config_of_shape(shape), precision, operands, device);
   if (rank > 0) {
     LoraSettings settings;
     settings.rank = rank;
@@ -237,12 +286,15 @@ int run_bench_step(const Args& args) {
   } else {
     train_everything(*model);
   }
+  choose_width(*model, device);
+  const PlacedModel placed(*model, device);
   PlanRequest request;
+  request.device = device.kind;
   request.rows = rows;
   request.sequence_len = length;
   request.trains_everything = rank == 0;
   const std::string limit = args.text("--max-memory");
-  request.cap = limit.empty() ? free_memory() : parse_bytes(limit);
+  request.cap = limit.empty() ? free_before : parse_bytes(limit);
   if (request.cap < 0) {
     fail(ExitCode::kUsage, "expected a size, got \"" + limit + "\"", "--max-memory",
          "write a number and a unit: 8GiB");
@@ -250,33 +302,32 @@ int run_bench_step(const Args& args) {
   const MemoryPlan plan = choose_plan(*model, request);
   if (!plan.fits) {
     fail(ExitCode::kDevice,
-         "the step needs at least " + format_bytes(plan.total()) + ", " +
+         "the step needs at least " + format_bytes(plan.on_device()) + ", " +
              format_bytes(request.cap) + " are allowed",
          "memory plan", "lower --batch or --seq");
   }
-  Decoder decoder(*model, plan.training, device_of(args));
+  Decoder decoder(*model, plan.training, device);
   AdamW optimizer(model->trained);
   const Tokens tokens(args.text("--ids"), model->config.vocab_size);
   const double first_begins = process_age();
+  bool clock_waits = false;
 
   Batch batch;
-  std::vector<double> seconds;
+  std::vector<double> seconds;  // of the steps that are counted
+  double wall = 0;              // of those whose parts are told apart
   Json losses = Json::array();
   double first_ends = 0, data_seconds = 0, optimizer_seconds = 0;
   int64_t peak = 0;
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step == 1) {
-      decoder.clock().clear();
-      data_seconds = optimizer_seconds = 0;
-    }
-    const auto since = [](Clock::time_point from) {
-      return std::chrono::duration<double>(Clock::now() - from).count();
-    };
+  const auto since = [](Clock::time_point from) {
+    return std::chrono::duration<double>(Clock::now() - from).count();
+  };
+  const auto run_step = [&](int64_t step) {
     const auto start = Clock::now();
     tokens.fill(step, rows, length, batch);
     data_seconds += since(start);
     const auto begin = Clock::now();
     optimizer.zero_gradients();
+    if (clock_waits) device.wait();
     optimizer_seconds += since(begin);
     const double scale = 1 / batch.weight_sum;
     const float* residual = decoder.forward(batch, 0);
@@ -287,15 +338,32 @@ int run_bench_step(const Args& args) {
     const auto update = Clock::now();
     optimizer.step({}, 1e-4, head.loss_sum * scale);
     optimizer_seconds += since(update);
-    if (step > 0) seconds.push_back(since(start));
     losses.push_back(head.loss_sum * scale);
+    peak = std::max(peak, memory_in_use(device) - memory_before);
+    return since(start);
+  };
+  const auto clear_parts = [&] {
+    decoder.clock().clear();
+    data_seconds = optimizer_seconds = wall = 0;
+  };
+  for (int64_t step = 0; step < steps; ++step) {
+    if (step == 1) clear_parts();
+    const double taken = run_step(step);
+    wall += taken;
+    if (step > 0) seconds.push_back(taken);
     if (step == 0) first_ends = process_age();
-    peak = std::max(peak, anonymous_memory() - memory_before);
   }
-
-  const auto counted = static_cast<double>(seconds.size());
-  double wall = 0;
-  for (const double s : seconds) wall += s / counted;
+  auto counted = static_cast<double>(seconds.size());
+  if (device.kind == GRAFT_CUDA) {
+    // A GPU works behind the host's back: its parts are told apart in steps of their own that wait
+    // for each of them.
+    clear_parts();
+    decoder.clock().wait_for(&device);
+    clock_waits = true;
+    counted = 3;
+    for (int64_t step = 0; step < 3; ++step) wall += run_step(steps + step);
+  }
+  wall /= counted;
   Json breakdown = Json::object();
   double known = 0;
   const auto part = [&](const char* name, double sum) {
@@ -309,14 +377,16 @@ int run_bench_step(const Args& args) {
   }
   const double step_seconds = median(seconds);
   const auto per_step = static_cast<double>(rows * length);
-  const double rate = product_rate(operands);
+  const double rate = product_rate(operands, device);
   const double mfu = plan.flops.total() / step_seconds / rate;
+  const int64_t planned =
+      device.is_host() ? plan.total() - model->mapped_bytes() : plan.on_device();
   if (args.json()) {
     std::printf("%s\n",
                 dump_json(Json::object({{"tokens_per_s", per_step / step_seconds},
                                         {"step_s", step_seconds},
                                         {"peak_rss_bytes", peak},
-                                        {"planned_bytes", plan.total() - model->mapped_bytes()},
+                                        {"planned_bytes", planned},
                                         {"fullest_phase", fullest_phase(*model, plan)},
                                         {"first_step_begins_s", first_begins},
                                         {"first_step_s", first_ends},
@@ -337,7 +407,7 @@ int run_bench_step(const Args& args) {
               compute_name(operands), format_fixed(rate / 1e9, 0).c_str());
   std::printf(
       "memory %s used, %s planned, most in %s; first step from %s s to %s s after the start\n",
-      format_bytes(peak).c_str(), format_bytes(plan.total() - model->mapped_bytes()).c_str(),
+      format_bytes(peak).c_str(), format_bytes(planned).c_str(),
       fullest_phase(*model, plan).c_str(), format_fixed(first_begins, 2).c_str(),
       format_fixed(first_ends, 2).c_str());
   std::vector<std::vector<std::string>> table = {{"part of a step", "ms", "share"}};

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 
 #include "core/error.h"
 #include "core/file.h"
@@ -42,7 +41,9 @@ void read_into(const SafetensorsFile& file, const std::string& name, const at::T
          file.path() + ": " + name);
   }
   const std::span<const std::byte> bytes = file.bytes(info);
-  std::memcpy(tensor.data_ptr(), bytes.data(), bytes.size());
+  const Device device = place_of(tensor);
+  device.copy(tensor.data_ptr(), bytes.data(), bytes.size());
+  device.wait();
 }
 
 // Names of complete checkpoints, newest first.
@@ -102,13 +103,18 @@ void save_checkpoint(const std::string& directory,
   const std::string temporary = join_path(directory, ".tmp-" + name);
   make_directories(temporary);
 
+  std::vector<at::Tensor> held;  // until the files are written
+  const auto on_this_side = [&](const at::Tensor& tensor) {
+    held.push_back(on_host(tensor));
+    return held.back();
+  };
   std::vector<TensorBytes> trained;
   std::vector<TensorBytes> moments;
   for (const Parameter& parameter : parameters) {
-    trained.push_back(named(parameter.name, parameter.value));
+    trained.push_back(named(parameter.name, on_this_side(parameter.value)));
   }
   for (const AdamW::State& state : optimizer.state()) {
-    moments.push_back(named(state.name, state.tensor));
+    moments.push_back(named(state.name, on_this_side(state.tensor)));
   }
   const Json state = Json::object({{"step", progressed.step},
                                    {"optimizer_step", optimizer.step_count()},

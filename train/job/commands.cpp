@@ -17,8 +17,9 @@ namespace graft::train {
 namespace {
 
 int run_train(const Args& args) {
-  const RunResult result =
-      run_training(read_train_config(args), {args.text("--resume"), device_of(args)});
+  TrainConfig config = read_train_config(args);
+  run_on(config, device_of(args));
+  const RunResult result = run_training(config, {args.text("--resume")});
   if (args.json()) {
     std::printf("%s\n", dump_json(result.summary).c_str());
   }
@@ -54,7 +55,7 @@ std::vector<Command> train_commands() {
        1,
        -1,
        "memory, work and time of a training run, before anything is loaded",
-       {},
+       {kDeviceOption},
        {"graft plan configs/qlora.yaml", "graft plan run.yaml max_memory=4GiB --json"},
        run_plan},
       {"check",

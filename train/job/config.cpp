@@ -342,6 +342,7 @@ void read_lora(ConfigReader& reader, LoraSettings& lora) {
 
 void read_compute(ConfigReader& reader, TrainConfig& config) {
   const std::string compute = reader.get_choice("compute", "auto", kComputeNames);
+  config.auto_compute = compute == "auto" && may_round(config);
   if (may_round(config)) {
     config.operands = operands_of(std::string_view{compute});
     return;
@@ -605,6 +606,11 @@ bool ConfigReport::is_bad(std::string_view key) const {
 bool may_round(const TrainConfig& config) {
   if (config.method == Method::kQlora) return true;
   return config.method == Method::kLora && !find_initialisation(config.lora.init).row->changes_base;
+}
+
+void run_on(TrainConfig& config, const Device& device) {
+  config.device = device;
+  if (config.auto_compute) config.operands = operands_of("auto", device);
 }
 
 Json config_to_json(const TrainConfig& config) {

@@ -40,6 +40,8 @@ struct TrainConfig {
   bool quantized_cache = true;
   // compute, with auto decided: of the products of frozen weights. GRAFT_F32 where all are trained.
   graft_float_type operands = GRAFT_F32;
+  bool auto_compute = true;  // compute: auto, and no precision that weights or method demand
+  Device device;             // not a key: what the command was told (run_on)
   LoraSettings lora;
   std::vector<data::AddedTokenSpec> new_tokens;  // none empty or twice
   std::vector<Dataset> datasets;
@@ -105,6 +107,9 @@ ConfigReport report_config(const std::string& path, const std::vector<std::strin
 // Whether frozen weights may be rounded to bfloat16: not where every weight is trained, or a dense
 // one is changed at the beginning, whose small differences would be lost.
 bool may_round(const TrainConfig& config);
+
+// Lets the config run on a device, with what compute: auto means there: bfloat16 on a GPU.
+void run_on(TrainConfig& config, const Device& device);
 
 // Every key with its value, in the order of config_keys().
 Json config_to_json(const TrainConfig& config);

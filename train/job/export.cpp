@@ -12,6 +12,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/progress.h"  // format_bytes
+#include "train/engine/tensor.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -45,12 +46,13 @@ void visit_logits(const Model& model,
   }
   const float* residual = decoder.forward(batch, 0);
   constexpr int64_t kRows = 256;
-  std::vector<float> logits(static_cast<size_t>(kRows * model.config.vocab_size));
+  const at::Tensor logits =
+      empty_on(decoder.device(), at::kFloat, {kRows, model.config.vocab_size});
   for (int64_t begin = 0; begin < batch.tokens(); begin += kRows) {
     const int64_t rows = std::min(kRows, batch.tokens() - begin);
-    decoder.head_logits(residual + begin * model.config.hidden_size, rows, logits.data());
-    visit(
-        std::span<const float>(logits).first(static_cast<size_t>(rows * model.config.vocab_size)));
+    decoder.head_logits(residual + begin * model.config.hidden_size, rows, f32(logits));
+    const at::Tensor here = on_host(logits);
+    visit({f32(here), static_cast<size_t>(rows * model.config.vocab_size)});
   }
 }
 
@@ -78,42 +80,66 @@ std::vector<float> first_logits(const Model& model,
        "please report this; the checkpoints of the run are good");
 }
 
-// Puts the adapter that was read back from `directory` into the model and compares its logits. The
-// trained one goes first: what the files lack must not pass for what was read. Equal to the bit,
-// but where the adapter began by changing W: then W is made again by a sum, rounded.
-std::string check_reload(Model& model,
-                         Decoder& decoder,
-                         const data::TokenStore& store,
-                         const std::string& directory) {
-  const std::vector<Linear*> linears = model.linears();
-  const bool exact = std::none_of(linears.begin(), linears.end(), [](const Linear* linear) {
-    return linear->lora.initial_a.defined();
-  });
-  if (exact) {
-    const uint64_t trained = digest_logits(model, decoder, store);
-    remove_adapter(model);
-    load_adapter(model, directory);
-    if (digest_logits(model, decoder, store) != trained) refuse_reloaded(directory);
+// What the trained adapter gives, to be compared with the one that was read back from its files.
+// Equal to the bit, but where the adapter began by changing W: then W is made again by a sum,
+// rounded.
+class ReloadCheck {
+ public:
+  ReloadCheck(Model& model, Decoder& decoder, const data::TokenStore& store)
+      : model_(model), decoder_(decoder), store_(store) {
+    const std::vector<Linear*> linears = model.linears();
+    exact_ = std::none_of(linears.begin(), linears.end(), [](const Linear* linear) {
+      return linear->lora.initial_a.defined();
+    });
+    if (exact_) {
+      digest_ = digest_logits(model, decoder, store);
+    } else {
+      logits_ = first_logits(model, decoder, store);
+    }
+  }
+
+  // Puts the adapter of `directory` into the model, which lies on the host, and compares. The
+  // trained one goes first: what the files lack must not pass for what was read.
+  std::string run(PlacedModel& placed, const std::string& directory) const {
+    remove_adapter(model_);
+    load_adapter(model_, directory);
+    placed.place();
+    const std::string text = exact_ ? compare_digest(directory) : compare_logits(directory);
+    placed.take_back();
+    return text;
+  }
+
+ private:
+  std::string compare_digest(const std::string& directory) const {
+    if (digest_logits(model_, decoder_, store_) != digest_) refuse_reloaded(directory);
     return "logits equal";
   }
-  const std::vector<float> trained = first_logits(model, decoder, store);
-  remove_adapter(model);
-  load_adapter(model, directory);
-  // The pairs are of twice the rank.
-  Decoder wider(model, StepPlan::of(model, decoder.max_tokens(), Keep::kNothing));
-  const std::vector<float> reloaded = first_logits(model, wider, store);
-  float largest = 0, difference = 0;
-  for (size_t i = 0; i < trained.size(); ++i) {
-    largest = std::max(largest, std::fabs(trained[i]));
-    difference = std::max(difference, std::fabs(trained[i] - reloaded[i]));
+
+  std::string compare_logits(const std::string& directory) const {
+    // The pairs are of twice the rank.
+    Decoder wider(model_, StepPlan::of(model_, decoder_.max_tokens(), Keep::kNothing),
+                  decoder_.device());
+    const std::vector<float> reloaded = first_logits(model_, wider, store_);
+    float largest = 0, difference = 0;
+    for (size_t i = 0; i < logits_.size(); ++i) {
+      largest = std::max(largest, std::fabs(logits_[i]));
+      difference = std::max(difference, std::fabs(logits_[i] - reloaded[i]));
+    }
+    constexpr float kBound = 1e-3F;
+    if (!(difference <= kBound * largest)) refuse_reloaded(directory);
+    char text[64];
+    std::snprintf(text, sizeof text, "logits within %.1e of the largest",
+                  static_cast<double>(difference / largest));
+    return text;
   }
-  constexpr float kBound = 1e-3F;
-  if (!(difference <= kBound * largest)) refuse_reloaded(directory);
-  char text[64];
-  std::snprintf(text, sizeof text, "logits within %.1e of the largest",
-                static_cast<double>(difference / largest));
-  return text;
-}
+
+  Model& model_;
+  Decoder& decoder_;
+  const data::TokenStore& store_;
+  bool exact_ = true;
+  uint64_t digest_ = 0;
+  std::vector<float> logits_;
+};
 
 // The base whose 4-bit weights the adapter changed; the adapter in `adapter` names it.
 Json export_base(const Model& model,
@@ -135,6 +161,7 @@ Json export_base(const Model& model,
 }  // namespace
 
 Json export_result(Model& model,
+                   PlacedModel& placed,
                    const TrainConfig& config,
                    const std::string& text_directory,
                    Decoder& decoder,
@@ -146,6 +173,7 @@ Json export_result(Model& model,
   remove_tree(temporary);
   Json result = Json::object({{"directory", target}});
   if (full) {
+    placed.take_back();
     save_model(model, config.base_model, temporary);
     const std::string path = join_path(temporary, "config.json");
     if (model.config.added.count() > 0) {
@@ -156,8 +184,10 @@ Json export_result(Model& model,
   } else {
     const bool own_base = model.base_changed();
     const std::string base = own_base ? kOwnBase : base_name(config.base_model);
+    const ReloadCheck reload(model, decoder, store);
+    placed.take_back();
     result.set("sha256", save_adapter(model, config.lora, base, temporary));
-    result.set("reload", check_reload(model, decoder, store, temporary));
+    result.set("reload", reload.run(placed, temporary));
     if (own_base) result.set("base", export_base(model, config, temporary, output_dir));
   }
   if (model.config.added.count() > 0) adapters::copy_tokenizer(text_directory, temporary);

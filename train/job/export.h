@@ -9,6 +9,7 @@
 #include "data/text/token_store.h"
 #include "train/engine/decoder.h"
 #include "train/job/config.h"
+#include "train/model/placed.h"
 
 namespace graft::train {
 
@@ -20,7 +21,9 @@ namespace graft::train {
 // <output_dir>/base, a checkpoint that is read back likewise. Returns {"directory", "files": {name:
 // bytes}, "sha256", "reload": "logits equal"} and, of a base, "base": {"directory", "bytes"}.
 // Errors: kIo; kBug when what is read back differs.
+// `placed` has the model on the decoder's device, and on the host afterwards.
 Json export_result(Model& model,
+                   PlacedModel& placed,
                    const TrainConfig& config,
                    const std::string& text_directory,
                    Decoder& decoder,

@@ -13,11 +13,15 @@
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/hash.h"
 #include "core/progress.h"
+#include "kernels/memory.h"
 #include "train/engine/device.h"
 #include "train/engine/tensor.h"
 #include "train/job/compute.h"
+#include "train/job/device_option.h"
 #include "train/job/vocabulary.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
 
 namespace graft::train {
@@ -118,8 +122,10 @@ std::vector<std::string> fitting_changes(const TrainConfig& config,
     shortened = shortened || shortens;
     texts.push_back(change.text + " needs " + format_bytes(other.memory.total()));
   }
-  texts.push_back((config.max_memory > 0 ? "max_memory: " : "a machine with ") +
-                  std::to_string(plan.memory.total()) +
+  texts.push_back((config.max_memory > 0             ? "max_memory: "
+                   : config.device.kind == GRAFT_CUDA ? "a GPU with "
+                                                      : "a machine with ") +
+                  std::to_string(plan.memory.on_device()) +
                   (config.max_memory > 0 ? "" : " bytes free") +
                   ", all that this config needs when blocks keep the least");
   if (texts.size() > 3) texts.erase(texts.begin() + 2, texts.end() - 1);
@@ -134,7 +140,7 @@ struct Estimate {
 
 Estimate estimate_of(const TrainConfig& config, const MemoryPlan& plan) {
   Estimate estimate;
-  estimate.flops_per_s = product_rate(config.operands);
+  estimate.flops_per_s = product_rate(config.operands, config.device);
   estimate.tokens = config.rows_per_step() * config.sequence_len;
   estimate.seconds = plan.flops.total() * static_cast<double>(estimate.tokens) /
                      static_cast<double>(plan.training.tokens) / estimate.flops_per_s;
@@ -190,6 +196,20 @@ int64_t free_memory() {
   return available < 0 ? group : std::min(available, group);
 }
 
+int64_t free_memory(const Device& device) {
+  if (device.kind != GRAFT_CUDA) return free_memory();
+  size_t free = 0, total = 0;
+  check(graft_device_memory(device.kind, &free, &total));
+  return static_cast<int64_t>(free);
+}
+
+int64_t memory_in_use(const Device& device) {
+  if (device.kind != GRAFT_CUDA) return anonymous_memory();
+  size_t free = 0, total = 0;
+  check(graft_device_memory(device.kind, &free, &total));
+  return static_cast<int64_t>(total - free);
+}
+
 int64_t total_memory() {
   return kilobytes_at("/proc/meminfo", "MemTotal");
 }
@@ -207,7 +227,8 @@ PlanRequest plan_request(const TrainConfig& config) {
       config.method == Method::kQlora || content.find("quantization_config") != nullptr;
   request.trains_everything = config.method == Method::kFull;
   request.moments = config.optimizer.moments;
-  request.cap = config.max_memory > 0 ? config.max_memory : free_memory();
+  request.device = config.device.kind;
+  request.cap = config.max_memory > 0 ? config.max_memory : free_memory(config.device);
   return request;
 }
 
@@ -215,6 +236,7 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& m
   auto shapes = empty_model(model);
   if (config.operands == GRAFT_BF16) round_operands(*shapes, config.lora.saved);
   if (config.method != Method::kFull) add_lora_shapes(*shapes, config.lora, config.precision());
+  choose_width(*shapes, config.device);
   return shapes;
 }
 
@@ -230,17 +252,31 @@ void refuse_unfit(const TrainConfig& config, const ModelConfig& model, const Run
   std::string fix = "any of these would fit:";
   for (const std::string& text : fitting_changes(config, model, plan)) fix += "\n         " + text;
   fail(ExitCode::kDevice,
-       "this run needs at least " + format_bytes(plan.memory.total()) + ", " +
+       "this run needs at least " + format_bytes(plan.memory.on_device()) + ", " +
            format_bytes(plan.request.cap) +
            (config.max_memory > 0 ? " are allowed (max_memory)" : " are free"),
        "memory plan", fix);
 }
 
-double product_rate(graft_float_type operands) {
-  constexpr int64_t kSize = 768;
-  const at::Tensor a = empty_of(operands, {kSize, kSize}).zero_();
-  const at::Tensor b = empty_of(operands, {kSize, kSize}).zero_();
-  const at::Tensor c = zeros_f32({kSize, kSize});
+double product_rate(graft_float_type operands, const Device& device) {
+  const int64_t size = device.kind == GRAFT_CUDA ? 8192 : 768;
+  const at::ScalarType type = operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat;
+  // Products of zeros are faster on a GPU: less of it changes.
+  const auto fill = [&] {
+    at::Tensor values = empty_on({}, type, {size, size});
+    const Philox random(1, 1);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < values.numel(); ++i) {
+      const float value = random.uniform(static_cast<uint64_t>(i)) - 0.5F;
+      if (operands == GRAFT_BF16) {
+        values.data_ptr<at::BFloat16>()[i] = static_cast<at::BFloat16>(value);
+      } else {
+        f32(values)[i] = value;
+      }
+    }
+    return on_device(device, values);
+  };
+  const at::Tensor a = fill(), b = fill(), c = zeros_on(device, at::kFloat, {size, size});
   double best = 0;
   const auto start = std::chrono::steady_clock::now();
   const auto since = [](auto from) {
@@ -248,9 +284,10 @@ double product_rate(graft_float_type operands) {
   };
   while (since(start) < 0.1) {
     const auto begin = std::chrono::steady_clock::now();
-    multiply({}, {GRAFT_N, GRAFT_T, kSize, kSize, kSize, 1, a.data_ptr(), b.data_ptr(), 0, f32(c),
-                  operands});
-    best = std::max(best, 2.0 * kSize * kSize * kSize / since(begin));
+    multiply(device, {GRAFT_N, GRAFT_T, size, size, size, 1, a.data_ptr(), b.data_ptr(), 0,
+                      f32(c), operands});
+    device.wait();
+    best = std::max(best, 2.0 * static_cast<double>(size * size * size) / since(begin));
   }
   return best;
 }
@@ -284,7 +321,8 @@ std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
 }
 
 int run_plan(const Args& args) {
-  const TrainConfig config = read_train_config(args);
+  TrainConfig config = read_train_config(args);
+  run_on(config, device_of(args));
   if (config.threads > 0) omp_set_num_threads(static_cast<int>(config.threads));
   const ModelConfig model_config = read_vocabulary(config).model;
   const auto model = shapes_of(config, model_config);

@@ -21,6 +21,12 @@ int64_t parse_bytes(std::string_view text);
 // groups leave. INT64_MAX where nobody says.
 int64_t free_memory();
 
+// Of a GPU what its driver says is free; else the above.
+int64_t free_memory(const Device& device);
+
+// What this process has of the device's memory: RssAnon, or what is in use of a GPU by anyone.
+int64_t memory_in_use(const Device& device);
+
 // What the machine has. -1 where nobody says.
 int64_t total_memory();
 
@@ -47,7 +53,7 @@ RunPlan plan_run(const TrainConfig& config, const ModelConfig& model);
 void refuse_unfit(const TrainConfig& config, const ModelConfig& model, const RunPlan& plan);
 
 // Operations a second of a large matrix product, measured for about a tenth of a second.
-double product_rate(graft_float_type operands);
+double product_rate(graft_float_type operands, const Device& device = {});
 
 Json plan_to_json(const MemoryPlan& plan);
 

@@ -14,6 +14,7 @@
 #include "core/hash.h"
 #include "core/progress.h"
 #include "data/text/packing.h"
+#include "kernels/memory.h"
 #include "train/engine/batch.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
@@ -27,7 +28,9 @@
 #include "train/job/report.h"
 #include "train/job/run_file.h"
 #include "train/job/vocabulary.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
+#include "train/model/placed.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -76,7 +79,10 @@ int64_t share_of(int64_t steps, double share) {
 class Training {
  public:
   Training(const TrainConfig& config, const RunOptions& options)
-      : config_(config), options_(options), directory_(config.output_dir) {}
+      : config_(config),
+        options_(options),
+        directory_(config.output_dir),
+        memory_before_(memory_in_use(config.device)) {}
 
   RunResult run();
 
@@ -107,6 +113,7 @@ class Training {
   std::unique_ptr<DirectoryLock> lock_;
   std::unique_ptr<RunFile> run_file_;
   std::unique_ptr<Model> model_;
+  std::unique_ptr<PlacedModel> placed_;  // the model, on the device
   ModelText text_;
   std::unique_ptr<PreparedStore> train_;
   std::unique_ptr<PreparedStore> test_;
@@ -118,7 +125,7 @@ class Training {
   std::unique_ptr<EpochPlan> epochs_;
   int64_t total_steps_ = 0;
   RunPlan plan_;
-  int64_t memory_before_ = anonymous_memory();
+  int64_t memory_before_ = 0;
   int64_t memory_peak_ = 0;
   Batch batch_;
   Json last_eval_;
@@ -160,6 +167,8 @@ void Training::prepare_model() {
   } else {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
+  choose_width(*model_, config_.device);
+  placed_ = std::make_unique<PlacedModel>(*model_, config_.device);
   text_ = load_run_text(config_, vocabulary, path("tokenizer"));
   optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);
 }
@@ -168,11 +177,11 @@ void Training::prepare_model() {
 void Training::make_decoders() {
   const Layout layouts[] = {plan_layout(*model_, plan_.memory.training),
                             plan_layout(*model_, plan_.memory.evaluation)};
-  const auto arena =
-      std::make_shared<const Arena>(std::vector<const Layout*>{&layouts[0], &layouts[1]});
-  decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.training, options_.device, arena);
+  const auto arena = std::make_shared<const Arena>(
+      std::vector<const Layout*>{&layouts[0], &layouts[1]}, config_.device);
+  decoder_ = std::make_unique<Decoder>(*model_, plan_.memory.training, config_.device, arena);
   eval_decoder_ =
-      std::make_unique<Decoder>(*model_, plan_.memory.evaluation, options_.device, arena);
+      std::make_unique<Decoder>(*model_, plan_.memory.evaluation, config_.device, arena);
 }
 
 void Training::prepare_data() {
@@ -257,6 +266,12 @@ void Training::print_plan() {
   epochs_->at(0);
   const auto share = 100.0 * static_cast<double>(supervised) /
                      static_cast<double>(std::max<int64_t>(store.token_count(), 1));
+  if (config_.device.kind == GRAFT_CUDA) {
+    char name[256];
+    double speed = 0;
+    check(graft_device_describe(config_.device.kind, name, sizeof name, &speed));
+    std::fprintf(stderr, "device  %s\n", name);
+  }
   std::fprintf(stderr, "model   %s parameters, base %s in memory%s, products in %s, %s trained\n",
                format_count(model_->parameter_count()).c_str(),
                format_bytes(model_->base_bytes()).c_str(),
@@ -272,7 +287,7 @@ void Training::print_plan() {
   std::fprintf(stderr, "plan    %s steps of %s rows, %s at once, %s of memory\n",
                format_count(total_steps_).c_str(), format_count(config_.rows_per_step()).c_str(),
                format_count(plan_.request.rows).c_str(),
-               format_bytes(plan_.memory.total()).c_str());
+               format_bytes(plan_.memory.on_device()).c_str());
   std::fprintf(stderr, "blocks  %s\n", layers_text(plan_.memory.training).c_str());
   for (const data::RefusedRecord& refused : train_->summary.refused) {
     std::fprintf(stderr, "left out %s:%lld: %s: %s\n", refused.file.c_str(),
@@ -365,7 +380,7 @@ double Training::train_step(int64_t step, Progressed& progressed, Json& metrics)
   const StepResult result = optimizer_->step(schedule_, rate, loss);
   refresh_trained(*model_);
   progressed.trained_tokens += sums.supervised;
-  memory_peak_ = std::max(memory_peak_, anonymous_memory() - memory_before_);
+  memory_peak_ = std::max(memory_peak_, memory_in_use(config_.device) - memory_before_);
   if (result.skipped) {
     ++progressed.skipped;
     std::fprintf(stderr, "warning: step %lld skipped: %s is not finite (rows: %s)\n",
@@ -484,10 +499,12 @@ void Training::finish(const Progressed& progressed) {
     summary.set("eval", last_eval_);
   }
   // A mapped quantized cache is not anonymous memory.
-  const int64_t planned = plan_.memory.total() - model_->mapped_bytes();
+  const int64_t planned =
+      config_.device.is_host() ? plan_.memory.total() - model_->mapped_bytes()
+                               : plan_.memory.on_device();
   summary.set("memory", Json::object({{"planned_bytes", planned}, {"peak_bytes", memory_peak_}}));
   summary.set("plan", plan_to_json(plan_.memory));
-  summary.set("export", export_result(*model_, config_, text_.directory, *eval_decoder_,
+  summary.set("export", export_result(*model_, *placed_, config_, text_.directory, *eval_decoder_,
                                       train_->store, directory_));
   write_training_report(config_, directory_, summary);
   print_result(summary);

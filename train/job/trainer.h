@@ -13,7 +13,6 @@
 #include <string>
 
 #include "core/json.h"
-#include "train/engine/device.h"
 #include "train/job/config.h"
 
 namespace graft::train {
@@ -22,7 +21,6 @@ struct RunOptions {
   // "auto": go on from the newest checkpoint of the same run; "none": start anew and refuse a
   // directory that holds a run; else the directory of a run whose checkpoint to start from.
   std::string resume = "auto";
-  Device device;
 };
 
 struct RunResult {

@@ -17,6 +17,7 @@
 #include "kernels/gemm.h"
 #include "train/engine/tensor.h"
 #include "train/model/dora.h"
+#include "train/model/extended.h"
 #include "train/model/init/initialisation.h"
 #include "train/model/new_tokens.h"
 #include "train/model/saved.h"
@@ -241,6 +242,7 @@ void add_lora_shapes(Model& model, const LoraSettings& settings, Precision preci
 void refresh_trained(Model& model) {
   refresh_gains(model);
   refresh_rows(model);
+  refresh_extended(model);
 }
 
 void train_pair(Model& model, Linear& linear, float b_lr_ratio) {

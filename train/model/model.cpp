@@ -132,7 +132,7 @@ graft_nf4_weight BaseWeight::nf4() const {
 
 int64_t BaseWeight::bytes() const {
   size_t total = 0;
-  for (const at::Tensor* part : {&dense, &packed, &absmax, &absmax8, &nested_absmax}) {
+  for (const at::Tensor* part : {&dense, &extended, &packed, &absmax, &absmax8, &nested_absmax}) {
     total += part->defined() ? part->nbytes() : 0;
   }
   return static_cast<int64_t>(total);
@@ -304,14 +304,16 @@ at::Tensor weight_of(const Linear& linear) {
   const bool rounds = linear.operands == GRAFT_BF16;
   if (!linear.base.quantized() && !rounds) return linear.base.dense;
   at::Tensor weight = linear.base.dense;
+  const Device device = place_of(linear.base.quantized() ? linear.base.packed : weight);
+  const at::IntArrayRef shape = {linear.out, linear.in};
   if (linear.base.quantized()) {
-    weight = empty_of(linear.operands, {linear.out, linear.in});
-    decode({}, linear.base.nf4(), linear.operands, weight.data_ptr());
+    weight = empty_on(device, rounds ? at::kBFloat16 : at::kFloat, shape);
+    decode(device, linear.base.nf4(), linear.operands, weight.data_ptr());
   }
   if (!rounds) return weight;
-  const at::Tensor wide = empty_f32({linear.out, linear.in});
+  const at::Tensor wide = empty_on(device, at::kFloat, shape);
   check(graft_convert(bf16(weight), GRAFT_BF16, linear.in, f32(wide), GRAFT_F32, linear.in,
-                      linear.out, linear.in, 1));
+                      linear.out, linear.in, 1, device.kind, device.stream));
   return wide;
 }
 

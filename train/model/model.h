@@ -26,6 +26,8 @@ struct Parameter {
 struct BaseWeight {
   at::Tensor dense;    // [out, in] of Linear::operands; undefined when quantized
   at::Tensor decoded;  // likewise, of a 4-bit weight that stays decoded; else undefined
+  // Of a narrow model, in the place of both, with the adapter's pair (train/model/extended.h).
+  at::Tensor extended;
   at::Tensor packed;
   at::Tensor absmax;   // undefined when nested
   at::Tensor absmax8;  // undefined when not nested
@@ -124,6 +126,10 @@ struct TableRows {
 
 struct Model {
   ModelConfig config;
+  // Whether a block's activations between the residual stream and what joins it are bfloat16, and
+  // A and B too in products: what a GPU's matrix units want. Masters, gradients of what is trained
+  // and the residual stream are float32 in any case. Of models that can be (train/model/extended.h).
+  bool narrow = false;
   at::Tensor embedding;  // [vocab, hidden] of embedding_type
   at::Tensor embedding_grad;
   graft_float_type embedding_type = GRAFT_F32;
@@ -183,7 +189,7 @@ std::unique_ptr<Model> empty_model(const ModelConfig& config);
 void round_operands(Model& model, const std::vector<std::string>& trained);
 
 // W [out, in] in float32 as the linear's products take it: decoded from 4 bits, rounded to
-// bfloat16. The weight itself where it is float32.
+// bfloat16. The weight itself where it is float32. Where the linear's weights lie.
 at::Tensor weight_of(const Linear& linear);
 
 // Makes every tensor of the base a trained Parameter. Errors: kUsage for a base in 4 bits or

@@ -43,8 +43,9 @@ std::byte* row_of(const Table& table, int64_t row) {
 
 void put_rows(const Table& table, int64_t first, int64_t count, const float* values) {
   const int64_t hidden = table.value->size(1);
+  const Device device = place_of(*table.value);
   check(graft_convert(values, GRAFT_F32, hidden, row_of(table, first), table.type, hidden, count,
-                      hidden, 1));
+                      hidden, 1, device.kind, device.stream));
 }
 
 // The means of the pieces' rows, [tokens, hidden] in float32. Not tensors of their own: the plan

@@ -1,0 +1,328 @@
+// The two halves of a block in a narrow model: what lies between the residual stream and what joins
+// it is bfloat16 (model.h). Norms of the residual stream, what is added to it and its gradient are
+// float32.
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+#include "train/engine/block.h"
+#include "train/engine/flash.h"
+#include "train/engine/narrow_linear.h"
+#include "train/engine/tensor.h"
+
+namespace graft::train {
+namespace {
+
+// The half's input, normed, with room for u behind each row.
+NarrowInput narrow_input(const Pass& pass,
+                         const Norm& norm,
+                         HalfState& state,
+                         int64_t room,
+                         const float* x) {
+  const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
+  uint16_t* const to = pass.scratch.narrow.x;
+  if (norm.size == 0) {
+    check(graft_convert(x, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden, 1,
+                        pass.device.kind, pass.device.stream));
+  } else {
+    check(graft_rmsnorm_forward_bf16(x, f32(norm.weight), pass.config.rms_norm_eps,
+                                     pass.batch.tokens(), norm.size, to, state.inv_rms,
+                                     pass.config.norm, stride, pass.device.kind,
+                                     pass.device.stream));
+  }
+  pass.clock.lap(Work::kRows);
+  return {to, stride};
+}
+
+// The gradient of what joins the residual stream, with room for du behind each row.
+NarrowGradient narrow_gradient(const Pass& pass, int64_t room, const float* d) {
+  const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
+  uint16_t* const to = pass.scratch.narrow.dy;
+  check(graft_convert(d, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden, 1,
+                      pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
+  return {{}, to, stride};
+}
+
+// What linears of one input need behind its rows.
+int64_t room_of(std::span<const Linear> linears) {
+  int64_t room = 0;
+  for (const Linear& linear : linears) room = std::max(room, linear.lora.rank);
+  return room;
+}
+
+// Queries, or keys: `heads` heads of head_dim a token.
+struct Turned {
+  const Norm& norm;
+  int64_t heads;
+  uint16_t* projected;
+  float* inv_rms;
+  uint16_t* turned;  // where they go when they are normed; else `projected` itself turns
+};
+
+int64_t norms_per_token(const Pass& pass, const Turned& x) {
+  return x.heads * pass.config.head_dim / x.norm.size;
+}
+
+void rotate(const Pass& pass,
+            const LayerConfig& layer,
+            uint16_t* x,
+            int64_t heads,
+            graft_rope_direction direction) {
+  if (layer.rope < 0) return;
+  const int64_t head_dim = pass.config.head_dim;
+  check(graft_rope_apply(x, pass.batch.tokens(), heads, head_dim, heads * head_dim,
+                         pass.rotation.cos(layer.rope), pass.rotation.sin(layer.rope), direction,
+                         pass.rotation.rotary_dim(layer.rope), GRAFT_BF16, pass.device.kind,
+                         pass.device.stream));
+}
+
+uint16_t* turn(const Pass& pass, const LayerConfig& layer, const Turned& x) {
+  uint16_t* turned = x.projected;
+  if (x.norm.size > 0) {
+    turned = x.turned;
+    check(graft_rmsnorm_forward(x.projected, f32(x.norm.weight), pass.config.rms_norm_eps,
+                                pass.batch.tokens() * norms_per_token(pass, x), x.norm.size, turned,
+                                x.inv_rms, pass.config.norm, GRAFT_BF16, 0, pass.device.kind,
+                                pass.device.stream));
+  }
+  rotate(pass, layer, turned, x.heads, GRAFT_ROPE_FORWARD);
+  pass.clock.lap(Work::kRows);
+  return turned;
+}
+
+// As `turn` left them: kept where they turned in place, else made again.
+const uint16_t* turned_again(const Pass& pass, const LayerConfig& layer, const Turned& x) {
+  return x.norm.size > 0 ? turn(pass, layer, x) : x.projected;
+}
+
+// d: the gradient of the turned values, overwritten. Gives the gradient of the projected ones.
+const uint16_t* turn_backward(
+    const Pass& pass, const LayerConfig& layer, const Turned& x, uint16_t* d, uint16_t* unnormed) {
+  rotate(pass, layer, d, x.heads, GRAFT_ROPE_INVERSE);
+  pass.clock.lap(Work::kRows);
+  if (x.norm.size == 0) return d;
+  const int64_t values = pass.batch.tokens() * x.heads * pass.config.head_dim;
+  pass.device.zero(unnormed, static_cast<size_t>(values) * sizeof(uint16_t));
+  check(graft_rmsnorm_backward(d, x.projected, f32(x.norm.weight), x.inv_rms,
+                               pass.batch.tokens() * norms_per_token(pass, x), x.norm.size,
+                               unnormed, nullptr, pass.config.norm, GRAFT_BF16, 0,
+                               pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
+  return unnormed;
+}
+
+Turned queries(const Pass& pass, const Layer& layer, const AttentionState& state) {
+  return {layer.q_norm, pass.config.heads, state.narrow.q, state.q_inv_rms, pass.scratch.narrow.q};
+}
+
+Turned keys(const Pass& pass, const Layer& layer, const AttentionState& state) {
+  return {layer.k_norm, pass.config.kv_heads, state.narrow.k, state.k_inv_rms,
+          pass.scratch.narrow.k};
+}
+
+graft_attention_shape attention_shape(const Pass& pass, const Layer& layer, size_t index) {
+  const ModelConfig& config = pass.config;
+  graft_attention_shape shape{};
+  shape.documents = pass.batch.documents();
+  shape.cu_seqlens = pass.arrays.cu_seqlens;
+  shape.heads = config.heads;
+  shape.kv_heads = config.kv_heads;
+  shape.head_dim = config.head_dim;
+  shape.q_stride = config.q_width();
+  shape.k_stride = shape.v_stride = config.kv_width();
+  shape.out_stride = config.q_width() + layer.o.lora.rank;
+  shape.scale = config.attention_scale;
+  shape.window = config.layers[index].window;
+  shape.softcap = config.attention_cap;
+  shape.tokens = pass.batch.tokens();
+  shape.type = GRAFT_BF16;
+  return shape;
+}
+
+}  // namespace
+
+void narrow_attention_forward(const Pass& pass,
+                              const Layer& layer,
+                              size_t index,
+                              AttentionState& state,
+                              const float* x,
+                              float* output) {
+  const LayerConfig& config = pass.config.layers[index];
+  const int64_t tokens = pass.batch.tokens();
+  NarrowAttention& own = state.narrow;
+  const NarrowInput input =
+      narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x);
+  void* const planes[] = {own.q, own.k, own.v};
+  size_t plane = 0;
+  for (size_t i = 0; i < layer.qkv.size(); ++i) {
+    const size_t parts = layer.qkv[i].parts.size();
+    narrow_forward(layer.qkv[i], pass.linear, input, tokens, {planes + plane, parts}, GRAFT_BF16,
+                   own.u_qkv[i]);
+    plane += parts;
+  }
+  const uint16_t* const q = turn(pass, config, queries(pass, layer, state));
+  const uint16_t* const k = turn(pass, config, keys(pass, layer, state));
+  const graft_attention_shape shape = attention_shape(pass, layer, index);
+  if (pass.flash != nullptr) {
+    pass.flash->forward(shape, pass.batch, q, k, own.v, own.attended, state.lse);
+  } else {
+    check(graft_attention_forward(&shape, q, k, own.v, own.attended, state.lse, pass.device.kind,
+                                  pass.device.stream));
+  }
+  pass.clock.lap(Work::kAttention);
+  void* const target[] = {half_target(layer.attention_out_norm, state.half, output)};
+  narrow_forward(layer.o, pass.linear, {own.attended, shape.out_stride}, tokens, target, GRAFT_F32,
+                 own.u_o);
+  half_join(pass, layer.attention_out_norm, state.half, x, output);
+}
+
+void narrow_attention_backward(const Pass& pass,
+                               const Layer& layer,
+                               size_t index,
+                               AttentionState& state,
+                               const float* x,
+                               float* d,
+                               bool input_grad) {
+  const LayerConfig& config = pass.config.layers[index];
+  const NarrowScratch& scratch = pass.scratch.narrow;
+  const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
+  NarrowAttention& own = state.narrow;
+  const graft_attention_shape shape = attention_shape(pass, layer, index);
+  const float* const d_out = half_split(pass, layer.attention_out_norm, state.half, d);
+  narrow_backward(layer.o, pass.linear, {own.attended, shape.out_stride}, own.u_o, tokens,
+                  narrow_gradient(pass, layer.o.lora.rank, d_out),
+                  {scratch.d_attended, GRAFT_BF16, shape.out_stride, InputGrad::kOverwrite});
+
+  const Turned q = queries(pass, layer, state), k = keys(pass, layer, state);
+  const uint16_t* const turned_q = turned_again(pass, config, q);
+  const uint16_t* const turned_k = turned_again(pass, config, k);
+  if (pass.flash != nullptr) {
+    pass.flash->backward(shape, pass.batch, turned_q, turned_k, own.v, own.attended, state.lse,
+                         scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v);
+  } else {
+    check(graft_attention_backward(
+        &shape, turned_q, turned_k, own.v, own.attended, state.lse, scratch.d_attended, scratch.d_q,
+        scratch.d_k, scratch.d_v, pass.scratch.attention_workspace,
+        static_cast<size_t>(pass.scratch.attention_workspace_bytes), pass.device.kind,
+        pass.device.stream));
+  }
+  pass.clock.lap(Work::kAttention);
+  const uint16_t* const d_planes[] = {
+      turn_backward(pass, config, q, scratch.d_q, scratch.d_q_unnormed),
+      turn_backward(pass, config, k, scratch.d_k, scratch.d_k_unnormed), scratch.d_v};
+
+  const NarrowInput input =
+      narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x);
+  float* const d_input = pass.scratch.d_normed;
+  InputGrad mode = input_grad ? InputGrad::kOverwrite : InputGrad::kSkip;
+  size_t plane = 0;
+  for (size_t i = 0; i < layer.qkv.size(); ++i) {
+    const size_t parts = layer.qkv[i].parts.size();
+    narrow_backward(layer.qkv[i], pass.linear, input, own.u_qkv[i], tokens,
+                    {{d_planes + plane, parts}}, {d_input, GRAFT_F32, hidden, mode});
+    plane += parts;
+    if (input_grad) mode = InputGrad::kAdd;
+  }
+  if (input_grad) half_input_backward(pass, layer.attention_norm, state.half, x, d_input, d);
+}
+
+namespace {
+
+// Of Activation.
+graft_gate gate_of(const Pass& pass) {
+  return pass.config.activation == Activation::kSilu ? GRAFT_SILU : GRAFT_GELU_TANH;
+}
+
+// gate and up.
+void inner_forward(const Pass& pass, const Layer& layer, MlpState& state, const float* x) {
+  const Mlp& mlp = layer.mlps[0];
+  NarrowMlp& own = state.narrow;
+  const NarrowInput input = narrow_input(pass, layer.mlp_norm, state.half, room_of(mlp.in), x);
+  void* const planes[] = {own.gate, own.up};
+  size_t plane = 0;
+  for (size_t i = 0; i < mlp.in.size(); ++i) {
+    const size_t parts = mlp.in[i].parts.size();
+    narrow_forward(mlp.in[i], pass.linear, input, pass.batch.tokens(), {planes + plane, parts},
+                   GRAFT_BF16, own.u_in[i]);
+    plane += parts;
+  }
+}
+
+// activation(gate) * up, with room for u behind each row.
+NarrowInput activate(const Pass& pass, const Layer& layer, size_t index, const MlpState& state) {
+  const int64_t inner = pass.config.layers[index].intermediate_size;
+  const int64_t stride = inner + layer.mlps[0].down.lora.rank;
+  uint16_t* const product = pass.scratch.narrow.product;
+  check(graft_gate_forward(gate_of(pass), pass.batch.tokens(), inner, state.narrow.gate,
+                           state.narrow.up, inner, product, stride, GRAFT_BF16, pass.device.kind,
+                           pass.device.stream));
+  pass.clock.lap(Work::kRows);
+  return {product, stride};
+}
+
+void down_forward(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, float* target) {
+  void* const plane[] = {target};
+  narrow_forward(layer.mlps[0].down, pass.linear, activate(pass, layer, index, state),
+                 pass.batch.tokens(), plane, GRAFT_F32, state.narrow.u_down);
+}
+
+}  // namespace
+
+void narrow_mlp_forward(const Pass& pass,
+                        const Layer& layer,
+                        size_t index,
+                        MlpState& state,
+                        const float* x,
+                        float* output) {
+  inner_forward(pass, layer, state, x);
+  down_forward(pass, layer, index, state, half_target(layer.mlp_out_norm, state.half, output));
+  half_join(pass, layer.mlp_out_norm, state.half, x, output);
+}
+
+void narrow_mlp_again(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
+  inner_forward(pass, layer, state, x);
+  if (layer.mlp_out_norm.size == 0) return;
+  down_forward(pass, layer, index, state, state.half.branch);
+  check(graft_rmsnorm_forward(
+      state.half.branch, f32(layer.mlp_out_norm.weight), pass.config.rms_norm_eps,
+      pass.batch.tokens(), layer.mlp_out_norm.size, pass.scratch.normed, state.half.branch_inv_rms,
+      pass.config.norm, GRAFT_F32, 0, pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
+}
+
+void narrow_mlp_backward(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x, float* d) {
+  const Mlp& mlp = layer.mlps[0];
+  const NarrowScratch& scratch = pass.scratch.narrow;
+  const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
+  const int64_t inner = pass.config.layers[index].intermediate_size;
+  NarrowMlp& own = state.narrow;
+  const float* const d_out = half_split(pass, layer.mlp_out_norm, state.half, d);
+  narrow_backward(mlp.down, pass.linear, activate(pass, layer, index, state), own.u_down, tokens,
+                  narrow_gradient(pass, mlp.down.lora.rank, d_out),
+                  {scratch.d_product, GRAFT_BF16, inner, InputGrad::kOverwrite});
+  // In place: nothing reads gate and up any more.
+  check(graft_gate_backward(gate_of(pass), tokens, inner, scratch.d_product, inner, own.gate,
+                            own.up, inner, own.gate, own.up, GRAFT_BF16, pass.device.kind,
+                            pass.device.stream));
+  pass.clock.lap(Work::kRows);
+
+  const NarrowInput input = narrow_input(pass, layer.mlp_norm, state.half, room_of(mlp.in), x);
+  float* const d_input = pass.scratch.d_normed;
+  const uint16_t* const planes[] = {own.gate, own.up};
+  size_t plane = 0;
+  for (size_t i = 0; i < mlp.in.size(); ++i) {
+    const size_t parts = mlp.in[i].parts.size();
+    narrow_backward(mlp.in[i], pass.linear, input, own.u_in[i], tokens, {{planes + plane, parts}},
+                    {d_input, GRAFT_F32, hidden,
+                     i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd});
+    plane += parts;
+  }
+  half_input_backward(pass, layer.mlp_norm, state.half, x, d_input, d);
+}
+
+}  // namespace graft::train

@@ -1,0 +1,100 @@
+#include "train/model/placed.h"
+
+#include <map>
+
+#include "train/engine/tensor.h"
+#include "train/model/extended.h"
+
+namespace graft::train {
+namespace {
+
+struct Found {
+  at::Tensor* tensor;
+  bool changes;
+};
+
+// Every tensor of the model that kernels reach.
+std::vector<Found> tensors_of(Model& model) {
+  std::vector<Found> all;
+  const bool grows = model.config.added.count() > 0;  // tables whose new rows follow masters
+  for (const BaseTensor& tensor : base_tensors(model)) {
+    all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr)});
+    all.push_back({tensor.grad, true});
+  }
+  for (Linear* const linear : model.linears()) {
+    BaseWeight& base = linear->base;
+    for (at::Tensor* tensor : {&base.decoded, &base.packed, &base.absmax, &base.absmax8,
+                               &base.nested_absmax}) {
+      all.push_back({tensor, false});
+    }
+    Lora& lora = linear->lora;
+    for (at::Tensor* tensor : {&lora.a, &lora.b, &lora.grad_a, &lora.grad_b, &lora.magnitude,
+                               &lora.grad_magnitude, &lora.gain, &lora.inverse_norm}) {
+      all.push_back({tensor, true});
+    }
+  }
+  all.push_back({&model.head, grows || model.head_grad.defined()});
+  all.push_back({&model.head_grad, true});
+  for (TableRows* rows : {&model.embedding_rows, &model.head_rows}) {
+    all.push_back({&rows->value, true});
+    all.push_back({&rows->grad, true});
+  }
+  for (Parameter& parameter : model.trained) {
+    all.push_back({&parameter.value, true});
+    all.push_back({&parameter.grad, true});
+  }
+  return all;
+}
+
+}  // namespace
+
+void PlacedModel::place() {
+  if (device_.is_host() || placed_) return;
+  std::map<const void*, size_t> known;  // host memory -> pair
+  std::vector<Pair> before = std::move(pairs_);
+  pairs_.clear();
+  slots_.clear();
+  for (const Found& found : tensors_of(model_)) {
+    at::Tensor& tensor = *found.tensor;
+    // Weights that stay decoded were made on the device.
+    if (!tensor.defined() || tensor.numel() == 0 || !place_of(tensor).is_host()) continue;
+    const auto [at, is_new] = known.try_emplace(tensor.data_ptr(), pairs_.size());
+    if (is_new) {
+      Pair pair{tensor, {}, false};
+      for (Pair& old : before) {
+        if (old.host.is_same(tensor)) pair.device = std::move(old.device);
+      }
+      if (pair.device.defined()) {
+        copy_values(pair.device, tensor);
+      } else {
+        pair.device = on_device(device_, tensor);
+      }
+      pairs_.push_back(std::move(pair));
+    }
+    Pair& pair = pairs_[at->second];
+    pair.changes = pair.changes || found.changes;
+    slots_.push_back({&tensor, at->second});
+  }
+  for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].device;
+  placed_ = true;
+  if (!model_.narrow) return;
+  // Dense weights have another form there: nobody keeps both.
+  for (Linear* const linear : model_.linears()) {
+    for (const Slot& slot : slots_) {
+      if (slot.tensor == &linear->base.dense) pairs_[slot.pair].device = at::Tensor();
+    }
+  }
+  extend_weights(model_);
+}
+
+void PlacedModel::take_back() {
+  if (!placed_) return;
+  for (const Pair& pair : pairs_) {
+    if (pair.changes) copy_values(pair.host, pair.device);
+  }
+  for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].host;
+  for (Linear* const linear : model_.linears()) linear->base.extended = at::Tensor();
+  placed_ = false;
+}
+
+}  // namespace graft::train

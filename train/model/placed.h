@@ -1,0 +1,51 @@
+// Where a model's tensors lie: in host memory, or in that of the device that computes with them.
+#pragma once
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "train/engine/device.h"
+#include "train/model/model.h"
+
+namespace graft::train {
+
+// Puts what a step reads and writes into the device's memory: weights, adapters, gradients. The
+// host keeps its tensors, and take_back() gives them to the model again, with the trained values,
+// their gradients and what follows from them as the device left them. For the processor all of it
+// is nothing.
+//
+// While a model is placed, its host tensors must not be replaced, and only kernels may follow its
+// pointers. What is bound to the pointers (AdamW) is made after it; place() gives the same ones
+// again as long as the model has the same tensors.
+class PlacedModel {
+ public:
+  // Errors: kDevice.
+  PlacedModel(Model& model, const Device& device) : model_(model), device_(device) { place(); }
+  ~PlacedModel() { take_back(); }
+  PlacedModel(const PlacedModel&) = delete;
+  PlacedModel& operator=(const PlacedModel&) = delete;
+
+  void place();
+  void take_back();
+
+ private:
+  // The same tensor in both places.
+  struct Pair {
+    at::Tensor host;
+    at::Tensor device;
+    bool changes = false;  // the device writes it
+  };
+  struct Slot {
+    at::Tensor* tensor;
+    size_t pair;
+  };
+
+  Model& model_;
+  Device device_;
+  bool placed_ = false;
+  std::vector<Pair> pairs_;
+  std::vector<Slot> slots_;
+};
+
+}  // namespace graft::train
