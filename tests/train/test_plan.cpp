@@ -111,7 +111,7 @@ TEST_CASE("plan: weights stay decoded only where that pays and fits", "[train][p
   int64_t all = 0;
   StepPlan plan = StepPlan::of(*model, 8, Keep::kForBackward);
   plan.quantizes = true;
-  for (const Layer& layer : model->layers) all += decoded_bytes(plan, layer);
+  for (const Layer& layer : model->layers) all += decoded_bytes(*model, plan, layer);
   request.cap = needed + all;
   // Eight tokens: decoding is most of the work.
   CHECK(choose_plan(*model, request).decoded == all);
