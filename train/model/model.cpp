@@ -305,7 +305,7 @@ at::Tensor weight_of(const Linear& linear) {
   if (!linear.base.quantized() && !rounds) return linear.base.dense;
   at::Tensor weight = linear.base.dense;
   const Device device = place_of(linear.base.quantized() ? linear.base.packed : weight);
-  const at::IntArrayRef shape = {linear.out, linear.in};
+  const int64_t shape[] = {linear.out, linear.in};
   if (linear.base.quantized()) {
     weight = empty_on(device, rounds ? at::kBFloat16 : at::kFloat, shape);
     decode(device, linear.base.nf4(), linear.operands, weight.data_ptr());
