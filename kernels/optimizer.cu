@@ -2,7 +2,7 @@
 //
 // Sums of squares: four threads a tile of 16384, each with 4 of its 16 lanes, 4 B a value. Norm:
 // one block adds the tiles' doubles in order and leaves the factor in memory, so that the host
-// never waits. Step: a thread per four values, 28 B a value; 24 tensors' pointers are kernel
+// never waits. Step: a thread per four values, 28 B a value; 192 tensors' pointers are kernel
 // arguments, a block finds its own among them. All bound by memory.
 #include "kernels/device_functions.h"
 #include "kernels/device_math.h"
@@ -14,8 +14,8 @@ constexpr unsigned kThreads = 256;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kTile = GRAFT_SQUARES_TILE;
 constexpr int64_t kTilesOfBlock = kThreads / 4;
-// 24 tensors' arguments take 2.5 KB of the 4 KB that every launch may have.
-constexpr int64_t kParts = 24;
+// 192 tensors' arguments take 20 KB of the 32 KB that every launch may have.
+constexpr int64_t kParts = 192;
 
 struct Part {
   float *param, *m, *v;
@@ -40,11 +40,16 @@ struct Factors {
 
 // The last part that begins at or before the unit.
 __device__ const Part& part_of(const Parts& parts, int64_t unit) {
-  int64_t index = 0;
-  for (int64_t i = 1; i < parts.count; ++i) {
-    if (parts.part[i].first_unit <= unit) index = i;
+  int64_t first = 0, end = parts.count;  // it is one of these
+  while (end - first > 1) {
+    const int64_t middle = (first + end) / 2;
+    if (parts.part[middle].first_unit <= unit) {
+      first = middle;
+    } else {
+      end = middle;
+    }
   }
-  return parts.part[index];
+  return parts.part[first];
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -56,6 +61,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t begin = (tile - part.first_unit) * kTile, lane = 4 * (threadIdx.x % 4);
   const int64_t end = inside ? least(begin + kTile, part.count) : 0;
   double lanes[4] = {};
+  #pragma unroll 4
   for (int64_t i = begin + lane; i < end; i += 16) {
     float4 g;
     if (part.aligned) {

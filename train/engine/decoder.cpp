@@ -58,7 +58,7 @@ Decoder::Decoder(Model& model,
                                                               device, plan_.poison)),
       buffers_(bind(model, plan_, layout_, *arena_)),
       head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
-  if (model.narrow) flash_ = Flash::load(device, model.config, &no_flash_);
+  if (model.narrow) flash_ = Flash::load(device, model.config, plan_.deterministic, &no_flash_);
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;
     for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
@@ -76,6 +76,12 @@ void Decoder::keep_decoded(Linear& linear) const {
   linear.base.decoded = empty_on(
       device_, linear.operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat, {linear.out, linear.in});
   decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
+}
+
+std::string Decoder::attention_text() const {
+  if (flash_ == nullptr) return "graft's own kernel (" + no_flash_ + ")";
+  return std::string("LibTorch's flash attention, ") +
+         (plan_.deterministic ? "deterministic" : "gradients added in any order");
 }
 
 int64_t Decoder::buffer_bytes() const {

@@ -72,8 +72,8 @@ class Decoder {
     head_.logits(residual, rows, logits);
   }
   const Device& device() const { return device_; }
-  // Why a narrow model's attention is not LibTorch's; "" where it is.
-  const std::string& no_flash() const { return no_flash_; }
+  // Whose attention a narrow model takes, and why: "LibTorch's flash attention, deterministic".
+  std::string attention_text() const;
 
   // [tokens of the plan, D] for head_loss and backward; nullptr with Keep::kNothing.
   float* gradient_buffer() { return buffers_.d_residual; }

@@ -71,6 +71,7 @@ auto call_torch(const Call& call) {
 
 std::unique_ptr<Flash> Flash::load(const Device& device,
                                    const ModelConfig& config,
+                                   bool deterministic,
                                    std::string* reason) {
   if (device.kind != GRAFT_CUDA) {
     *reason = "no GPU";
@@ -87,12 +88,11 @@ std::unique_ptr<Flash> Flash::load(const Device& device,
   }
   try {
     at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
-    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
   } catch (const c10::Error& error) {
     *reason = error.what_without_backtrace();
     return nullptr;
   }
-  return std::unique_ptr<Flash>(new Flash(device));
+  return std::unique_ptr<Flash>(new Flash(device, deterministic));
 }
 
 void Flash::put(
@@ -138,6 +138,7 @@ void Flash::backward(const graft_attention_shape& shape,
                      uint16_t* dk,
                      uint16_t* dv) const {
   const int64_t most = longest(batch), q_width = shape.heads * shape.head_dim;
+  at::globalContext().setDeterministicAlgorithms(deterministic_, /*warn_only=*/false);
   const auto result = call_torch([&] {
     const at::Tensor ends = ends_of(shape);
     // Without dropout the generator's state is not read.

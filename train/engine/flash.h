@@ -18,8 +18,10 @@ class Flash {
  public:
   // nullptr, with the reason, where it cannot be had: no GPU, no libtorch_cuda, scores that are
   // capped, a head size that is not a multiple of 8 up to 256.
+  // `deterministic`: its backward pass adds in a fixed order, which takes longer.
   static std::unique_ptr<Flash> load(const Device& device,
                                      const ModelConfig& config,
+                                     bool deterministic,
                                      std::string* reason);
 
   // As graft_attention_forward, of type bfloat16; lse [heads, tokens] is this kernel's own.
@@ -30,7 +32,7 @@ class Flash {
                const uint16_t* v,
                uint16_t* out,
                float* lse) const;
-  // As graft_attention_backward. The same bits every time.
+  // As graft_attention_backward.
   void backward(const graft_attention_shape& shape,
                 const Batch& batch,
                 const uint16_t* q,
@@ -44,10 +46,12 @@ class Flash {
                 uint16_t* dv) const;
 
  private:
-  explicit Flash(const Device& device) : device_(device) {}
+  Flash(const Device& device, bool deterministic)
+      : device_(device), deterministic_(deterministic) {}
   void put(const void* from, void* to, int64_t to_stride, int64_t rows, int64_t columns) const;
 
   Device device_;
+  bool deterministic_;
 };
 
 }  // namespace graft::train

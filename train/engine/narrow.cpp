@@ -19,9 +19,9 @@ NarrowInput narrow_input(const Pass& pass,
                          const Norm& norm,
                          HalfState& state,
                          int64_t room,
-                         const float* x) {
+                         const float* x,
+                         uint16_t* to) {
   const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
-  uint16_t* const to = pass.scratch.narrow.x;
   if (norm.size == 0) {
     check(graft_convert(x, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden, 1,
                         pass.device.kind, pass.device.stream));
@@ -45,11 +45,10 @@ NarrowGradient narrow_gradient(const Pass& pass, int64_t room, const float* d) {
   return {{}, to, stride};
 }
 
-// What linears of one input need behind its rows.
-int64_t room_of(std::span<const Linear> linears) {
-  int64_t room = 0;
-  for (const Linear& linear : linears) room = std::max(room, linear.lora.rank);
-  return room;
+// The gradient of a linear's parts; of one part whose rows have room, with it.
+NarrowGradient gradient_of(const Linear& linear, std::span<uint16_t* const> parts, int64_t stride) {
+  if (parts.size() == 1 && stride >= linear.out + linear.lora.rank) return {{}, parts[0], stride};
+  return {parts, nullptr, 0};
 }
 
 // Queries, or keys: `heads` heads of head_dim a token.
@@ -57,6 +56,7 @@ struct Turned {
   const Norm& norm;
   int64_t heads;
   uint16_t* projected;
+  int64_t stride;  // from row to row of projected
   float* inv_rms;
   uint16_t* turned;  // where they go when they are normed; else `projected` itself turns
 };
@@ -68,11 +68,12 @@ int64_t norms_per_token(const Pass& pass, const Turned& x) {
 void rotate(const Pass& pass,
             const LayerConfig& layer,
             uint16_t* x,
+            int64_t stride,
             int64_t heads,
             graft_rope_direction direction) {
   if (layer.rope < 0) return;
   const int64_t head_dim = pass.config.head_dim;
-  check(graft_rope_apply(x, pass.batch.tokens(), heads, head_dim, heads * head_dim,
+  check(graft_rope_apply(x, pass.batch.tokens(), heads, head_dim, stride,
                          pass.rotation.cos(layer.rope), pass.rotation.sin(layer.rope), direction,
                          pass.rotation.rotary_dim(layer.rope), GRAFT_BF16, pass.device.kind,
                          pass.device.stream));
@@ -87,7 +88,7 @@ uint16_t* turn(const Pass& pass, const LayerConfig& layer, const Turned& x) {
                                 x.inv_rms, pass.config.norm, GRAFT_BF16, 0, pass.device.kind,
                                 pass.device.stream));
   }
-  rotate(pass, layer, turned, x.heads, GRAFT_ROPE_FORWARD);
+  rotate(pass, layer, turned, x.stride, x.heads, GRAFT_ROPE_FORWARD);
   pass.clock.lap(Work::kRows);
   return turned;
 }
@@ -98,9 +99,9 @@ const uint16_t* turned_again(const Pass& pass, const LayerConfig& layer, const T
 }
 
 // d: the gradient of the turned values, overwritten. Gives the gradient of the projected ones.
-const uint16_t* turn_backward(
+uint16_t* turn_backward(
     const Pass& pass, const LayerConfig& layer, const Turned& x, uint16_t* d, uint16_t* unnormed) {
-  rotate(pass, layer, d, x.heads, GRAFT_ROPE_INVERSE);
+  rotate(pass, layer, d, x.stride, x.heads, GRAFT_ROPE_INVERSE);
   pass.clock.lap(Work::kRows);
   if (x.norm.size == 0) return d;
   const int64_t values = pass.batch.tokens() * x.heads * pass.config.head_dim;
@@ -114,12 +115,15 @@ const uint16_t* turn_backward(
 }
 
 Turned queries(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.q_norm, pass.config.heads, state.narrow.q, state.q_inv_rms, pass.scratch.narrow.q};
+  return {layer.q_norm,      pass.config.heads,
+          state.narrow.q,    narrow_strides(pass.config, layer).q,
+          state.q_inv_rms,   pass.scratch.narrow.q};
 }
 
 Turned keys(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.k_norm, pass.config.kv_heads, state.narrow.k, state.k_inv_rms,
-          pass.scratch.narrow.k};
+  return {layer.k_norm,    pass.config.kv_heads,
+          state.narrow.k,  narrow_strides(pass.config, layer).k,
+          state.k_inv_rms, pass.scratch.narrow.k};
 }
 
 graft_attention_shape attention_shape(const Pass& pass, const Layer& layer, size_t index) {
@@ -130,8 +134,10 @@ graft_attention_shape attention_shape(const Pass& pass, const Layer& layer, size
   shape.heads = config.heads;
   shape.kv_heads = config.kv_heads;
   shape.head_dim = config.head_dim;
-  shape.q_stride = config.q_width();
-  shape.k_stride = shape.v_stride = config.kv_width();
+  const NarrowStrides strides = narrow_strides(config, layer);
+  shape.q_stride = strides.q;
+  shape.k_stride = strides.k;
+  shape.v_stride = strides.v;
   shape.out_stride = config.q_width() + layer.o.lora.rank;
   shape.scale = config.attention_scale;
   shape.window = config.layers[index].window;
@@ -153,13 +159,15 @@ void narrow_attention_forward(const Pass& pass,
   const int64_t tokens = pass.batch.tokens();
   NarrowAttention& own = state.narrow;
   const NarrowInput input =
-      narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x);
+      narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x, own.x);
   void* const planes[] = {own.q, own.k, own.v};
+  const NarrowStrides strides = narrow_strides(pass.config, layer);
+  const int64_t apart[] = {strides.q, strides.k, strides.v};
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
     narrow_forward(layer.qkv[i], pass.linear, input, tokens, {planes + plane, parts}, GRAFT_BF16,
-                   own.u_qkv[i]);
+                   parts == 1 ? apart[i] : 0, own.u_qkv[i]);
     plane += parts;
   }
   const uint16_t* const q = turn(pass, config, queries(pass, layer, state));
@@ -174,7 +182,7 @@ void narrow_attention_forward(const Pass& pass,
   pass.clock.lap(Work::kAttention);
   void* const target[] = {half_target(layer.attention_out_norm, state.half, output)};
   narrow_forward(layer.o, pass.linear, {own.attended, shape.out_stride}, tokens, target, GRAFT_F32,
-                 own.u_o);
+                 0, own.u_o);
   half_join(pass, layer.attention_out_norm, state.half, x, output);
 }
 
@@ -209,19 +217,20 @@ void narrow_attention_backward(const Pass& pass,
         pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  const uint16_t* const d_planes[] = {
+  uint16_t* const d_planes[] = {
       turn_backward(pass, config, q, scratch.d_q, scratch.d_q_unnormed),
       turn_backward(pass, config, k, scratch.d_k, scratch.d_k_unnormed), scratch.d_v};
 
-  const NarrowInput input =
-      narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x);
+  const NarrowInput input{own.x, hidden + room_of(layer.qkv)};
   float* const d_input = pass.scratch.d_normed;
   InputGrad mode = input_grad ? InputGrad::kOverwrite : InputGrad::kSkip;
+  const int64_t apart[] = {shape.q_stride, shape.k_stride, shape.v_stride};
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
     narrow_backward(layer.qkv[i], pass.linear, input, own.u_qkv[i], tokens,
-                    {{d_planes + plane, parts}}, {d_input, GRAFT_F32, hidden, mode});
+                    gradient_of(layer.qkv[i], {d_planes + plane, parts}, apart[plane]),
+                    {d_input, GRAFT_F32, hidden, mode});
     plane += parts;
     if (input_grad) mode = InputGrad::kAdd;
   }
@@ -235,38 +244,48 @@ graft_gate gate_of(const Pass& pass) {
   return pass.config.activation == Activation::kSilu ? GRAFT_SILU : GRAFT_GELU_TANH;
 }
 
-// gate and up.
-void inner_forward(const Pass& pass, const Layer& layer, MlpState& state, const float* x) {
+int64_t inner_stride(const Pass& pass, const Layer& layer, size_t index) {
+  return narrow_inner_stride(layer, pass.config.layers[index].intermediate_size);
+}
+
+// activation(gate) * up, with room for u behind each row.
+NarrowInput product_of(const Pass& pass, const Layer& layer, size_t index, const MlpState& state) {
+  return {state.narrow.product,
+          pass.config.layers[index].intermediate_size + layer.mlps[0].down.lora.rank};
+}
+
+void activate(const Pass& pass, const Layer& layer, size_t index, const MlpState& state) {
+  const NarrowInput product = product_of(pass, layer, index, state);
+  check(graft_gate_forward(gate_of(pass), pass.batch.tokens(),
+                           pass.config.layers[index].intermediate_size, state.narrow.gate,
+                           state.narrow.up, inner_stride(pass, layer, index), product.x,
+                           product.stride, GRAFT_BF16, pass.device.kind, pass.device.stream));
+  pass.clock.lap(Work::kRows);
+}
+
+// gate and up, and their product.
+void inner_forward(
+    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
   const Mlp& mlp = layer.mlps[0];
   NarrowMlp& own = state.narrow;
-  const NarrowInput input = narrow_input(pass, layer.mlp_norm, state.half, room_of(mlp.in), x);
+  const NarrowInput input =
+      narrow_input(pass, layer.mlp_norm, state.half, room_of(mlp.in), x, own.x);
   void* const planes[] = {own.gate, own.up};
   size_t plane = 0;
   for (size_t i = 0; i < mlp.in.size(); ++i) {
     const size_t parts = mlp.in[i].parts.size();
     narrow_forward(mlp.in[i], pass.linear, input, pass.batch.tokens(), {planes + plane, parts},
-                   GRAFT_BF16, own.u_in[i]);
+                   GRAFT_BF16, parts == 1 ? inner_stride(pass, layer, index) : 0, own.u_in[i]);
     plane += parts;
   }
-}
-
-// activation(gate) * up, with room for u behind each row.
-NarrowInput activate(const Pass& pass, const Layer& layer, size_t index, const MlpState& state) {
-  const int64_t inner = pass.config.layers[index].intermediate_size;
-  const int64_t stride = inner + layer.mlps[0].down.lora.rank;
-  uint16_t* const product = pass.scratch.narrow.product;
-  check(graft_gate_forward(gate_of(pass), pass.batch.tokens(), inner, state.narrow.gate,
-                           state.narrow.up, inner, product, stride, GRAFT_BF16, pass.device.kind,
-                           pass.device.stream));
-  pass.clock.lap(Work::kRows);
-  return {product, stride};
+  activate(pass, layer, index, state);
 }
 
 void down_forward(
     const Pass& pass, const Layer& layer, size_t index, MlpState& state, float* target) {
   void* const plane[] = {target};
-  narrow_forward(layer.mlps[0].down, pass.linear, activate(pass, layer, index, state),
-                 pass.batch.tokens(), plane, GRAFT_F32, state.narrow.u_down);
+  narrow_forward(layer.mlps[0].down, pass.linear, product_of(pass, layer, index, state),
+                 pass.batch.tokens(), plane, GRAFT_F32, 0, state.narrow.u_down);
 }
 
 }  // namespace
@@ -277,14 +296,14 @@ void narrow_mlp_forward(const Pass& pass,
                         MlpState& state,
                         const float* x,
                         float* output) {
-  inner_forward(pass, layer, state, x);
+  inner_forward(pass, layer, index, state, x);
   down_forward(pass, layer, index, state, half_target(layer.mlp_out_norm, state.half, output));
   half_join(pass, layer.mlp_out_norm, state.half, x, output);
 }
 
 void narrow_mlp_again(
     const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
-  inner_forward(pass, layer, state, x);
+  inner_forward(pass, layer, index, state, x);
   if (layer.mlp_out_norm.size == 0) return;
   down_forward(pass, layer, index, state, state.half.branch);
   check(graft_rmsnorm_forward(
@@ -302,22 +321,24 @@ void narrow_mlp_backward(
   const int64_t inner = pass.config.layers[index].intermediate_size;
   NarrowMlp& own = state.narrow;
   const float* const d_out = half_split(pass, layer.mlp_out_norm, state.half, d);
-  narrow_backward(mlp.down, pass.linear, activate(pass, layer, index, state), own.u_down, tokens,
+  narrow_backward(mlp.down, pass.linear, product_of(pass, layer, index, state), own.u_down, tokens,
                   narrow_gradient(pass, mlp.down.lora.rank, d_out),
                   {scratch.d_product, GRAFT_BF16, inner, InputGrad::kOverwrite});
   // In place: nothing reads gate and up any more.
+  const int64_t stride = inner_stride(pass, layer, index);
   check(graft_gate_backward(gate_of(pass), tokens, inner, scratch.d_product, inner, own.gate,
-                            own.up, inner, own.gate, own.up, GRAFT_BF16, pass.device.kind,
+                            own.up, stride, own.gate, own.up, GRAFT_BF16, pass.device.kind,
                             pass.device.stream));
   pass.clock.lap(Work::kRows);
 
-  const NarrowInput input = narrow_input(pass, layer.mlp_norm, state.half, room_of(mlp.in), x);
+  const NarrowInput input{own.x, hidden + room_of(mlp.in)};
   float* const d_input = pass.scratch.d_normed;
-  const uint16_t* const planes[] = {own.gate, own.up};
+  uint16_t* const planes[] = {own.gate, own.up};
   size_t plane = 0;
   for (size_t i = 0; i < mlp.in.size(); ++i) {
     const size_t parts = mlp.in[i].parts.size();
-    narrow_backward(mlp.in[i], pass.linear, input, own.u_in[i], tokens, {{planes + plane, parts}},
+    narrow_backward(mlp.in[i], pass.linear, input, own.u_in[i], tokens,
+                    gradient_of(mlp.in[i], {planes + plane, parts}, stride),
                     {d_input, GRAFT_F32, hidden,
                      i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd});
     plane += parts;

@@ -148,6 +148,7 @@ void narrow_forward(const Linear& linear,
                     int64_t tokens,
                     std::span<void* const> y,
                     graft_float_type y_type,
+                    int64_t y_stride,
                     uint16_t* u) {
   const Extended weight = weight_of(linear, workspace);
   const int64_t in = linear.in, rank = linear.lora.rank;
@@ -163,7 +164,7 @@ void narrow_forward(const Linear& linear,
   for (size_t part = 0; part < linear.parts.size(); ++part) {
     const int64_t rows = linear.parts[part];
     multiply(workspace, tokens, rows, in + rank, 1, x,
-             {GRAFT_T, weight.at(row, 0), weight.stride}, {y[part], y_type, rows, 0},
+             {GRAFT_T, weight.at(row, 0), weight.stride}, {y[part], y_type, y_stride > 0 ? y_stride : rows, 0},
              Work::kProducts);
     row += rows;
   }

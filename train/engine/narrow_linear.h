@@ -23,19 +23,21 @@ struct NarrowInput {
   int64_t stride = 0;
 };
 
-// y[p] [tokens, parts[p]] of y_type. u [tokens, rank] is kept for the backward pass.
+// y[p] [tokens, parts[p]] of y_type, y_stride values from row to row (0: no gaps; of one part
+// only). u [tokens, rank] is kept for the backward pass.
 void narrow_forward(const Linear& linear,
                     const LinearWorkspace& workspace,
                     const NarrowInput& input,
                     int64_t tokens,
                     std::span<void* const> y,
                     graft_float_type y_type,
+                    int64_t y_stride,
                     uint16_t* u);
 
 // The gradient of y: one array for each part, or all parts in rows of `stride` values with room for
 // du, at least out + rank.
 struct NarrowGradient {
-  std::span<const uint16_t* const> parts;
+  std::span<uint16_t* const> parts;
   uint16_t* rows = nullptr;
   int64_t stride = 0;
 };

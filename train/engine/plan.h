@@ -38,6 +38,7 @@ struct StepPlan {
   bool trains_head = false;
   bool quantizes = false;  // the model has no weights yet and its linears will be in 4 bits
   graft_device device = GRAFT_CPU;  // what it runs on
+  bool deterministic = true;        // the same bits every time, where a GPU could do without
   Poison poison = Poison::kNo;
 
   // Whether the device has memory that the host cannot reach: what both need is there twice.

@@ -21,6 +21,7 @@ struct PlanRequest {
   bool trains_everything = false;  // likewise: not adapters but every tensor of the base
   MomentType moments = MomentType::kFloat32;  // of AdamW
   graft_device device = GRAFT_CPU;
+  bool deterministic = true;  // StepPlan's
   int64_t cap = 0;  // bytes of the device's memory; 0 = no limit
 };
 

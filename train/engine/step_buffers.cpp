@@ -112,9 +112,11 @@ std::vector<uint16_t*> make_low_rank(const LayerShape& shape,
 void make_narrow_attention(const LayerShape& shape, NarrowAttention& own, Buffers& buffers) {
   const ModelConfig& config = shape.config;
   const int64_t tokens = shape.tokens, rank = shape.layer.o.lora.rank;
-  own.q = buffers.make<uint16_t>(tokens * config.q_width());
-  own.k = buffers.make<uint16_t>(tokens * config.kv_width());
-  own.v = buffers.make<uint16_t>(tokens * config.kv_width());
+  const NarrowStrides strides = narrow_strides(config, shape.layer);
+  own.x = buffers.make<uint16_t>(tokens * (config.hidden_size + room_of(shape.layer.qkv)));
+  own.q = buffers.make<uint16_t>(tokens * strides.q);
+  own.k = buffers.make<uint16_t>(tokens * strides.k);
+  own.v = buffers.make<uint16_t>(tokens * strides.v);
   own.attended = buffers.make<uint16_t>(tokens * (config.q_width() + rank));
   own.u_qkv = make_low_rank(shape, shape.layer.qkv, buffers);
   own.u_o = buffers.make<uint16_t>(tokens * rank);
@@ -175,9 +177,14 @@ void make_sorted_rows(const LayerShape& shape, SortedRows& sorted, Buffers& buff
 
 void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   if (shape.narrow) {
-    state.narrow.gate = buffers.make<uint16_t>(shape.inner);
-    state.narrow.up = buffers.make<uint16_t>(shape.inner);
-    state.narrow.u_in = make_low_rank(shape, shape.layer.mlps[0].in, buffers);
+    const Mlp& mlp = shape.layer.mlps[0];
+    const int64_t inner = shape.of_layer.intermediate_size, tokens = shape.tokens;
+    NarrowMlp& own = state.narrow;
+    own.x = buffers.make<uint16_t>(tokens * (shape.config.hidden_size + room_of(mlp.in)));
+    own.gate = buffers.make<uint16_t>(tokens * narrow_inner_stride(shape.layer, inner));
+    own.up = buffers.make<uint16_t>(tokens * narrow_inner_stride(shape.layer, inner));
+    own.product = buffers.make<uint16_t>(tokens * (inner + mlp.down.lora.rank));
+    own.u_in = make_low_rank(shape, mlp.in, buffers);
     return;
   }
   state.gate = buffers.f32(shape.inner);
@@ -198,7 +205,6 @@ void make_linear_scratch(const LayerShape& shape,
   scratch.normed = buffers.f32(shape.hidden());
   if (shape.narrow) {
     const int64_t wide = shape.tokens * (shape.config.hidden_size + extent.rank);
-    scratch.narrow.x = buffers.make<uint16_t>(wide);
     if (!backward) return;
     scratch.narrow.dy = buffers.make<uint16_t>(wide);
     scratch.narrow.du = buffers.make<uint16_t>(shape.tokens * extent.rank);
@@ -241,9 +247,10 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   make_half_gradients(shape, scratch, buffers);
   const int64_t room = shape.narrow ? shape.layer.o.lora.rank : 0;
   if (shape.narrow) {
-    narrow.d_q = buffers.make<uint16_t>(q);
-    narrow.d_k = buffers.make<uint16_t>(k);
-    narrow.d_v = buffers.make<uint16_t>(k);
+    const NarrowStrides strides = narrow_strides(config, shape.layer);
+    narrow.d_q = buffers.make<uint16_t>(shape.tokens * strides.q);
+    narrow.d_k = buffers.make<uint16_t>(shape.tokens * strides.k);
+    narrow.d_v = buffers.make<uint16_t>(shape.tokens * strides.v);
     if (norms) {
       narrow.d_q_unnormed = buffers.make<uint16_t>(q);
       narrow.d_k_unnormed = buffers.make<uint16_t>(k);
@@ -284,8 +291,6 @@ Scratch make_mlp_scratch(const LayerShape& shape, bool backward, Buffers& buffer
   Scratch scratch;
   make_linear_scratch(shape, shape.extents.mlp, backward, scratch, buffers);
   if (shape.narrow) {
-    const int64_t room = shape.layer.mlps[0].down.lora.rank;
-    scratch.narrow.product = buffers.make<uint16_t>(shape.inner + shape.tokens * room);
     if (!backward) return scratch;
     make_half_gradients(shape, scratch, buffers);
     scratch.narrow.d_product = buffers.make<uint16_t>(shape.inner);
@@ -441,6 +446,22 @@ Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffer
 }
 
 }  // namespace
+
+int64_t room_of(std::span<const Linear> linears) {
+  int64_t room = 0;
+  for (const Linear& linear : linears) room = std::max(room, linear.lora.rank);
+  return room;
+}
+
+NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer) {
+  const int64_t q = config.q_width(), k = config.kv_width();
+  if (layer.qkv.size() == 1 || config.qk_norm != QkNorm::kNone) return {q, k, k};
+  return {q + layer.qkv[0].lora.rank, k + layer.qkv[1].lora.rank, k + layer.qkv[2].lora.rank};
+}
+
+int64_t narrow_inner_stride(const Layer& layer, int64_t inner) {
+  return layer.mlps[0].in.size() == 1 ? inner : inner + room_of(layer.mlps[0].in);
+}
 
 StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers)
     : batch(make_batch(model, plan, buffers)),

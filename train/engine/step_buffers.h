@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "train/engine/arena.h"
@@ -27,23 +28,27 @@ struct HalfState {
 // Of a narrow model (model.h), in the place of what is float32 else; rows with room for a low-rank
 // product behind them are that much longer.
 struct NarrowAttention {
+  uint16_t* x = nullptr;  // [T, D + r] the input, normed
+  // [T, H E + r], [T, G E + r] twice; without room where one linear gives them all, or they are
+  // normed
   uint16_t *q = nullptr, *k = nullptr, *v = nullptr;
   uint16_t* attended = nullptr;  // [T, H E + r of o]
   std::vector<uint16_t*> u_qkv;  // [T, r] of each linear; nullptr without an adapter
   uint16_t* u_o = nullptr;
 };
 struct NarrowMlp {
-  uint16_t *gate = nullptr, *up = nullptr;  // [T, F]; backward they become their own gradients
+  uint16_t* x = nullptr;  // [T, D + r] the input, normed
+  // [T, F + r], or [T, F] where one linear gives both; backward they become their own gradients
+  uint16_t *gate = nullptr, *up = nullptr;
+  uint16_t* product = nullptr;  // [T, F + r of down] activation(gate) * up
   std::vector<uint16_t*> u_in;
   uint16_t* u_down = nullptr;
 };
 struct NarrowScratch {
-  uint16_t* x = nullptr;                  // [T, D + r] the input, normed
   uint16_t* dy = nullptr;                 // [T, D + r] the gradient of what joins the stream
   uint16_t* du = nullptr;                 // [T, r]
   uint16_t *q = nullptr, *k = nullptr;    // normed and rotated; where queries are normed
-  uint16_t* product = nullptr;            // [T, F + r of down] activation(gate) * up
-  uint16_t *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;
+  uint16_t *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;  // as q, k and v
   uint16_t *d_q_unnormed = nullptr, *d_k_unnormed = nullptr;
   uint16_t* d_attended = nullptr;  // as attended
   uint16_t* d_product = nullptr;   // [T, F]
@@ -157,6 +162,15 @@ struct BatchBuffers {
   int32_t* labels = nullptr;
   float* weights = nullptr;
 };
+
+// Values from row to row of q, k and v, and of gate and up, of a narrow model.
+struct NarrowStrides {
+  int64_t q, k, v;
+};
+// What linears of one input need behind its rows.
+int64_t room_of(std::span<const Linear> linears);
+NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer);
+int64_t narrow_inner_stride(const Layer& layer, int64_t inner);
 
 struct StepBuffers {
   StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers);

@@ -290,6 +290,7 @@ int run_bench_step(const Args& args) {
   const PlacedModel placed(*model, device);
   PlanRequest request;
   request.device = device.kind;
+  request.deterministic = !args.flag("--any-order");
   request.rows = rows;
   request.sequence_len = length;
   request.trains_everything = rank == 0;
@@ -446,6 +447,9 @@ Command bench_step_command() {
            {"--max-memory", "SIZE", "", "what weights, optimizer and buffers may take"},
            compute_option("auto"),
            kDeviceOption,
+           {"--any-order", "", "",
+            "let a GPU's attention add gradients in any order: faster, and the last bits differ "
+            "from run to run"},
            {"--threads", "N", "0", "CPU threads; 0 = every processor"}},
           {"graft bench step --shape 134m --load-in-4bit"},
           run_bench_step};

@@ -102,6 +102,9 @@ constexpr ConfigKey kKeys[] = {
     {"eval_steps", "integer", "0", "steps between evaluations; 0 = at the end of each epoch"},
     {"logging_steps", "integer", "1", "steps between lines of metrics.jsonl"},
     {"threads", "0..1024", "0", "CPU threads; 0 = every processor"},
+    {"deterministic", "true|false", "true",
+     "false: LibTorch's attention on a GPU adds gradients in any order, which is faster; the last "
+     "bits then differ from run to run"},
     {"max_memory", "size", "",
      "bytes for weights, optimizer and buffers, such as 8GiB; absent: what is free. Blocks keep "
      "less "
@@ -391,6 +394,7 @@ void read_loop(ConfigReader& reader, TrainConfig& config) {
   config.logging_steps = reader.get_int("logging_steps", 1, {1, kManySteps});
   config.max_skipped_steps = reader.get_int("max_skipped_steps", 10, {0, kManySteps});
   config.threads = reader.get_int("threads", 0, {0, 1024});
+  config.deterministic = reader.get_bool("deterministic", true);
   if (const Json* size = reader.get("max_memory"); size != nullptr && !size->is_null()) {
     config.max_memory = parse_bytes(size->is_string() ? size->as_string() : dump_json(*size));
     if (config.max_memory < 0) {
@@ -673,6 +677,7 @@ Json config_to_json(const TrainConfig& config) {
       {"eval_steps", config.eval_steps},
       {"logging_steps", config.logging_steps},
       {"threads", config.threads},
+      {"deterministic", config.deterministic},
       {"max_memory", config.max_memory > 0 ? Json(config.max_memory) : Json()},
   });
 }
@@ -681,7 +686,7 @@ bool decides_result(std::string_view key) {
   constexpr std::string_view kIrrelevant[] = {"output_dir",    "save_steps",     "save_total_limit",
                                               "logging_steps", "threads",        "max_memory",
                                               "test_datasets", "eval_steps",     "base_model",
-                                              "datasets",      "quantized_cache"};
+                                              "datasets",      "quantized_cache", "deterministic"};
   return std::find(std::begin(kIrrelevant), std::end(kIrrelevant), key) == std::end(kIrrelevant);
 }
 

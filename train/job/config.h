@@ -64,6 +64,7 @@ struct TrainConfig {
   int64_t max_skipped_steps = 10;
   int64_t threads = 0;     // 0 = every processor of the process
   int64_t max_memory = 0;  // bytes; 0 = what is free
+  bool deterministic = true;
 
   // What the weights are loaded with.
   Precision precision() const {

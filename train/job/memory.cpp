@@ -228,6 +228,7 @@ PlanRequest plan_request(const TrainConfig& config) {
   request.trains_everything = config.method == Method::kFull;
   request.moments = config.optimizer.moments;
   request.device = config.device.kind;
+  request.deterministic = config.deterministic;
   request.cap = config.max_memory > 0 ? config.max_memory : free_memory(config.device);
   return request;
 }

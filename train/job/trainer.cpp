@@ -289,6 +289,9 @@ void Training::print_plan() {
                format_count(plan_.request.rows).c_str(),
                format_bytes(plan_.memory.on_device()).c_str());
   std::fprintf(stderr, "blocks  %s\n", layers_text(plan_.memory.training).c_str());
+  if (model_->narrow) {
+    std::fprintf(stderr, "attention  %s\n", decoder_->attention_text().c_str());
+  }
   for (const data::RefusedRecord& refused : train_->summary.refused) {
     std::fprintf(stderr, "left out %s:%lld: %s: %s\n", refused.file.c_str(),
                  static_cast<long long>(refused.line), refused.rule.c_str(),
