@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -58,6 +59,9 @@ class Arena {
 
   std::byte* at(Place place, int64_t offset) const;
   int64_t bytes(Place place) const;
+  // Whether somebody else had it since `user` last asked, so that nothing that `user` left there is
+  // left.
+  bool changes_hands(const void* user) const { return std::exchange(user_, user) != user; }
   // To be called at the end of a phase.
   void end_phase(const Layout& layout, int phase) const;
 
@@ -68,6 +72,7 @@ class Arena {
   Device host_;
   at::Tensor memory_[kPlaces];
   Poison poison_;
+  mutable const void* user_ = nullptr;
 };
 
 // Alignment of every buffer, a cache line.

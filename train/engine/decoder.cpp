@@ -154,6 +154,7 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   dropout_seed_ = dropout_seed;
   clock_.start();
   place(batch);
+  if (arena_->changes_hands(this)) buffers_.rotation.forget();
   buffers_.rotation.prepare(batch, device_);
   float* embedded = buffers_.forward[0].input;
   embed(batch, embedded);

@@ -66,6 +66,11 @@ void Rotation::prepare(const Batch& batch, const Device& device) {
   }
 }
 
+void Rotation::forget() {
+  positions_.clear();
+  text_length_.clear();
+}
+
 const float* Rotation::cos(int index) const {
   return tables_[static_cast<size_t>(index)].cos;
 }

@@ -21,6 +21,8 @@ class Rotation {
   // Fills the tables. Each document turns as its own text's length says, whatever stands beside it:
   // packed documents equal separate ones (transformers takes the longest of a batch for all).
   void prepare(const Batch& batch, const Device& device);
+  // The tables have been overwritten.
+  void forget();
 
   // [tokens, rotary_dim / 2] of rotation `index` (LayerConfig::rope).
   const float* cos(int index) const;
