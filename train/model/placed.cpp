@@ -76,6 +76,8 @@ void PlacedModel::place() {
     slots_.push_back({&tensor, at->second});
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].device;
+  for (const Decoded& decoded : decoded_) *decoded.tensor = decoded.device;
+  decoded_.clear();
   placed_ = true;
   if (!model_.narrow) return;
   // Dense weights have another form there: nobody keeps both.
@@ -85,6 +87,7 @@ void PlacedModel::place() {
     }
   }
   extend_weights(model_);
+  refresh_extended(model_);  // those that had been put aside
 }
 
 void PlacedModel::take_back() {
@@ -93,8 +96,20 @@ void PlacedModel::take_back() {
     if (pair.changes) copy_values(pair.host, pair.device);
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].host;
-  for (Linear* const linear : model_.linears()) linear->base.extended = at::Tensor();
+  put_decoded_aside();
   placed_ = false;
+}
+
+void PlacedModel::put_decoded_aside() {
+  for (Linear* const linear : model_.linears()) {
+    BaseWeight& base = linear->base;
+    for (at::Tensor* const tensor : {&base.decoded, &base.extended}) {
+      if (!tensor->defined() || place_of(*tensor).is_host()) continue;
+      // A dense weight is extended anew.
+      if (base.quantized()) decoded_.push_back({tensor, *tensor});
+      *tensor = at::Tensor();
+    }
+  }
 }
 
 }  // namespace graft::train

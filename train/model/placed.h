@@ -1,6 +1,7 @@
 // Where a model's tensors lie: in host memory, or in that of the device that computes with them.
 #pragma once
 
+#include <exception>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -22,7 +23,10 @@ class PlacedModel {
  public:
   // Errors: kDevice.
   PlacedModel(Model& model, const Device& device) : model_(model), device_(device) { place(); }
-  ~PlacedModel() { take_back(); }
+  // Of a model that an error leaves behind nothing is read any more, and the device may have failed.
+  ~PlacedModel() {
+    if (std::uncaught_exceptions() == 0) take_back();
+  }
   PlacedModel(const PlacedModel&) = delete;
   PlacedModel& operator=(const PlacedModel&) = delete;
 
@@ -40,12 +44,20 @@ class PlacedModel {
     at::Tensor* tensor;
     size_t pair;
   };
+  // What a decoder made there of a weight in 4 bits: put aside while the model is on the host.
+  struct Decoded {
+    at::Tensor* tensor;
+    at::Tensor device;
+  };
+
+  void put_decoded_aside();
 
   Model& model_;
   Device device_;
   bool placed_ = false;
   std::vector<Pair> pairs_;
   std::vector<Slot> slots_;
+  std::vector<Decoded> decoded_;
 };
 
 }  // namespace graft::train
