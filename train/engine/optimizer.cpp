@@ -133,7 +133,10 @@ bool AdamW::add_squares(std::span<const double> squares, StepResult& result) con
     sum += squares[i];
   }
   result.grad_norm = std::sqrt(sum);
-  return true;
+  if (std::isfinite(static_cast<float>(result.grad_norm))) return true;
+  result.skipped = true;
+  result.not_finite = "the norm of the gradients";
+  return false;
 }
 
 StepResult AdamW::step(const OptimizerSettings& settings, double learning_rate, double loss) {
@@ -173,8 +176,10 @@ void AdamW::update_on_host(graft_adamw options,
     check(graft_sum_squares(f32(grad), grad.numel(), &squares_[i]));
   }
   if (!add_squares(squares_, result)) return;
-  const bool clips = settings.max_grad_norm > 0 && result.grad_norm > settings.max_grad_norm;
-  if (clips) options.grad_scale = static_cast<float>(settings.max_grad_norm / result.grad_norm);
+  // In float32, as a device's kernel takes it.
+  const auto most = static_cast<double>(static_cast<float>(settings.max_grad_norm));
+  const bool clips = most > 0 && result.grad_norm > most;
+  if (clips) options.grad_scale = static_cast<float>(most / result.grad_norm);
   for (const Group& group : groups_) {
     options.lr = static_cast<float>(learning_rate * static_cast<double>(group.lr_factor));
     options.weight_decay = group.decays ? static_cast<float>(settings.weight_decay) : 0.0F;

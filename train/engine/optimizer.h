@@ -39,8 +39,10 @@ double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t
 
 struct StepResult {
   double grad_norm = 0;    // before clipping
-  bool skipped = false;    // the loss or a gradient was not finite: nothing was changed
-  std::string not_finite;  // "the loss", or "the gradient of NAME", the first such tensor
+  bool skipped = false;    // the loss, a gradient or the norm was not finite: nothing was changed
+  // "the loss", "the gradient of NAME", the first such tensor, or "the norm of the gradients" where
+  // float32 cannot hold it.
+  std::string not_finite;
 };
 
 // Bytes of the moments of a parameter of `count` values.
@@ -79,7 +81,7 @@ class AdamW {
   at::Tensor add_state(const std::string& name, at::Tensor zeros);
   void add_on_host(const Parameter& parameter, MomentType type);
   void add_on_device(const Parameter& parameter);
-  // The sum of squares of each gradient in `squares`; false when one is not finite.
+  // The sum of squares of each gradient in `squares`; false when one, or the norm, is not finite.
   bool add_squares(std::span<const double> squares, StepResult& result) const;
   void update_on_host(graft_adamw options,
                       const OptimizerSettings& settings,
