@@ -105,6 +105,7 @@ constexpr Family kFamilies[] = {
                     "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
                     "tie_word_embeddings": false, "attention_bias": false})",
         .placement = Placement::kPost,
+        .norm = GRAFT_RMSNORM_WEIGHT_ONCE,
         .qk_norm = QkNorm::kFull,
     },
     {
