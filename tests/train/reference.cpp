@@ -10,6 +10,7 @@
 #include "core/hash.h"
 #include "kernels/elementwise.h"
 #include "train/engine/tensor.h"
+#include "train/model/lora.h"
 #include "train/model/weights.h"
 
 namespace graft::test {
@@ -32,6 +33,8 @@ class Oracle {
     const at::Tensor embedded = at::embedding(get(model_.embedding), ids);
     watch(embedded, embedded.detach().abs(), embedding_sensitivity_);
     at::Tensor x = embedded * scalar(config.embedding_scale);
+    // So that gradients reach everything that depends on it.
+    if (!x.requires_grad()) x.requires_grad_(true);
     for (size_t index = 0; index < model_.layers.size(); ++index) {
       const train::Layer& layer = model_.layers[index];
       const at::Tensor a = attention(layer, config.layers[index], norm(layer.attention_norm, x));
@@ -39,14 +42,17 @@ class Oracle {
       const at::Tensor m = mlps(layer, norm(layer.mlp_norm, x));
       x = x + norm(layer.mlp_out_norm, m) * scalar(config.residual_scale);
     }
-    const at::Tensor logits = product(norm(model_.final_norm, x), get(model_.head),
-                                      model_.head_operands, scalar(config.logit_scale));
+    const at::Tensor last = norm(model_.final_norm, x);
+    watch(last, last.detach().abs(), narrow_sensitivity_);
+    const at::Tensor logits =
+        product(last, get(model_.head), model_.head_operands, scalar(config.logit_scale));
     return capped(logits, config.logit_cap);
   }
 
   Leaves& leaves() { return leaves_; }
   double product_sensitivity() const { return product_sensitivity_; }
   double embedding_sensitivity() const { return embedding_sensitivity_; }
+  double narrow_sensitivity() const { return narrow_sensitivity_; }
   const std::vector<at::Tensor>& router_probabilities() const { return router_probabilities_; }
 
  private:
@@ -59,6 +65,18 @@ class Oracle {
   static double scalar(float value) { return static_cast<double>(value); }
 
   static at::Tensor rounded(const at::Tensor& x) { return x.to(at::kBFloat16).to(x.scalar_type()); }
+
+  // x where a narrow model rounds it. A rounding has the gradient 1.
+  at::Tensor narrowed(const at::Tensor& x) {
+    watch(x, x.detach().abs(), narrow_sensitivity_);
+    return model_.narrow ? x + (rounded(x) - x).detach() : x;
+  }
+  // Likewise, and its gradient is rounded too.
+  at::Tensor narrow(const at::Tensor& x) {
+    const at::Tensor result = narrowed(x);
+    if (model_.narrow) result.register_hook(rounded);
+    return result;
+  }
 
   // scale x W^T with frozen W. A rounding has the gradient 1; dy is rounded before it is scaled.
   at::Tensor product(const at::Tensor& x,
@@ -89,9 +107,11 @@ class Oracle {
                        const at::Tensor& x) {
     const train::ModelConfig& config = model_.config;
     const int64_t tokens = x.size(0);
+    const at::Tensor input = narrowed(x);
     std::vector<at::Tensor> planes;
     for (const train::Linear& one : layer.qkv) {
-      const std::vector<at::Tensor> parts = linear(one, x).split_with_sizes(one.parts, 1);
+      const std::vector<at::Tensor> parts =
+          narrow(linear(one, input)).split_with_sizes(one.parts, 1);
       planes.insert(planes.end(), parts.begin(), parts.end());
     }
     const auto heads = [&](const at::Tensor& plane) {
@@ -99,8 +119,11 @@ class Oracle {
     };
     const auto turned = [&](const at::Tensor& plane, const train::Norm& weight) {
       const bool whole = config.qk_norm == train::QkNorm::kFull;
-      const at::Tensor normed = whole ? heads(norm(weight, plane)) : norm(weight, heads(plane));
-      return rotate(normed.transpose(0, 1), shape);
+      at::Tensor normed = heads(plane);
+      if (weight.size > 0) {
+        normed = whole ? heads(narrow_norm(weight, plane)) : narrow_norm(weight, normed);
+      }
+      return narrow(rotate(normed.transpose(0, 1), shape));
     };
     const int64_t repeat = config.heads / config.kv_heads;
     const at::Tensor q = turned(planes[0], layer.q_norm);
@@ -110,12 +133,22 @@ class Oracle {
     if (shape.window > 0) seen = seen.logical_and(at::ones_like(seen).triu(1 - shape.window));
     const at::Tensor scores =
         capped(q.matmul(k.transpose(1, 2)) * scalar(config.attention_scale), config.attention_cap);
-    const at::Tensor attended = scores.masked_fill(seen.logical_not(), -INFINITY)
-                                    .softmax(-1)
-                                    .matmul(v)
-                                    .transpose(0, 1)
-                                    .reshape({tokens, config.q_width()});
-    return linear(layer.o, attended);
+    const at::Tensor visible = scores.masked_fill(seen.logical_not(), -INFINITY);
+    const at::Tensor attended = visible.softmax(-1).matmul(v);
+    return linear(layer.o, rounded_attention(attended, visible.logsumexp(-1, true))
+                               .transpose(0, 1)
+                               .reshape({tokens, config.q_width()}));
+  }
+
+  // The backward pass has dS = P (dP - dO O) with O as it was kept, rounded to O + c: its gradient
+  // by a score is less by P c dO, which is c times that of the log of the sum of exp.
+  at::Tensor rounded_attention(const at::Tensor& attended, const at::Tensor& lse) {
+    watch(attended, attended.detach().abs(), narrow_sensitivity_);
+    if (!model_.narrow) return attended;
+    const at::Tensor change = (rounded(attended) - attended).detach();
+    const at::Tensor result = attended + change * (1 - (lse - lse.detach()));
+    result.register_hook(rounded);
+    return result;
   }
 
   // `share` [rows, 1]: the router's weights, which the engine puts before `down`. In exact sums
@@ -124,15 +157,17 @@ class Oracle {
                  const at::Tensor& x,
                  const at::Tensor& rows,
                  const at::Tensor& share = {}) {
+    const at::Tensor input = narrowed(x);
     std::vector<at::Tensor> planes;
     for (const train::Linear& one : mlp.in) {
-      const std::vector<at::Tensor> parts = linear(one, x, rows).split_with_sizes(one.parts, 1);
+      const std::vector<at::Tensor> parts =
+          narrow(linear(one, input, rows)).split_with_sizes(one.parts, 1);
       planes.insert(planes.end(), parts.begin(), parts.end());
     }
     const at::Tensor gate = model_.config.activation == train::Activation::kSilu
                                 ? at::silu(planes[0])
                                 : at::gelu(planes[0], "tanh");
-    const at::Tensor inner = gate * planes[1];
+    const at::Tensor inner = narrow(gate * planes[1]);
     return linear(mlp.down, share.defined() ? inner * share : inner, rows);
   }
 
@@ -166,8 +201,11 @@ class Oracle {
     if (linear.lora.rank > 0) {
       const at::Tensor a = get(linear.lora.a), b = get(linear.lora.b);
       const at::Tensor low = dropped(linear, x, rows);
-      const at::Tensor change = scalar(linear.lora.scale) * low.matmul(a.t()).matmul(b.t());
+      const at::Tensor u = narrow(low.matmul(narrowed(a).t()));
+      const at::Tensor change = u.matmul(narrowed(scalar(linear.lora.scale) * b).t());
       y = base + change;
+      // What joins the residual stream is not rounded, but its gradient.
+      if (model_.narrow) y.register_hook(rounded);
       if (linear.lora.magnitude.defined()) {
         // PEFT: the norm is a constant, and dropout reaches the base's part of the change too.
         const at::Tensor sum = (weight + scalar(linear.lora.scale) * b.matmul(a)).detach();
@@ -196,10 +234,19 @@ class Oracle {
 
   // Over the last dimension; x itself where there is no such norm.
   at::Tensor norm(const train::Norm& norm, const at::Tensor& x) {
-    if (norm.size == 0) return x;
+    return norm.size == 0 ? x : normal(x) * factor(norm);
+  }
+  at::Tensor normal(const at::Tensor& x) const {
+    return x * (x.pow(2).mean(-1, true) + scalar(model_.config.rms_norm_eps)).rsqrt();
+  }
+  at::Tensor factor(const train::Norm& norm) {
     const bool plus_one = model_.config.norm == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
-    const at::Tensor factor = plus_one ? 1 + get(norm.weight) : get(norm.weight);
-    return x * (x.pow(2).mean(-1, true) + scalar(model_.config.rms_norm_eps)).rsqrt() * factor;
+    return plus_one ? 1 + get(norm.weight) : get(norm.weight);
+  }
+  // From bfloat16 to bfloat16, as kernels/rmsnorm.h says: some families round twice.
+  at::Tensor narrow_norm(const train::Norm& norm, const at::Tensor& x) {
+    const bool twice = model_.config.norm == GRAFT_RMSNORM_WEIGHT;
+    return narrow((twice ? narrowed(normal(x)) : normal(x)) * factor(norm));
   }
 
   // x [heads, tokens, head_dim], from position 0 on.
@@ -226,6 +273,7 @@ class Oracle {
   Leaves leaves_;
   double product_sensitivity_ = 0;
   double embedding_sensitivity_ = 0;
+  double narrow_sensitivity_ = 0;
   std::vector<at::Tensor> router_probabilities_;
 };
 
@@ -267,6 +315,7 @@ ReferenceResult reference(const train::Model& model,
   }
   result.product_sensitivity = oracle.product_sensitivity();
   result.embedding_sensitivity = oracle.embedding_sensitivity();
+  result.narrow_sensitivity = oracle.narrow_sensitivity();
   result.router_probabilities = oracle.router_probabilities();
   result.logits = result.logits.detach();
   return result;
@@ -339,6 +388,29 @@ std::unique_ptr<train::Model> make_rough_model(const std::string& directory, uin
     }
   }
   return model;
+}
+
+RoughBase::RoughBase(const TinyFamily& family, int layers) {
+  const std::string made = write_family_config(dir_.path(), family, layers);
+  train::save_model(*make_rough_model(made, 7), made, path());
+}
+
+std::unique_ptr<train::Model> RoughBase::load(graft_float_type operands,
+                                              train::Precision precision,
+                                              const std::vector<std::string>& trained) const {
+  return train::load_model(path(), precision, {}, {operands, trained});
+}
+
+void spread_pairs(train::Model& model) {
+  for (train::Parameter& parameter : model.trained) {
+    if (parameter.value.dim() == 1) continue;  // magnitudes are lengths of rows
+    const Philox random(11, xxh3_64(parameter.name));
+    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
+      train::f32(parameter.value)[i] =
+          0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+    }
+  }
+  train::refresh_trained(model);
 }
 
 std::string write_tiny_config(const std::string& directory, bool tied) {

@@ -10,9 +10,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "tests/support/support.h"
 #include "train/engine/batch.h"
 #include "train/engine/plan.h"
 #include "train/model/model.h"
+#include "train/model/weights.h"
 
 namespace graft::test {
 
@@ -27,6 +29,9 @@ struct ReferenceResult {
   // products, sum |dL/de| |e|. Everything must be trained, else gradients do not reach it.
   double product_sensitivity = 0;
   double embedding_sensitivity = 0;
+  // Likewise where each value that a narrow model rounds changes by one part of itself: sum |dL/dx|
+  // |x|. Of a model that need not be narrow; embeddings and weights are taken as they are.
+  double narrow_sensitivity = 0;
   std::vector<at::Tensor> router_probabilities;  // [T, experts] of each document and its blocks
 };
 
@@ -34,7 +39,8 @@ struct ReferenceResult {
 // weights converted. With a dropout seed the adapters' inputs are multiplied by the masks of the
 // kernel, laid out from the batch's token_index: what is kept is asked of the kernel, where the
 // mask belongs in the maths is not. Operands of linears and of a head that take bfloat16 are
-// rounded to it, x on the way forward and dy on the way back; sums stay in `dtype`.
+// rounded to it, x on the way forward and dy on the way back; sums stay in `dtype`. Of a narrow model
+// (dense, not extended yet) everything is rounded that is there.
 ReferenceResult reference(const train::Model& model,
                           const train::Batch& batch,
                           double scale,
@@ -58,6 +64,24 @@ std::string write_family_config(const std::string& directory,
 
 // Fresh weights whose norms and biases are not trivial, so that a missing one shows.
 std::unique_ptr<train::Model> make_rough_model(const std::string& directory, uint64_t seed);
+
+// A family's rough model on disk.
+class RoughBase {
+ public:
+  explicit RoughBase(const TinyFamily& family, int layers = 3);
+  explicit RoughBase(std::string_view family) : RoughBase(tiny_family(family)) {}
+  std::string path() const { return dir_.file("base"); }
+  std::string file(const std::string& name) const { return dir_.file(name); }
+  std::unique_ptr<train::Model> load(graft_float_type operands,
+                                     train::Precision precision = train::Precision::kFull,
+                                     const std::vector<std::string>& trained = {}) const;
+
+ private:
+  TempDir dir_;
+};
+
+// Pairs that are far from their beginning, B too; magnitudes stay.
+void spread_pairs(train::Model& model);
 
 // Everything kept, and what is not in use filled with NaN, so that a read of it fails the test.
 train::StepPlan poisoned(const train::Model& model, int64_t tokens, train::Keep keep);

@@ -1,8 +1,8 @@
 // compute: bf16: the frozen products take operands rounded to bfloat16, everything else is float32.
 //
-// u = 2^-8 is the unit roundoff of bfloat16, whose significand has 8 bits: fl(x) = x (1 + d) with
-// |d| <= u. A product of two rounded operands is x w (1 + d)(1 + d'), so that a sum of them is off
-// by at most (2 u + u^2) sum |x w|, and float32 adds gamma = k eps / (1 - k eps) of it for k terms.
+// A product of two rounded operands is x w (1 + d)(1 + d') with |d| <= u (roundings.h), so that a sum
+// of them is off by at most (2 u + u^2) sum |x w|, and float32 adds gamma = k eps / (1 - k eps) of it
+// for k terms.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,12 +18,12 @@
 #include "tests/train/catch_aten.h"
 #include "tests/train/golden.h"
 #include "tests/train/reference.h"
+#include "tests/train/roundings.h"
 #include "train/engine/decoder.h"
 #include "train/engine/linear.h"
 #include "train/engine/tensor.h"
 #include "train/job/config.h"
 #include "train/job/memory.h"
-#include "train/model/dora.h"
 #include "train/model/lora.h"
 #include "train/model/saved.h"
 #include "train/model/weights.h"
@@ -33,37 +33,21 @@ namespace {
 using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
 
-constexpr double kUnit = 0x1p-8;
+using test::distance;
+using test::flip_share;
+using test::gradients_of;
+using test::kUnit;
+using test::random_values;
+using test::rounded;
+using test::share_of_bound;
+using test::sum_bound;
 
-// A family's rough model on disk, and loaded with either operands.
-class Base {
- public:
-  explicit Base(const std::string& family) {
-    const std::string made = test::write_family_config(dir_.path(), test::tiny_family(family));
-    save_model(*test::make_rough_model(made, 7), made, path());
-  }
-  std::string path() const { return dir_.file("base"); }
-  std::unique_ptr<Model> load(graft_float_type operands,
-                              Precision precision = Precision::kFull,
-                              const std::vector<std::string>& trained = {}) const {
-    return load_model(path(), precision, {}, {operands, trained});
-  }
-
- private:
-  test::TempDir dir_;
-};
+using Base = test::RoughBase;
 
 void add_rough_lora(Model& model, bool dora = false, double dropout = 0) {
   add_lora(model,
            {.rank = 3, .alpha = 7, .dropout = dropout, .targets = {"all-linear"}, .dora = dora}, 5);
-  for (Parameter& parameter : model.trained) {
-    if (parameter.value.dim() == 1) continue;
-    const Philox random(11, xxh3_64(parameter.name));
-    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
-      f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
-    }
-  }
-  refresh_gains(model);
+  test::spread_pairs(model);
 }
 
 double run(Model& model, const Batch& batch, double scale, uint64_t dropout_seed = 0) {
@@ -76,48 +60,6 @@ double run(Model& model, const Batch& batch, double scale, uint64_t dropout_seed
   return head.loss_sum * scale;
 }
 
-std::vector<at::Tensor> gradients_of(const Model& model) {
-  std::vector<at::Tensor> gradients;
-  for (const Parameter& parameter : model.trained) {
-    gradients.push_back(parameter.grad.to(at::kDouble));
-  }
-  return gradients;
-}
-
-std::vector<at::Tensor> gradients_of(const test::ReferenceResult& result) {
-  std::vector<at::Tensor> gradients;
-  for (const auto& [name, gradient] : result.gradients) gradients.push_back(gradient);
-  return gradients;
-}
-
-// |a - b| / |b| over all tensors together.
-double distance(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    difference += (a[i] - b[i]).pow(2).sum().item<double>();
-    size += b[i].pow(2).sum().item<double>();
-  }
-  return std::sqrt(difference / size);
-}
-
-at::Tensor random_values(at::IntArrayRef shape, uint64_t stream) {
-  at::Tensor values = at::empty(shape, at::kFloat);
-  const Philox random(3, stream);
-  for (int64_t i = 0; i < values.numel(); ++i) {
-    f32(values)[i] = static_cast<float>(random.normal(static_cast<uint64_t>(i)));
-  }
-  return values;
-}
-
-at::Tensor rounded(const at::Tensor& x) {
-  return x.to(at::kBFloat16).to(at::kDouble);
-}
-
-// The largest |got - expected| / bound.
-double share_of_bound(const at::Tensor& got, const at::Tensor& expected, const at::Tensor& bound) {
-  return ((got.to(at::kDouble) - expected).abs() / bound).max().item<double>();
-}
-
 ErrorText error_of(const std::function<void()>& call) {
   try {
     call();
@@ -125,18 +67,6 @@ ErrorText error_of(const std::function<void()>& call) {
     return error.text();
   }
   return {};
-}
-
-// How much of the difference that the roundings make may be left between an engine and an oracle
-// that both round. They sum in float32 and float64, so that a value of k terms is off by up to (k +
-// 2) 2^-24 of itself, and one that lies so near to the middle between two bfloat16s, 2^-8 of it
-// apart, goes the other way: (k + 2) 2^-15 of all values do. Each of them is off by a whole step,
-// where a rounding is off by step / sqrt(12) in the mean square.
-double flip_share(const Model& model) {
-  const ModelConfig& config = model.config;
-  int64_t terms = std::max({config.vocab_size, config.hidden_size, config.q_width()});
-  for (const LayerConfig& layer : config.layers) terms = std::max(terms, layer.intermediate_size);
-  return std::sqrt(12.0 * static_cast<double>(terms + 2) * 0x1p-15);
 }
 
 // A batch and what the oracles make of it with and without roundings.
@@ -204,10 +134,6 @@ TEST_CASE("compute: a frozen linear multiplies rounded operands and sums them in
   linear_forward(linear, workspace, round_input({&linear, 1}, workspace, f32(x), tokens), tokens,
                  y_planes, nullptr);
   const at::Tensor weight = linear.base.dense.to(at::kDouble);
-  const auto sum_bound = [](int64_t terms, const at::Tensor& magnitude) {
-    const double k = static_cast<double>(terms + 2) * 0x1p-24;
-    return magnitude * (k / (1 - k)) + 1e-30;
-  };
   const at::Tensor exact = rounded(x).matmul(weight.t());
   const at::Tensor magnitude = rounded(x).abs().matmul(weight.abs().t());
   CHECK(share_of_bound(at::cat(y, 1), exact, sum_bound(in, magnitude)) <= 1);

@@ -4,14 +4,12 @@
 #include <string_view>
 
 #include "core/hash.h"
-#include "tests/support/support.h"
 #include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
 #include "train/engine/arrangement.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/planner.h"
 #include "train/engine/tensor.h"
-#include "train/model/dora.h"
 #include "train/model/lora.h"
 #include "train/model/weights.h"
 
@@ -38,15 +36,9 @@ bool weighs(Training training) {
 std::unique_ptr<Model> family_model(const test::TinyFamily& family,
                                     Training training,
                                     int layers = 3) {
-  const test::TempDir dir;
-  const std::string made = test::write_family_config(dir.path(), family, layers);
-  auto model = test::make_rough_model(made, 7);
-  const bool rounds = training >= Training::kBLora;
-  if (quantizes(training) || rounds) {
-    save_model(*model, made, dir.file("base"));
-    model = load_model(dir.file("base"), quantizes(training) ? Precision::kNf4 : Precision::kFull,
-                       {}, {rounds ? GRAFT_BF16 : GRAFT_F32});
-  }
+  const test::RoughBase base(family, layers);
+  auto model = base.load(training >= Training::kBLora ? GRAFT_BF16 : GRAFT_F32,
+                         quantizes(training) ? Precision::kNf4 : Precision::kFull);
   if (training == Training::kFull) {
     train_everything(*model);
     return model;
@@ -59,14 +51,7 @@ std::unique_ptr<Model> family_model(const test::TinyFamily& family,
             .targets = {"all-linear"},
             .dora = weighs(training)},
            5);
-  for (Parameter& parameter : model->trained) {
-    if (parameter.value.dim() == 1) continue;  // magnitudes are lengths of rows
-    const Philox random(11, xxh3_64(parameter.name));
-    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
-      f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
-    }
-  }
-  refresh_gains(*model);
+  test::spread_pairs(*model);
   return model;
 }
 
