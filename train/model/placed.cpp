@@ -4,6 +4,7 @@
 
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
+#include "train/model/lora.h"
 
 namespace graft::train {
 namespace {
@@ -77,7 +78,15 @@ void PlacedModel::place() {
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].device;
   placed_ = true;
-  if (!model_.narrow) return;
+  for (Decoded& one : decoded_) {
+    one.linear->base.decoded = std::move(one.decoded);
+    one.linear->base.extended = std::move(one.extended);
+  }
+  const bool again = !before.empty();
+  if (!model_.narrow) {
+    if (again) refresh_trained(model_);
+    return;
+  }
   // Dense weights have another form there: nobody keeps both.
   for (Linear* const linear : model_.linears()) {
     for (const Slot& slot : slots_) {
@@ -85,6 +94,7 @@ void PlacedModel::place() {
     }
   }
   extend_weights(model_);
+  if (again) refresh_trained(model_);
 }
 
 void PlacedModel::take_back() {
@@ -93,7 +103,16 @@ void PlacedModel::take_back() {
     if (pair.changes) copy_values(pair.host, pair.device);
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].host;
-  for (Linear* const linear : model_.linears()) linear->base.extended = at::Tensor();
+  decoded_.clear();
+  for (Linear* const linear : model_.linears()) {
+    BaseWeight& base = linear->base;
+    // Weights that were extended from dense ones are made again.
+    const at::Tensor extended = base.quantized() ? base.extended : at::Tensor();
+    if (base.decoded.defined() || extended.defined()) {
+      decoded_.push_back({linear, base.decoded, extended});
+    }
+    base.decoded = base.extended = at::Tensor();
+  }
   placed_ = false;
 }
 

@@ -17,7 +17,8 @@ namespace graft::train {
 //
 // While a model is placed, its host tensors must not be replaced, and only kernels may follow its
 // pointers. What is bound to the pointers (AdamW) is made after it; place() gives the same ones
-// again as long as the model has the same tensors.
+// again as long as the model has the same tensors. What follows from the trained tensors and was
+// computed on the host in between (DoRA's gains) is computed again there.
 class PlacedModel {
  public:
   // Errors: kDevice.
@@ -40,12 +41,19 @@ class PlacedModel {
     at::Tensor* tensor;
     size_t pair;
   };
+  // What a 4-bit weight that stays decoded has on the device, while the model is on the host.
+  struct Decoded {
+    Linear* linear;
+    at::Tensor decoded;
+    at::Tensor extended;
+  };
 
   Model& model_;
   Device device_;
   bool placed_ = false;
   std::vector<Pair> pairs_;
   std::vector<Slot> slots_;
+  std::vector<Decoded> decoded_;
 };
 
 }  // namespace graft::train
