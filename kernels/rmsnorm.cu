@@ -16,6 +16,9 @@ constexpr unsigned kWarpLanes = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr unsigned kRowsOfBlock = 8;
 constexpr int64_t kStep = 4 * kWarpLanes;
+// Steps of a row whose loads are on their way at once: a warp has a row to itself, and the compiler
+// may not move a load before a store.
+constexpr int kGroup = 4;
 // Rows of one partial sum of the weight gradient (rmsnorm.h), tiles of one block at a time.
 constexpr int64_t kRowTile = 64;
 constexpr unsigned kTilesOfBlock = 16;
@@ -36,6 +39,16 @@ __device__ __forceinline__ float4 fma_four(float4 a, float4 b, float4 c) {
                 __fmaf_rn(a.w, b.w, c.w)};
 }
 
+// Calls body(number in the group, element) for the steps of the group that begins at `base`.
+template <class Body>
+__device__ __forceinline__ void for_group(int64_t base, int64_t dim, const Body& body) {
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {
+    const int64_t i = base + g * kStep;
+    if (i < dim) body(g, i);
+  }
+}
+
 template <bool kAligned>
 __device__ __forceinline__ float4 factors(const float* weight, int64_t left, bool plus_one) {
   const float4 w = load_four<kAligned>(weight, left);
@@ -54,30 +67,43 @@ __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
   const Element* const added = static_cast<const Element*>(call.added);
   Out* const out = static_cast<Out*>(call.out) + row * call.out_stride;
   float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
-  for (int64_t i = lane; i < dim; i += kStep) {
-    float4 value = load_four<kAligned>(x + i, dim - i);
+  for (int64_t base = lane; base < dim; base += kGroup * kStep) {
+    float4 value[kGroup];
+    for_group(base, dim, [&](int g, int64_t i) { value[g] = load_four<kAligned>(x + i, dim - i); });
     if (added != nullptr) {
-      const float4 y = load_four<kAligned>(added + row * dim + i, dim - i);
-      value = each_of_four(value, y, [](float a, float b) { return __fadd_rn(a, b); });
-      value = rounded_four<Element>(value);
-      store_four<kAligned>(sums + row * dim + i, value, dim - i);
+      float4 y[kGroup];
+      for_group(base, dim, [&](int g, int64_t i) {
+        y[g] = load_four<kAligned>(added + row * dim + i, dim - i);
+      });
+      for_group(base, dim, [&](int g, int64_t i) {
+        value[g] =
+            each_of_four(value[g], y[g], [](float a, float b) { return __fadd_rn(a, b); });
+        value[g] = rounded_four<Element>(value[g]);
+        store_four<kAligned>(sums + row * dim + i, value[g], dim - i);
+      });
     }
-    sum = fma_four(value, value, sum);
+    for_group(base, dim, [&](int g, int64_t) { sum = fma_four(value[g], value[g], sum); });
   }
   const float mean = __fdiv_rn(row_sum(sum), static_cast<float>(dim));
   const float inverse = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, call.eps)));
   if (lane == 0) call.inv_rms[row] = inverse;
   const bool plus_one = call.kind == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
   const bool rounds_twice = call.kind == GRAFT_RMSNORM_WEIGHT;
-  for (int64_t i = lane; i < dim; i += kStep) {
-    const float4 value = load_four<kAligned>(x + i, dim - i);
-    float4 normal =
-        each_of_four(value, value, [&](float a, float) { return __fmul_rn(a, inverse); });
-    if (rounds_twice) normal = rounded_four<Element>(normal);
-    const float4 factor = factors<kAligned>(call.weight + i, dim - i, plus_one);
-    store_four<kAligned>(
-        out + i, each_of_four(normal, factor, [](float a, float f) { return __fmul_rn(a, f); }),
-        dim - i);
+  for (int64_t base = lane; base < dim; base += kGroup * kStep) {
+    float4 value[kGroup], factor[kGroup];
+    for_group(base, dim, [&](int g, int64_t i) {
+      value[g] = load_four<kAligned>(x + i, dim - i);
+      factor[g] = factors<kAligned>(call.weight + i, dim - i, plus_one);
+    });
+    for_group(base, dim, [&](int g, int64_t i) {
+      float4 normal =
+          each_of_four(value[g], value[g], [&](float a, float) { return __fmul_rn(a, inverse); });
+      if (rounds_twice) normal = rounded_four<Element>(normal);
+      store_four<kAligned>(
+          out + i,
+          each_of_four(normal, factor[g], [](float a, float f) { return __fmul_rn(a, f); }),
+          dim - i);
+    });
   }
 }
 
@@ -93,26 +119,39 @@ __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
   const bool plus_one = call.kind == GRAFT_RMSNORM_ONE_PLUS_WEIGHT;
   const float inverse = call.inv_rms[row];
   const auto product = [](float a, float b) { return __fmul_rn(a, b); };
-  const auto weighted = [&](int64_t i) {
-    return each_of_four(load_four<kAligned>(dout + i, dim - i),
-                        factors<kAligned>(call.weight + i, dim - i, plus_one), product);
-  };
   float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
-  for (int64_t i = lane; i < dim; i += kStep) {
-    sum = fma_four(weighted(i), load_four<kAligned>(from + i, dim - i), sum);
+  // g = dout * factor(weight), and x, of a group.
+  float4 g_of[kGroup], x_of[kGroup];
+  const auto load = [&](int64_t base) {
+    float4 weight[kGroup];
+    for_group(base, dim, [&](int g, int64_t i) {
+      g_of[g] = load_four<kAligned>(dout + i, dim - i);
+      x_of[g] = load_four<kAligned>(from + i, dim - i);
+      weight[g] = factors<kAligned>(call.weight + i, dim - i, plus_one);
+    });
+    for_group(base, dim,
+              [&](int g, int64_t) { g_of[g] = each_of_four(g_of[g], weight[g], product); });
+  };
+  for (int64_t base = lane; base < dim; base += kGroup * kStep) {
+    load(base);
+    for_group(base, dim, [&](int g, int64_t) { sum = fma_four(g_of[g], x_of[g], sum); });
   }
   const float mean = __fdiv_rn(__fmul_rn(row_sum(sum), inverse), static_cast<float>(dim));
   const float factor = __fmul_rn(mean, inverse);
-  for (int64_t i = lane; i < dim; i += kStep) {
-    const float4 x = load_four<kAligned>(from + i, dim - i);
-    const float4 centred = each_of_four(weighted(i), x, [&](float g, float value) {
-      return __fsub_rn(g, __fmul_rn(value, factor));
+  for (int64_t base = lane; base < dim; base += kGroup * kStep) {
+    float4 before[kGroup];
+    for_group(base, dim,
+              [&](int g, int64_t i) { before[g] = load_four<kAligned>(dx + i, dim - i); });
+    load(base);
+    for_group(base, dim, [&](int g, int64_t i) {
+      const float4 centred = each_of_four(g_of[g], x_of[g], [&](float d, float value) {
+        return __fsub_rn(d, __fmul_rn(value, factor));
+      });
+      store_four<kAligned>(dx + i,
+                           each_of_four(centred, before[g],
+                                        [&](float c, float b) { return __fmaf_rn(c, inverse, b); }),
+                           dim - i);
     });
-    const float4 before = load_four<kAligned>(dx + i, dim - i);
-    store_four<kAligned>(
-        dx + i,
-        each_of_four(centred, before, [&](float c, float b) { return __fmaf_rn(c, inverse, b); }),
-        dim - i);
   }
 }
 

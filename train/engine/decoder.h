@@ -67,7 +67,7 @@ class Decoder {
                        const HeadResult& before = {},
                        uint8_t* row_correct = nullptr);
 
-  // logits [rows, V], in the device's memory, of `rows` rows of a residual stream.
+  // logits [rows, V], in host memory, of `rows` rows of a residual stream.
   void head_logits(const float* residual, int64_t rows, float* logits) {
     head_.logits(residual, rows, logits);
   }

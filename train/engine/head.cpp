@@ -168,13 +168,17 @@ void Head::logits(const float* residual, int64_t rows, float* logits) {
   const int64_t hidden = config.hidden_size;
   for (int64_t begin = 0; begin < rows; begin += chunk_) {
     const int64_t count = std::min(chunk_, rows - begin);
-    float* to = logits + begin * config.vocab_size;
+    float* const here = logits + begin * config.vocab_size;
+    float* const to = device_.is_host() ? here : buffers_.logits;
     forward(residual + begin * hidden, count, to);
     if (config.logit_cap > 0) {
       check(graft_softcap_forward(to, config.logit_cap, count * config.vocab_size, GRAFT_F32,
                                   device_.kind, device_.stream));
       clock_.lap(Work::kLoss);
     }
+    if (to == here) continue;
+    device_.copy(here, to, static_cast<size_t>(count * config.vocab_size) * sizeof(float));
+    device_.wait();
   }
 }
 

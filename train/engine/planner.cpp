@@ -181,7 +181,8 @@ int64_t kept_bytes(const Model& model, StepPlan plan, LayerMemory memory) {
 }
 
 // Steps from keeping everything to keeping the least: each lets one block keep less, cheaper bytes
-// first, lower blocks first, as what they keep is held longest.
+// first, lower blocks first, as what they keep is held longest. Of a device with memory of its own
+// the inputs go to the host last.
 std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
                                                     const PlanRequest& request,
                                                     const StepPlan& plan) {
@@ -205,6 +206,11 @@ std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
     // others hold what they keep.
     const size_t end = model.layers.size() - (memory == LayerMemory::kRecomputeBlock ? 1 : 0);
     for (size_t index = plan.lowest; index < end; ++index) steps.emplace_back(index, memory);
+  }
+  // Where the host has other memory: nothing more is computed, but the copies take time.
+  if (!plan.own_memory()) return steps;
+  for (size_t index = plan.lowest; index + 1 < model.layers.size(); ++index) {
+    steps.emplace_back(index, LayerMemory::kOffloadInput);
   }
   return steps;
 }

@@ -338,6 +338,8 @@ int run_bench_step(const Args& args) {
     decoder.finish_gradients();
     const auto update = Clock::now();
     optimizer.step({}, 1e-4, head.loss_sum * scale);
+    refresh_trained(*model);
+    if (clock_waits) device.wait();
     optimizer_seconds += since(update);
     losses.push_back(head.loss_sum * scale);
     peak = std::max(peak, memory_in_use(device) - memory_before);

@@ -12,7 +12,6 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/progress.h"  // format_bytes
-#include "train/engine/tensor.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -46,13 +45,12 @@ void visit_logits(const Model& model,
   }
   const float* residual = decoder.forward(batch, 0);
   constexpr int64_t kRows = 256;
-  const at::Tensor logits =
-      empty_on(decoder.device(), at::kFloat, {kRows, model.config.vocab_size});
+  std::vector<float> logits(static_cast<size_t>(kRows * model.config.vocab_size));
   for (int64_t begin = 0; begin < batch.tokens(); begin += kRows) {
     const int64_t rows = std::min(kRows, batch.tokens() - begin);
-    decoder.head_logits(residual + begin * model.config.hidden_size, rows, f32(logits));
-    const at::Tensor here = on_host(logits);
-    visit({f32(here), static_cast<size_t>(rows * model.config.vocab_size)});
+    decoder.head_logits(residual + begin * model.config.hidden_size, rows, logits.data());
+    visit(
+        std::span<const float>(logits).first(static_cast<size_t>(rows * model.config.vocab_size)));
   }
 }
 

@@ -78,12 +78,13 @@ std::optional<int32_t> template_stop(const ModelText& text) {
 
 }  // namespace
 
-Generator::Generator(Model& model, int64_t max_positions)
+Generator::Generator(Model& model, int64_t max_positions, const Device& device)
     : model_(model),
       decoder_(
           model,
-          StepPlan::of(model, std::min(max_positions, model.config.max_positions), Keep::kNothing)),
-      cache_(model.config, decoder_.max_tokens()),
+          StepPlan::of(model, std::min(max_positions, model.config.max_positions), Keep::kNothing),
+          device),
+      cache_(model.config, decoder_.max_tokens(), device),
       logits_(static_cast<size_t>(model.config.vocab_size)) {}
 
 const float* Generator::forward_text(const std::vector<int32_t>& text) {

@@ -32,7 +32,8 @@ class Generator {
  public:
   // Buffers for prompt and answer of up to `max_positions` tokens together, and never more than the
   // model's max_position_embeddings: there the answer ends.
-  Generator(Model& model, int64_t max_positions);
+  // The model lies where the device can reach it.
+  Generator(Model& model, int64_t max_positions, const Device& device = {});
 
   int64_t max_positions() const { return decoder_.max_tokens(); }
 

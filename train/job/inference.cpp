@@ -21,10 +21,12 @@
 #include "train/engine/tensor.h"
 #include "train/job/compute.h"
 #include "train/job/dataset.h"
+#include "train/job/device_option.h"
 #include "train/job/evaluate.h"
 #include "train/job/generate.h"
 #include "train/job/scratch.h"
 #include "train/model/lora.h"
+#include "train/model/placed.h"
 #include "train/model/weights.h"
 
 namespace graft::train {
@@ -42,7 +44,7 @@ std::unique_ptr<Model> load_base(const Args& args) {
   std::unique_ptr<Model> model = load_model(
       args.need("--model"), args.flag("--load-in-4bit") ? Precision::kNf4 : Precision::kFull,
       args.flag("--no-quantized-cache") ? QuantizedCache{} : QuantizedCache::in_home(),
-      {operands_of(args)});
+      {operands_of(args, device_of(args))});
   return model;
 }
 
@@ -106,6 +108,7 @@ int64_t exact_count(const std::vector<Answer>& answers) {
 // Answers every record's last turn.
 std::vector<Answer> generate_answers(const Args& args,
                                      const std::vector<std::string>& files,
+                                     const Device& device,
                                      Model& model,
                                      const ModelText& text) {
   GenerateOptions options;
@@ -131,7 +134,7 @@ std::vector<Answer> generate_answers(const Args& args,
     const int64_t room = std::min(static_cast<int64_t>(prompt.size()) + options.max_new_tokens,
                                   model.config.max_positions);
     if (!generator || generator->max_positions() < room) {
-      generator.emplace(model, std::max<int64_t>(room, 256));
+      generator.emplace(model, std::max<int64_t>(room, 256), device);
     }
     const Generated generated = generator->generate(prompt, options);
     std::string got = text.tokenizer->decode(generated.ids, data::Tokenizer::SkipSpecial::kYes);
@@ -262,6 +265,7 @@ void print_first_answer(const std::vector<std::string>& names,
 
 int run_eval(const Args& args) {
   const bool compares = args.flag("--compare-base");
+  const Device device = device_of(args);
   if (compares && !args.has("--adapter")) {
     fail(ExitCode::kUsage, "--compare-base without an adapter to compare with", "command line",
          "give --adapter DIR");
@@ -278,13 +282,15 @@ int run_eval(const Args& args) {
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   const auto evaluate_now = [&](const char* label) {
     Evaluation evaluation;
-    Decoder decoder(*model, StepPlan::of(*model, std::max(kEvalTokens, longest), Keep::kNothing));
+    const PlacedModel placed(*model, device);
+    Decoder decoder(*model, StepPlan::of(*model, std::max(kEvalTokens, longest), Keep::kNothing),
+                    device);
     Progress progress(label, prepared.store.document_count(), "documents");
     evaluation.result =
         evaluate(decoder, prepared.store, [&](int64_t done, int64_t) { progress.update(done); });
     progress.finish();
     if (args.flag("--generate")) {
-      evaluation.answers = generate_answers(args, files, *model, text);
+      evaluation.answers = generate_answers(args, files, device, *model, text);
     }
     return evaluation;
   };
@@ -336,7 +342,9 @@ int run_logits(const Args& args) {
   std::memcpy(ids.data(), file.bytes(info).data(), file.bytes(info).size());
   const std::string out = args.need("--out");
   SafetensorsWriter writer(out, {{"logits", DType::kF32, {rows, length, vocab}}});
-  Decoder decoder(*model, StepPlan::of(*model, length, Keep::kNothing));
+  const Device device = device_of(args);
+  const PlacedModel placed(*model, device);
+  Decoder decoder(*model, StepPlan::of(*model, length, Keep::kNothing), device);
   std::vector<float> logits(static_cast<size_t>(length * vocab));
   const std::vector<uint8_t> no_loss(static_cast<size_t>(length), 0);
   const float weights[1] = {0.0F};
@@ -392,7 +400,9 @@ int run_generate(const Args& args) {
   options.top_p = args.number("--top-p", 1e-9, 1);
   options.seed = static_cast<uint64_t>(args.integer("--seed", 0, INT64_MAX));
   options.stop_ids = stop_ids(args.text("--model"), text);
-  Generator generator(*model, static_cast<int64_t>(prompt.size()) + options.max_new_tokens);
+  const Device device = device_of(args);
+  const PlacedModel placed(*model, device);
+  Generator generator(*model, static_cast<int64_t>(prompt.size()) + options.max_new_tokens, device);
   data::StreamDecoder stream(*text.tokenizer, data::Tokenizer::SkipSpecial::kYes);
   const bool prints = !args.json();
   const Generated generated = generator.generate(prompt, options, [&](int32_t id) {

@@ -200,7 +200,10 @@ int64_t free_memory(const Device& device) {
   if (device.kind != GRAFT_CUDA) return free_memory();
   size_t free = 0, total = 0;
   check(graft_device_memory(device.kind, &free, &total));
-  return static_cast<int64_t>(free);
+  // LibTorch's attention, cuBLASLt and the driver take some of it, and allocations are rounded up.
+  constexpr size_t kReserve = size_t{1} << 30;
+  const size_t reserve = std::max(kReserve, total / 32);
+  return static_cast<int64_t>(free > reserve ? free - reserve : 0);
 }
 
 int64_t memory_in_use(const Device& device) {

@@ -21,7 +21,8 @@ int64_t parse_bytes(std::string_view text);
 // groups leave. INT64_MAX where nobody says.
 int64_t free_memory();
 
-// Of a GPU what its driver says is free; else the above.
+// Of a GPU what its driver says is free, less a 32nd of it all, at least 1 GiB, for what nobody
+// plans; else the above.
 int64_t free_memory(const Device& device);
 
 // What this process has of the device's memory: RssAnon, or what is in use of a GPU by anyone.

@@ -4,6 +4,7 @@
 
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
+#include "train/model/lora.h"
 
 namespace graft::train {
 namespace {
@@ -76,10 +77,16 @@ void PlacedModel::place() {
     slots_.push_back({&tensor, at->second});
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].device;
-  for (const Decoded& decoded : decoded_) *decoded.tensor = decoded.device;
-  decoded_.clear();
   placed_ = true;
-  if (!model_.narrow) return;
+  for (Decoded& one : decoded_) {
+    one.linear->base.decoded = std::move(one.decoded);
+    one.linear->base.extended = std::move(one.extended);
+  }
+  const bool again = !before.empty();
+  if (!model_.narrow) {
+    if (again) refresh_trained(model_);
+    return;
+  }
   // Dense weights have another form there: nobody keeps both.
   for (Linear* const linear : model_.linears()) {
     for (const Slot& slot : slots_) {
@@ -87,7 +94,7 @@ void PlacedModel::place() {
     }
   }
   extend_weights(model_);
-  refresh_extended(model_);  // those that had been put aside
+  if (again) refresh_trained(model_);
 }
 
 void PlacedModel::take_back() {
@@ -96,20 +103,17 @@ void PlacedModel::take_back() {
     if (pair.changes) copy_values(pair.host, pair.device);
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].host;
-  put_decoded_aside();
-  placed_ = false;
-}
-
-void PlacedModel::put_decoded_aside() {
+  decoded_.clear();
   for (Linear* const linear : model_.linears()) {
     BaseWeight& base = linear->base;
-    for (at::Tensor* const tensor : {&base.decoded, &base.extended}) {
-      if (!tensor->defined() || place_of(*tensor).is_host()) continue;
-      // A dense weight is extended anew.
-      if (base.quantized()) decoded_.push_back({tensor, *tensor});
-      *tensor = at::Tensor();
+    // Weights that were extended from dense ones are made again.
+    const at::Tensor extended = base.quantized() ? base.extended : at::Tensor();
+    if (base.decoded.defined() || extended.defined()) {
+      decoded_.push_back({linear, base.decoded, extended});
     }
+    base.decoded = base.extended = at::Tensor();
   }
+  placed_ = false;
 }
 
 }  // namespace graft::train

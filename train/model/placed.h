@@ -18,7 +18,8 @@ namespace graft::train {
 //
 // While a model is placed, its host tensors must not be replaced, and only kernels may follow its
 // pointers. What is bound to the pointers (AdamW) is made after it; place() gives the same ones
-// again as long as the model has the same tensors.
+// again as long as the model has the same tensors. What follows from the trained tensors and was
+// computed on the host in between (DoRA's gains) is computed again there.
 class PlacedModel {
  public:
   // Errors: kDevice.
@@ -44,13 +45,12 @@ class PlacedModel {
     at::Tensor* tensor;
     size_t pair;
   };
-  // What a decoder made there of a weight in 4 bits: put aside while the model is on the host.
+  // What a 4-bit weight that stays decoded has on the device, while the model is on the host.
   struct Decoded {
-    at::Tensor* tensor;
-    at::Tensor device;
+    Linear* linear;
+    at::Tensor decoded;
+    at::Tensor extended;
   };
-
-  void put_decoded_aside();
 
   Model& model_;
   Device device_;
