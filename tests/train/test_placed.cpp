@@ -300,7 +300,7 @@ TEST_CASE("placed: decoders that take turns in an arena find nothing of each oth
   for (StepPlan& plan : on_emu) plan.device = GRAFT_EMU;
   const Layout layouts[] = {plan_layout(*model, on_emu[0]), plan_layout(*model, on_emu[1])};
   const auto arena = std::make_shared<const Arena>(
-      std::vector<const Layout*>{&layouts[0], &layouts[1]}, kEmu);
+      std::vector<const Layout*>{&layouts[0], &layouts[1]}, kEmu, Poison::kYes);
   Decoder training(*model, plans[0], kEmu, arena), evaluation(*model, plans[1], kEmu, arena);
   // The same positions in step after step: what depends on them could be made once.
   const Batch one = test::tiny_batch(37, {20}, 3), other = test::tiny_batch(37, {7, 9}, 4);
