@@ -406,8 +406,7 @@ void spread_pairs(train::Model& model) {
     if (parameter.value.dim() == 1) continue;  // magnitudes are lengths of rows
     const Philox random(11, xxh3_64(parameter.name));
     for (int64_t i = 0; i < parameter.value.numel(); ++i) {
-      train::f32(parameter.value)[i] =
-          0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
+      train::f32(parameter.value)[i] = 0.3F * (random.uniform(static_cast<uint64_t>(i)) - 0.5F);
     }
   }
   train::refresh_trained(model);

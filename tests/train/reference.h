@@ -39,8 +39,8 @@ struct ReferenceResult {
 // weights converted. With a dropout seed the adapters' inputs are multiplied by the masks of the
 // kernel, laid out from the batch's token_index: what is kept is asked of the kernel, where the
 // mask belongs in the maths is not. Operands of linears and of a head that take bfloat16 are
-// rounded to it, x on the way forward and dy on the way back; sums stay in `dtype`. Of a narrow model
-// (dense, not extended yet) everything is rounded that is there.
+// rounded to it, x on the way forward and dy on the way back; sums stay in `dtype`. Of a narrow
+// model (dense, not extended yet) everything is rounded that is there.
 ReferenceResult reference(const train::Model& model,
                           const train::Batch& batch,
                           double scale,

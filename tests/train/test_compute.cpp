@@ -1,8 +1,8 @@
 // compute: bf16: the frozen products take operands rounded to bfloat16, everything else is float32.
 //
-// A product of two rounded operands is x w (1 + d)(1 + d') with |d| <= u (roundings.h), so that a sum
-// of them is off by at most (2 u + u^2) sum |x w|, and float32 adds gamma = k eps / (1 - k eps) of it
-// for k terms.
+// A product of two rounded operands is x w (1 + d)(1 + d') with |d| <= u (roundings.h), so that a
+// sum of them is off by at most (2 u + u^2) sum |x w|, and float32 adds gamma = k eps / (1 - k eps)
+// of it for k terms.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -154,8 +154,7 @@ TEST_CASE("device: a plan and a bench know the device", "[train][job][emu]") {
         plan_on("cpu").at("buffers_by_phase").at("forward").as_int());
 }
 
-TEST_CASE("device: what is not there or not known is refused, with the reason",
-          "[train][job]") {
+TEST_CASE("device: what is not there or not known is refused, with the reason", "[train][job]") {
   const Fixture fixture;
   const std::vector<std::string> commands[] = {
       {"graft", "train", fixture.config(), "output_dir=" + fixture.out("none")},
@@ -163,8 +162,7 @@ TEST_CASE("device: what is not there or not known is refused, with the reason",
       {"graft", "bench", "step", "--shape", fixture.base(), "--steps", "1"}};
   char name[256];
   double speed = 0;
-  const bool has_gpu =
-      graft_device_describe(GRAFT_CUDA, name, sizeof name, &speed) == GRAFT_OK;
+  const bool has_gpu = graft_device_describe(GRAFT_CUDA, name, sizeof name, &speed) == GRAFT_OK;
   for (std::vector<std::string> words : commands) {
     CAPTURE(words[1]);
     words.insert(words.end(), {"--device", "gpu"});

@@ -200,8 +200,7 @@ TEST_CASE("narrow: an extended weight has W, A and scale B in their places",
                 .narrow(1, one.in, rank)
                 .equal((one.lora.b * one.lora.scale).to(at::kBFloat16)));
     };
-    const at::Tensor extended =
-        at::empty({linear.out + kRank, linear.in + kRank}, at::kBFloat16);
+    const at::Tensor extended = at::empty({linear.out + kRank, linear.in + kRank}, at::kBFloat16);
     decode_extended(other, {}, bf16(extended));
     check_parts(other, extended, decoded);
   }
@@ -240,12 +239,12 @@ TEST_CASE("narrow: a linear of several parts multiplies what is rounded, and sum
     y_planes.push_back(y[i].data_ptr());
     dy_planes.push_back(bf16(dy[i]));
   }
-  narrow_forward(linear, alone.workspace, {bf16(rows), in + kRank}, tokens, y_planes, GRAFT_BF16,
-                 0, bf16(kept));
+  narrow_forward(linear, alone.workspace, {bf16(rows), in + kRank}, tokens, y_planes, GRAFT_BF16, 0,
+                 bf16(kept));
   const at::Tensor u = kept.to(at::kDouble), u_exact = x.matmul(part.a.t());
-  CHECK(share_of_bound(
-            u, u_exact,
-            rounded_bound(u_exact, sum_bound(in, x.abs().matmul(part.a.abs().t())))) <= 1);
+  CHECK(share_of_bound(u, u_exact,
+                       rounded_bound(u_exact, sum_bound(in, x.abs().matmul(part.a.abs().t())))) <=
+        1);
   CHECK(share_of_bound(u, u_exact, sum_bound(in, x.abs().matmul(part.a.abs().t()))) > 10);
   const at::Tensor y_exact = x.matmul(part.w.t()) + u.matmul(part.scaled_b.t());
   const at::Tensor y_size =
@@ -263,9 +262,9 @@ TEST_CASE("narrow: a linear of several parts multiplies what is rounded, and sum
   narrow_backward(linear, alone.workspace, {bf16(rows), in + kRank}, bf16(kept), tokens,
                   {dy_planes, nullptr, 0}, {dx.data_ptr(), GRAFT_F32, in, InputGrad::kAdd});
   const at::Tensor du = alone.du.to(at::kDouble), du_exact = d.matmul(part.scaled_b);
-  CHECK(share_of_bound(du, du_exact,
-                       rounded_bound(du_exact, sum_bound(out, d.abs().matmul(
-                                                                  part.scaled_b.abs())))) <= 1);
+  CHECK(share_of_bound(
+            du, du_exact,
+            rounded_bound(du_exact, sum_bound(out, d.abs().matmul(part.scaled_b.abs())))) <= 1);
   CHECK(share_of_bound(grad_a, du.t().matmul(x) + 1,
                        sum_bound(tokens + 1, du.abs().t().matmul(x.abs()) + 1)) <= 1);
   CHECK(share_of_bound(grad_b, d.t().matmul(u) * scale - 1,
@@ -308,9 +307,9 @@ TEST_CASE("narrow: a linear whose gradient has room takes one product, with the 
                   {dx.data_ptr(), GRAFT_BF16, in, InputGrad::kOverwrite});
   const at::Tensor du = d_rows.narrow(1, out, kRank).to(at::kDouble);
   const at::Tensor du_exact = d.matmul(part.scaled_b);
-  CHECK(share_of_bound(du, du_exact,
-                       rounded_bound(du_exact, sum_bound(out, d.abs().matmul(
-                                                                  part.scaled_b.abs())))) <= 1);
+  CHECK(share_of_bound(
+            du, du_exact,
+            rounded_bound(du_exact, sum_bound(out, d.abs().matmul(part.scaled_b.abs())))) <= 1);
   CHECK(share_of_bound(linear.lora.grad_a, du.t().matmul(x),
                        sum_bound(tokens, du.abs().t().matmul(x.abs()))) <= 1);
   CHECK(share_of_bound(linear.lora.grad_b, d.t().matmul(u) * scale,
@@ -363,11 +362,11 @@ TEST_CASE("narrow: the emulated GPU gives the processor's gradients to the bit",
     check_same(*dense, emulated, run(*dense, {}, 2));
     const Step decoded = run(*quantized, {.device = {GRAFT_EMU}}, 2);
     check_same(*quantized, decoded, run(*quantized, {}, 2));
-    check_same(*quantized, decoded,
-               run(*quantized,
-                   {.layers = all_layers(*quantized, LayerMemory::kKeep, true),
-                    .device = {GRAFT_EMU}},
-                   2));
+    check_same(
+        *quantized, decoded,
+        run(*quantized,
+            {.layers = all_layers(*quantized, LayerMemory::kKeep, true), .device = {GRAFT_EMU}},
+            2));
   }
 }
 

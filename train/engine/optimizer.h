@@ -38,8 +38,8 @@ struct OptimizerSettings {
 double learning_rate_at(const OptimizerSettings& settings, int64_t step, int64_t total);
 
 struct StepResult {
-  double grad_norm = 0;    // before clipping
-  bool skipped = false;    // the loss, a gradient or the norm was not finite: nothing was changed
+  double grad_norm = 0;  // before clipping
+  bool skipped = false;  // the loss, a gradient or the norm was not finite: nothing was changed
   // "the loss", "the gradient of NAME", the first such tensor, or "the norm of the gradients" where
   // float32 cannot hold it.
   std::string not_finite;

@@ -102,7 +102,7 @@ constexpr ConfigKey kKeys[] = {
     {"eval_steps", "integer", "0", "steps between evaluations; 0 = at the end of each epoch"},
     {"logging_steps", "integer", "1", "steps between lines of metrics.jsonl"},
     {"threads", "0..1024", "0", "CPU threads; 0 = every processor"},
-    {"deterministic", "true|false", "true",
+    {"deterministic", "true | false", "true",
      "false: LibTorch's attention on a GPU adds gradients in any order, which is faster; the last "
      "bits then differ from run to run"},
     {"max_memory", "size", "",

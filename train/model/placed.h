@@ -24,7 +24,8 @@ class PlacedModel {
  public:
   // Errors: kDevice.
   PlacedModel(Model& model, const Device& device) : model_(model), device_(device) { place(); }
-  // Of a model that an error leaves behind nothing is read any more, and the device may have failed.
+  // Of a model that an error leaves behind nothing is read any more, and the device may have
+  // failed.
   ~PlacedModel() {
     if (std::uncaught_exceptions() == 0) take_back();
   }
