@@ -18,6 +18,7 @@
 #include "train/engine/optimizer.h"
 #include "train/engine/planner.h"
 #include "train/engine/tensor.h"
+#include "train/model/extended.h"
 #include "train/model/lora.h"
 #include "train/model/new_tokens.h"
 #include "train/model/weights.h"
@@ -120,13 +121,19 @@ struct Method {
   // Trained whole beside the adapter; what is not stays in bfloat16.
   std::vector<std::string> saved = {};
   bool adds_tokens = false;
+  bool narrow = false;
 
+  // Whether the family's model can be narrow or need not be.
+  bool fits(std::string_view family) const {
+    return !narrow || family == "phi3" || family == "gemma2";
+  }
   ModelConfig config(const std::string& base) const {
     ModelConfig config = read_model_config(base);
     if (adds_tokens) add_tokens(config, config.vocab_size, {{3, 5, 7}, {9}});
     return config;
   }
   LoraSettings adapter() const {
+    if (narrow) return {.rank = 8, .alpha = 8, .targets = {"all-linear"}};
     return {.rank = 4, .alpha = 8, .dropout = 0.1, .targets = {"all-linear"}, .saved = saved};
   }
   std::unique_ptr<Model> load(const std::string& base) const {
@@ -147,7 +154,9 @@ const Method kMethods[] = {
      false,
      GRAFT_BF16,
      {"lm_head"},
-     true}};
+     true},
+    {"narrow lora", false, false, GRAFT_BF16, {}, false, true},
+    {"narrow qlora", true, false, GRAFT_BF16, {}, false, true}};
 
 std::unique_ptr<Model> made(const test::TinyFamily& family, const Method& method) {
   const test::TempDir dir;
@@ -160,6 +169,8 @@ std::unique_ptr<Model> made(const test::TinyFamily& family, const Method& method
   } else {
     add_lora(*model, method.adapter(), 1);
   }
+  model->narrow = method.narrow;
+  if (method.narrow) extend_weights(*model);
   return model;
 }
 
@@ -176,7 +187,10 @@ TEST_CASE("memory: steps after the first allocate nothing", "[train][memory]") {
   for (const char* family : {"llama", "gemma2", "mixtral"}) {
     for (const Method& method : kMethods) {
       CAPTURE(family, method.name);
-      if (method.operands == GRAFT_BF16 && std::string_view(family) != "llama") continue;
+      if (!method.fits(family)) continue;
+      if (method.operands == GRAFT_BF16 && !method.narrow && std::string_view(family) != "llama") {
+        continue;
+      }
       const auto model = made(test::tiny_family(family), method);
       StepPlan plan = StepPlan::of(*model, 2 * 300, Keep::kForBackward);
       mix(plan, method.quantizes);
@@ -228,6 +242,7 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
   for (const char* family : {"llama", "phi3", "gemma2", "mixtral"}) {
     for (const Method& method : kMethods) {
       CAPTURE(family, method.name);
+      if (!method.fits(family)) continue;
       const test::TempDir dir;
       const std::string config =
           test::write_family_config(dir.path(), test::tiny_family(family), 4);
@@ -238,6 +253,7 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
         add_lora_shapes(*shapes, method.adapter(),
                         method.quantizes ? Precision::kNf4 : Precision::kFull);
       }
+      shapes->narrow = method.narrow;
       const PlanRequest request = {.rows = 2,
                                    .sequence_len = 100,
                                    .quantizes = method.quantizes,
@@ -249,8 +265,9 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
       save_model(*test::make_rough_model(config, 7), config, dir.file("base"));
       memory.requested = 0;
       const auto model = method.load(dir.file("base"));
-      CHECK(memory.requested == plan.weights);
-      CHECK(model->base_bytes() == plan.weights);
+      const bool extends = method.narrow && !method.quantizes;
+      CHECK((memory.requested == plan.weights) != extends);
+      CHECK((model->base_bytes() == plan.weights) != extends);
       memory.requested = 0;
       if (method.everything) {
         train_everything(*model);
@@ -258,6 +275,16 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
         add_lora(*model, method.adapter(), 1);
       }
       CHECK(memory.requested == plan.trained + plan.gradients);
+      model->narrow = method.narrow;
+      if (extends) {
+        // W with room for the pair, in bfloat16.
+        int64_t extended = 0;
+        for (const Linear* one : model->linears()) extended += 2 * (one->out + 8) * (one->in + 8);
+        memory.requested = 0;
+        extend_weights(*model);
+        CHECK(memory.requested == extended);
+        CHECK(model->base_bytes() == plan.weights);
+      }
       memory.requested = 0;
       const AdamW optimizer(model->trained);
       CHECK(memory.requested == plan.moments);
