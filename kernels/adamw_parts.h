@@ -36,11 +36,10 @@ size_t graft_adamw_parts_workspace_bytes(const graft_adamw_part* parts, int64_t 
 //   result [2] out, in the device's memory: the norm, and the factor (0 when nothing was changed)
 //   workspace  at least graft_adamw_parts_workspace_bytes, 16-byte aligned, in the device's memory;
 //              out: the sum of squares of each tile
-// Squares are added in double: 16 lanes by index inside tiles of GRAFT_SQUARES_TILE of a tensor, lanes and then
-// the tiles of all tensors in order; every device gives the same bits. On a GPU one launch for the
-// sums, one for the norm and one for 192 tensors each.
-// Errors: as graft_adamw_step, GRAFT_BAD_SHAPE for a short workspace, GRAFT_NO_DEVICE,
-// GRAFT_DEVICE_ERROR.
+// Squares are added in double: 16 lanes by index inside tiles of GRAFT_SQUARES_TILE of a tensor,
+// lanes and then the tiles of all tensors in order; every device gives the same bits. On a GPU one
+// launch for the sums, one for the norm and one for 192 tensors each. Errors: as graft_adamw_step,
+// GRAFT_BAD_SHAPE for a short workspace, GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
 graft_status graft_adamw_parts_step(const graft_adamw_part* parts,
                                     int64_t part_count,
                                     const graft_adamw* options,

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t begin = (tile - part.first_unit) * kTile, lane = 4 * (threadIdx.x % 4);
   const int64_t end = inside ? least(begin + kTile, part.count) : 0;
   double lanes[4] = {};
-  #pragma unroll 4
+#pragma unroll 4
   for (int64_t i = begin + lane; i < end; i += 16) {
     float4 g;
     if (part.aligned) {

@@ -65,7 +65,8 @@ graft_status graft_adamw8_convert(graft_map8 from, graft_map8 to, int64_t count,
 // Elements of one partial sum of squares.
 #define GRAFT_SQUARES_TILE 16384
 
-// out = sum of x^2 in double: 16 lanes by index inside tiles, lanes and then tiles in order. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
+// out = sum of x^2 in double: 16 lanes by index inside tiles, lanes and then tiles in order.
+// Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.
 graft_status graft_sum_squares(const float* x, int64_t count, double* out);
 
 // out = how many of x are NaN or infinite. Errors: GRAFT_BAD_SHAPE, GRAFT_BAD_ARGUMENT.

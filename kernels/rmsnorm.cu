@@ -76,8 +76,7 @@ __global__ void __launch_bounds__(kRowsOfBlock* kWarpLanes)
         y[g] = load_four<kAligned>(added + row * dim + i, dim - i);
       });
       for_group(base, dim, [&](int g, int64_t i) {
-        value[g] =
-            each_of_four(value[g], y[g], [](float a, float b) { return __fadd_rn(a, b); });
+        value[g] = each_of_four(value[g], y[g], [](float a, float b) { return __fadd_rn(a, b); });
         value[g] = rounded_four<Element>(value[g]);
         store_four<kAligned>(sums + row * dim + i, value[g], dim - i);
       });

@@ -76,8 +76,8 @@ std::vector<KernelCase> optimizer_cases() {
         {"adamw_step_kernel", "copies without their scale", "optimizer.cu",
          "return __fmul_rn(a, part.copy_scale);", "return a;"},
         {"adamw_step_kernel", "blocks of the tensor before", "optimizer.cu",
-         "if (parts.part[i].first_unit <= unit) index = i;",
-         "if (parts.part[i].first_unit < unit) index = i;"}}},
+         "if (parts.part[middle].first_unit <= unit) {",
+         "if (parts.part[middle].first_unit < unit) {"}}},
   };
 }
 

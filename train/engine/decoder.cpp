@@ -54,8 +54,8 @@ Decoder::Decoder(Model& model,
       device_(device),
       layout_(plan_layout(model, plan_)),
       arena_(arena != nullptr ? std::move(arena)
-                              : std::make_shared<const Arena>(std::vector<const Layout*>{&layout_},
-                                                              device, plan_.poison)),
+                              : std::make_shared<const Arena>(
+                                    std::vector<const Layout*>{&layout_}, device, plan_.poison)),
       buffers_(bind(model, plan_, layout_, *arena_)),
       head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
   if (model.narrow) flash_ = Flash::load(device, model.config, plan_.deterministic, &no_flash_);
@@ -144,8 +144,8 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.token_index = arrays_.token_index;
   linear.row = batch.row.data();
   linear.dropout_seed = dropout_seed_;
-  return {model_.config, batch,   arrays_, buffers_.rotation, device_,
-          clock_,        scratch, linear,  cache,            flash_.get()};
+  return {model_.config, batch,  arrays_, buffers_.rotation, device_, clock_,
+          scratch,       linear, cache,   flash_.get()};
 }
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {

@@ -21,7 +21,10 @@ namespace {
 
 const at::Device kGpu(c10::DeviceType::CUDA, 0);
 
-at::Tensor view(const void* values, at::ScalarType type, at::IntArrayRef sizes, at::IntArrayRef strides) {
+at::Tensor view(const void* values,
+                at::ScalarType type,
+                at::IntArrayRef sizes,
+                at::IntArrayRef strides) {
   return at::for_blob(const_cast<void*>(values), sizes)
       .strides(strides)
       .options(at::TensorOptions().dtype(type).device(kGpu))
@@ -30,7 +33,10 @@ at::Tensor view(const void* values, at::ScalarType type, at::IntArrayRef sizes, 
 }
 
 // [tokens, heads, head_dim] of rows `stride` values apart.
-at::Tensor heads_of(const uint16_t* values, const graft_attention_shape& shape, int64_t heads, int64_t stride) {
+at::Tensor heads_of(const uint16_t* values,
+                    const graft_attention_shape& shape,
+                    int64_t heads,
+                    int64_t stride) {
   return view(values, at::kBFloat16, {shape.tokens, heads, shape.head_dim},
               {stride, shape.head_dim, 1});
 }
@@ -62,8 +68,8 @@ auto call_torch(const Call& call) {
     const c10::InferenceMode no_gradients;
     return call();
   } catch (const c10::Error& error) {
-    fail(ExitCode::kDevice, std::string("LibTorch's flash attention: ") +
-                                error.what_without_backtrace());
+    fail(ExitCode::kDevice,
+         std::string("LibTorch's flash attention: ") + error.what_without_backtrace());
   }
 }
 
@@ -142,8 +148,7 @@ void Flash::backward(const graft_attention_shape& shape,
   const auto result = call_torch([&] {
     const at::Tensor ends = ends_of(shape);
     // Without dropout the generator's state is not read.
-    const at::Tensor state =
-        at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(kGpu));
+    const at::Tensor state = at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(kGpu));
     const at::Tensor unused = at::empty({}, at::TensorOptions().dtype(at::kUInt64).device(kGpu));
     return at::_flash_attention_backward(
         heads_of(dout, shape, shape.heads, shape.out_stride),

@@ -25,8 +25,8 @@ constexpr int64_t kHeadChain = 256;
 
 class Head {
  public:
-  // Of at most `tokens` supervised places. `chunk` rows of logits are held at a time; no result depends on it, but where the head is
-  // trained it must be a multiple of kHeadChain.
+  // Of at most `tokens` supervised places. `chunk` rows of logits are held at a time; no result
+  // depends on it, but where the head is trained it must be a multiple of kHeadChain.
   Head(const Model& model,
        const HeadBuffers& buffers,
        int64_t chunk,

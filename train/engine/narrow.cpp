@@ -23,13 +23,12 @@ NarrowInput narrow_input(const Pass& pass,
                          uint16_t* to) {
   const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
   if (norm.size == 0) {
-    check(graft_convert(x, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden, 1,
-                        pass.device.kind, pass.device.stream));
+    check(graft_convert(x, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden,
+                        1, pass.device.kind, pass.device.stream));
   } else {
-    check(graft_rmsnorm_forward_bf16(x, f32(norm.weight), pass.config.rms_norm_eps,
-                                     pass.batch.tokens(), norm.size, to, state.inv_rms,
-                                     pass.config.norm, stride, pass.device.kind,
-                                     pass.device.stream));
+    check(graft_rmsnorm_forward_bf16(
+        x, f32(norm.weight), pass.config.rms_norm_eps, pass.batch.tokens(), norm.size, to,
+        state.inv_rms, pass.config.norm, stride, pass.device.kind, pass.device.stream));
   }
   pass.clock.lap(Work::kRows);
   return {to, stride};
@@ -108,16 +107,16 @@ uint16_t* turn_backward(
   pass.device.zero(unnormed, static_cast<size_t>(values) * sizeof(uint16_t));
   check(graft_rmsnorm_backward(d, x.projected, f32(x.norm.weight), x.inv_rms,
                                pass.batch.tokens() * norms_per_token(pass, x), x.norm.size,
-                               unnormed, nullptr, pass.config.norm, GRAFT_BF16, 0,
-                               pass.device.kind, pass.device.stream));
+                               unnormed, nullptr, pass.config.norm, GRAFT_BF16, 0, pass.device.kind,
+                               pass.device.stream));
   pass.clock.lap(Work::kRows);
   return unnormed;
 }
 
 Turned queries(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.q_norm,      pass.config.heads,
-          state.narrow.q,    narrow_strides(pass.config, layer).q,
-          state.q_inv_rms,   pass.scratch.narrow.q};
+  return {layer.q_norm,    pass.config.heads,
+          state.narrow.q,  narrow_strides(pass.config, layer).q,
+          state.q_inv_rms, pass.scratch.narrow.q};
 }
 
 Turned keys(const Pass& pass, const Layer& layer, const AttentionState& state) {
@@ -210,16 +209,16 @@ void narrow_attention_backward(const Pass& pass,
     pass.flash->backward(shape, pass.batch, turned_q, turned_k, own.v, own.attended, state.lse,
                          scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v);
   } else {
-    check(graft_attention_backward(
-        &shape, turned_q, turned_k, own.v, own.attended, state.lse, scratch.d_attended, scratch.d_q,
-        scratch.d_k, scratch.d_v, pass.scratch.attention_workspace,
-        static_cast<size_t>(pass.scratch.attention_workspace_bytes), pass.device.kind,
-        pass.device.stream));
+    check(graft_attention_backward(&shape, turned_q, turned_k, own.v, own.attended, state.lse,
+                                   scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v,
+                                   pass.scratch.attention_workspace,
+                                   static_cast<size_t>(pass.scratch.attention_workspace_bytes),
+                                   pass.device.kind, pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  uint16_t* const d_planes[] = {
-      turn_backward(pass, config, q, scratch.d_q, scratch.d_q_unnormed),
-      turn_backward(pass, config, k, scratch.d_k, scratch.d_k_unnormed), scratch.d_v};
+  uint16_t* const d_planes[] = {turn_backward(pass, config, q, scratch.d_q, scratch.d_q_unnormed),
+                                turn_backward(pass, config, k, scratch.d_k, scratch.d_k_unnormed),
+                                scratch.d_v};
 
   const NarrowInput input{own.x, hidden + room_of(layer.qkv)};
   float* const d_input = pass.scratch.d_normed;
@@ -339,8 +338,7 @@ void narrow_mlp_backward(
     const size_t parts = mlp.in[i].parts.size();
     narrow_backward(mlp.in[i], pass.linear, input, own.u_in[i], tokens,
                     gradient_of(mlp.in[i], {planes + plane, parts}, stride),
-                    {d_input, GRAFT_F32, hidden,
-                     i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd});
+                    {d_input, GRAFT_F32, hidden, i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd});
     plane += parts;
   }
   half_input_backward(pass, layer.mlp_norm, state.half, x, d_input, d);

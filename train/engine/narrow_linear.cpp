@@ -112,15 +112,15 @@ Operand low_rank_backward(const Linear& linear,
              Work::kAdapters);
   } else {
     // Parts add up in float32.
-    for_parts(linear, dy, [&](size_t part, const uint16_t* d, int64_t stride, int64_t row,
-                              int64_t rows) {
-      const bool alone = linear.parts.size() == 1;
-      multiply(workspace, tokens, rank, rows, 1, {GRAFT_N, d, stride},
-               {GRAFT_N, weight.at(row, linear.in), weight.stride},
-               alone ? Result{du, GRAFT_BF16, rank, 0}
-                     : Result{workspace.low_rank, GRAFT_F32, rank, part > 0 ? 1.0F : 0.0F},
-               Work::kAdapters);
-    });
+    for_parts(
+        linear, dy, [&](size_t part, const uint16_t* d, int64_t stride, int64_t row, int64_t rows) {
+          const bool alone = linear.parts.size() == 1;
+          multiply(workspace, tokens, rank, rows, 1, {GRAFT_N, d, stride},
+                   {GRAFT_N, weight.at(row, linear.in), weight.stride},
+                   alone ? Result{du, GRAFT_BF16, rank, 0}
+                         : Result{workspace.low_rank, GRAFT_F32, rank, part > 0 ? 1.0F : 0.0F},
+                   Work::kAdapters);
+        });
     if (linear.parts.size() > 1) {
       round_values(workspace.device, workspace.low_rank, tokens, rank, du);
       workspace.clock->lap(Work::kAdapters);
@@ -155,17 +155,15 @@ void narrow_forward(const Linear& linear,
   const Operand x{GRAFT_N, input.x, input.stride};
   if (rank > 0) {
     uint16_t* const behind = input.x + in;
-    multiply(workspace, tokens, rank, in, 1, x,
-             {GRAFT_T, weight.at(linear.out, 0), weight.stride},
+    multiply(workspace, tokens, rank, in, 1, x, {GRAFT_T, weight.at(linear.out, 0), weight.stride},
              {behind, GRAFT_BF16, input.stride, 0}, Work::kAdapters);
     copy_rows(workspace, behind, input.stride, u, rank, tokens, rank);
   }
   int64_t row = 0;
   for (size_t part = 0; part < linear.parts.size(); ++part) {
     const int64_t rows = linear.parts[part];
-    multiply(workspace, tokens, rows, in + rank, 1, x,
-             {GRAFT_T, weight.at(row, 0), weight.stride}, {y[part], y_type, y_stride > 0 ? y_stride : rows, 0},
-             Work::kProducts);
+    multiply(workspace, tokens, rows, in + rank, 1, x, {GRAFT_T, weight.at(row, 0), weight.stride},
+             {y[part], y_type, y_stride > 0 ? y_stride : rows, 0}, Work::kProducts);
     row += rows;
   }
 }
@@ -193,11 +191,12 @@ void narrow_backward(const Linear& linear,
              {GRAFT_N, weight.at(0, 0), weight.stride}, into(adds), Work::kProducts);
     return;
   }
-  for_parts(linear, dy, [&](size_t part, const uint16_t* d, int64_t stride, int64_t row,
-                            int64_t rows) {
-    multiply(workspace, tokens, in, rows, 1, {GRAFT_N, d, stride},
-             {GRAFT_N, weight.at(row, 0), weight.stride}, into(adds || part > 0), Work::kProducts);
-  });
+  for_parts(linear, dy,
+            [&](size_t part, const uint16_t* d, int64_t stride, int64_t row, int64_t rows) {
+              multiply(workspace, tokens, in, rows, 1, {GRAFT_N, d, stride},
+                       {GRAFT_N, weight.at(row, 0), weight.stride}, into(adds || part > 0),
+                       Work::kProducts);
+            });
   if (rank == 0) return;
   multiply(workspace, tokens, in, rank, 1, du, {GRAFT_N, weight.at(linear.out, 0), weight.stride},
            into(true), Work::kAdapters);

@@ -349,7 +349,8 @@ MemoryPlan choose_rows(const Model& model, PlanRequest& request, int64_t step_ro
     if (rows > 1 && !plan.fits) break;
     const auto tokens = static_cast<double>(rows * request.sequence_len);
     const int64_t micro_batches = (step_rows + rows - 1) / rows;
-    const double cost = plan.flops.total() * std::max(costs_of(request.device).full_rate / tokens, 1.0) *
+    const double cost = plan.flops.total() *
+                            std::max(costs_of(request.device).full_rate / tokens, 1.0) *
                             static_cast<double>(step_rows) / static_cast<double>(rows) +
                         decode_flops(model, plan.training) * static_cast<double>(micro_batches);
     choices.push_back({std::move(plan), rows, cost});

@@ -22,7 +22,7 @@ struct PlanRequest {
   MomentType moments = MomentType::kFloat32;  // of AdamW
   graft_device device = GRAFT_CPU;
   bool deterministic = true;  // StepPlan's
-  int64_t cap = 0;  // bytes of the device's memory; 0 = no limit
+  int64_t cap = 0;            // bytes of the device's memory; 0 = no limit
 };
 
 // Floating-point operations of one micro-batch of full rows; a product of m n k counts 2 m n k.

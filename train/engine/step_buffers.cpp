@@ -28,7 +28,7 @@ struct Extent {
     dropout = dropout || linear.lora.dropout > 0;
     if (in_4_bits(plan, linear) && !resident) {
       decoded = std::max(decoded, narrow ? 2 * extended_count(linear)
-                                              : linear.in * linear.out * size_of(linear.operands));
+                                         : linear.in * linear.out * size_of(linear.operands));
     }
     if (linear.operands != GRAFT_BF16) return;
     rounded_in = std::max(rounded_in, linear.in);

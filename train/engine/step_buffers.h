@@ -45,9 +45,9 @@ struct NarrowMlp {
   uint16_t* u_down = nullptr;
 };
 struct NarrowScratch {
-  uint16_t* dy = nullptr;                 // [T, D + r] the gradient of what joins the stream
-  uint16_t* du = nullptr;                 // [T, r]
-  uint16_t *q = nullptr, *k = nullptr;    // normed and rotated; where queries are normed
+  uint16_t* dy = nullptr;               // [T, D + r] the gradient of what joins the stream
+  uint16_t* du = nullptr;               // [T, r]
+  uint16_t *q = nullptr, *k = nullptr;  // normed and rotated; where queries are normed
   uint16_t *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;  // as q, k and v
   uint16_t *d_q_unnormed = nullptr, *d_k_unnormed = nullptr;
   uint16_t* d_attended = nullptr;  // as attended
@@ -68,8 +68,8 @@ struct AttentionState {
   float* kept_o = nullptr;
 };
 
-// What the host must know of the experts' sorted rows, in its memory. Of a device with memory of its
-// own these are copies, and the step waits for it.
+// What the host must know of the experts' sorted rows, in its memory. Of a device with memory of
+// its own these are copies, and the step waits for it.
 struct SortedRows {
   int32_t* offsets = nullptr;      // [N + 1]
   int32_t* row_pair = nullptr;     // [R]

@@ -107,9 +107,9 @@ class RandomWeights {
     base.count = count;
     base.offset = 0.04F;
     const int64_t blocks = graft_nf4_block_count(count, base.block_size);
-    base.packed = make<uint8_t>(
-        stream, at::kByte, {graft_nf4_packed_bytes(count)},
-        [](const Philox& random, uint64_t i) { return random.below(i, 256); });
+    base.packed =
+        make<uint8_t>(stream, at::kByte, {graft_nf4_packed_bytes(count)},
+                      [](const Philox& random, uint64_t i) { return random.below(i, 256); });
     base.absmax8 = zeros_on(device_, at::kByte, {blocks});
     base.nested_absmax =
         zeros_on(device_, at::kFloat, {graft_nf4_block_count(blocks, GRAFT_NF4_NESTED_BLOCK)});
@@ -385,23 +385,22 @@ int run_bench_step(const Args& args) {
   const int64_t planned =
       device.is_host() ? plan.total() - model->mapped_bytes() : plan.on_device();
   if (args.json()) {
-    std::printf("%s\n",
-                dump_json(Json::object({{"tokens_per_s", per_step / step_seconds},
-                                        {"step_s", step_seconds},
-                                        {"peak_rss_bytes", peak},
-                                        {"planned_bytes", planned},
-                                        {"fullest_phase", fullest_phase(*model, plan)},
-                                        {"first_step_begins_s", first_begins},
-                                        {"first_step_s", first_ends},
-                                        {"breakdown", breakdown},
-                                        {"breakdown_share", known / wall},
-                                        {"mfu", mfu},
-                                        {"product_flops_per_s", rate},
-                                        {"threads", omp_get_max_threads()},
-                                        {"compute", compute_name(operands)},
-                                        {"blocks", layers_text(plan.training)},
-                                        {"losses", losses}}))
-                    .c_str());
+    std::printf("%s\n", dump_json(Json::object({{"tokens_per_s", per_step / step_seconds},
+                                                {"step_s", step_seconds},
+                                                {"peak_rss_bytes", peak},
+                                                {"planned_bytes", planned},
+                                                {"fullest_phase", fullest_phase(*model, plan)},
+                                                {"first_step_begins_s", first_begins},
+                                                {"first_step_s", first_ends},
+                                                {"breakdown", breakdown},
+                                                {"breakdown_share", known / wall},
+                                                {"mfu", mfu},
+                                                {"product_flops_per_s", rate},
+                                                {"threads", omp_get_max_threads()},
+                                                {"compute", compute_name(operands)},
+                                                {"blocks", layers_text(plan.training)},
+                                                {"losses", losses}}))
+                            .c_str());
     return 0;
   }
   std::printf("%s tokens/s, %s s a step, %s %% of the %s product's rate (%s GFLOP/s)\n",

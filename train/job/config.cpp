@@ -683,10 +683,10 @@ Json config_to_json(const TrainConfig& config) {
 }
 
 bool decides_result(std::string_view key) {
-  constexpr std::string_view kIrrelevant[] = {"output_dir",    "save_steps",     "save_total_limit",
-                                              "logging_steps", "threads",        "max_memory",
-                                              "test_datasets", "eval_steps",     "base_model",
-                                              "datasets",      "quantized_cache", "deterministic"};
+  constexpr std::string_view kIrrelevant[] = {
+      "output_dir", "save_steps", "save_total_limit", "logging_steps",
+      "threads",    "max_memory", "test_datasets",    "eval_steps",
+      "base_model", "datasets",   "quantized_cache",  "deterministic"};
   return std::find(std::begin(kIrrelevant), std::end(kIrrelevant), key) == std::end(kIrrelevant);
 }
 

@@ -86,9 +86,8 @@ class ReloadCheck {
   ReloadCheck(Model& model, Decoder& decoder, const data::TokenStore& store)
       : model_(model), decoder_(decoder), store_(store) {
     const std::vector<Linear*> linears = model.linears();
-    exact_ = std::none_of(linears.begin(), linears.end(), [](const Linear* linear) {
-      return linear->lora.initial_a.defined();
-    });
+    exact_ = std::none_of(linears.begin(), linears.end(),
+                          [](const Linear* linear) { return linear->lora.initial_a.defined(); });
     if (exact_) {
       digest_ = digest_logits(model, decoder, store);
     } else {

@@ -122,7 +122,7 @@ std::vector<std::string> fitting_changes(const TrainConfig& config,
     shortened = shortened || shortens;
     texts.push_back(change.text + " needs " + format_bytes(other.memory.total()));
   }
-  texts.push_back((config.max_memory > 0             ? "max_memory: "
+  texts.push_back((config.max_memory > 0              ? "max_memory: "
                    : config.device.kind == GRAFT_CUDA ? "a GPU with "
                                                       : "a machine with ") +
                   std::to_string(plan.memory.on_device()) +
@@ -288,8 +288,8 @@ double product_rate(graft_float_type operands, const Device& device) {
   };
   while (since(start) < 0.1) {
     const auto begin = std::chrono::steady_clock::now();
-    multiply(device, {GRAFT_N, GRAFT_T, size, size, size, 1, a.data_ptr(), b.data_ptr(), 0,
-                      f32(c), operands});
+    multiply(device, {GRAFT_N, GRAFT_T, size, size, size, 1, a.data_ptr(), b.data_ptr(), 0, f32(c),
+                      operands});
     device.wait();
     best = std::max(best, 2.0 * static_cast<double>(size * size * size) / since(begin));
   }

@@ -502,9 +502,8 @@ void Training::finish(const Progressed& progressed) {
     summary.set("eval", last_eval_);
   }
   // A mapped quantized cache is not anonymous memory.
-  const int64_t planned =
-      config_.device.is_host() ? plan_.memory.total() - model_->mapped_bytes()
-                               : plan_.memory.on_device();
+  const int64_t planned = config_.device.is_host() ? plan_.memory.total() - model_->mapped_bytes()
+                                                   : plan_.memory.on_device();
   summary.set("memory", Json::object({{"planned_bytes", planned}, {"peak_bytes", memory_peak_}}));
   summary.set("plan", plan_to_json(plan_.memory));
   summary.set("export", export_result(*model_, *placed_, config_, text_.directory, *eval_decoder_,

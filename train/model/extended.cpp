@@ -52,8 +52,8 @@ void extend_weights(Model& model) {
     BaseWeight& base = linear->base;
     if (base.quantized()) continue;
     const Device device = place_of(base.dense);
-    base.extended = empty_on(device, at::kBFloat16,
-                             {linear->out + linear->lora.rank, stride_of(*linear)});
+    base.extended =
+        empty_on(device, at::kBFloat16, {linear->out + linear->lora.rank, stride_of(*linear)});
     check(graft_convert(bf16(base.dense), GRAFT_BF16, linear->in, bf16(base.extended), GRAFT_BF16,
                         stride_of(*linear), linear->out, linear->in, 1, device.kind,
                         device.stream));

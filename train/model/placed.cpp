@@ -24,8 +24,8 @@ std::vector<Found> tensors_of(Model& model) {
   }
   for (Linear* const linear : model.linears()) {
     BaseWeight& base = linear->base;
-    for (at::Tensor* tensor : {&base.decoded, &base.packed, &base.absmax, &base.absmax8,
-                               &base.nested_absmax}) {
+    for (at::Tensor* tensor :
+         {&base.decoded, &base.packed, &base.absmax, &base.absmax8, &base.nested_absmax}) {
       all.push_back({tensor, false});
     }
     Lora& lora = linear->lora;
