@@ -6,6 +6,7 @@
 #include "core/hash.h"
 #include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
+#include "tests/train/steps.h"
 #include "train/engine/arrangement.h"
 #include "train/engine/optimizer.h"
 #include "train/engine/planner.h"
@@ -17,6 +18,8 @@ namespace {
 
 using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
+using test::check_same;
+using test::Step;
 
 // kB...: with frozen products of bfloat16 operands.
 enum class Training { kLora, kQlora, kDora, kFull, kBLora, kBQlora, kBDora };
@@ -63,48 +66,18 @@ constexpr int64_t kRowTokens = 300;
 
 // Rows [begin, end). Two of three tokens are supervised, one of seven with half the weight.
 Batch rows_of(size_t begin, size_t end) {
-  const float weights[3] = {0.0F, 1.0F, 0.5F};
-  const Philox random(3, 1);
-  Batch batch;
-  batch.clear();
-  for (size_t row = begin; row < end; ++row) {
-    batch.begin_row();
-    auto index = static_cast<int64_t>(row) * kRowTokens;
-    for (const int64_t length : kRows[row]) {
-      std::vector<int32_t> ids;
-      std::vector<uint8_t> loss;
-      for (int64_t t = 0; t < length; ++t) {
-        ids.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(index + t), 37)));
-        loss.push_back((index + t) % 3 == 0 ? 0 : (index + t) % 7 == 0 ? 2 : 1);
-      }
-      batch.add(ids, loss, weights, index);
-      index += length;
-    }
-  }
-  return batch;
+  return test::packed_rows(
+      kRows, begin, end, kRowTokens, {0.0F, 1.0F, 0.5F},
+      [](const Philox& random, int64_t at) { return test::random_id(random, at, 37); },
+      [](int64_t at, int64_t) { return at % 3 == 0   ? 0
+                                       : at % 7 == 0 ? 2
+                                                     : 1; });
 }
-
-struct Step {
-  double loss = 0;
-  std::vector<at::Tensor> gradients;
-};
 
 // The gradients of the eight rows, one optimizer step's.
 Step run(Model& model, const Arrangement& how) {
-  const HeadResult sums = compute_step(
+  return test::step_of(
       model, {.count = kRows.size(), .batch = rows_of, .scale = 0.01, .dropout_seed = 77}, how);
-  Step step{sums.loss_sum, {}};
-  for (const Parameter& parameter : model.trained) step.gradients.push_back(parameter.grad.clone());
-  return step;
-}
-
-void check_same(const Model& model, const Step& a, const Step& b) {
-  CHECK(a.loss == b.loss);
-  for (size_t i = 0; i < a.gradients.size(); ++i) {
-    CAPTURE(model.trained[i].name);
-    CHECK(std::memcmp(a.gradients[i].data_ptr(), b.gradients[i].data_ptr(),
-                      a.gradients[i].nbytes()) == 0);
-  }
 }
 
 }  // namespace
@@ -214,17 +187,12 @@ TEST_CASE("invariance: the emulated GPU gives the processor's gradients to the b
     }
   }
   const auto step_on = [&](Model& model, graft_device kind) {
-    const HeadResult head = compute_step(model,
-                                         {.count = 1,
-                                          .batch = [&](size_t, size_t) { return batch; },
-                                          .scale = 0.01,
-                                          .dropout_seed = 77},
-                                         {.device = {kind}});
-    Step step{head.loss_sum, {}};
-    for (const Parameter& parameter : model.trained) {
-      step.gradients.push_back(parameter.grad.clone());
-    }
-    return step;
+    return test::step_of(model,
+                         {.count = 1,
+                          .batch = [&](size_t, size_t) { return batch; },
+                          .scale = 0.01,
+                          .dropout_seed = 77},
+                         {.device = {kind}});
   };
   for (const test::TinyFamily& family : test::tiny_families()) {
     for (const Training training : {Training::kQlora, Training::kFull, Training::kBQlora}) {

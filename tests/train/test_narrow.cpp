@@ -9,6 +9,7 @@
 #include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
 #include "tests/train/roundings.h"
+#include "tests/train/steps.h"
 #include "train/engine/arrangement.h"
 #include "train/engine/decoder.h"
 #include "train/engine/narrow_linear.h"
@@ -23,12 +24,14 @@ namespace {
 
 using namespace graft;         // NOLINT(google-build-using-namespace)
 using namespace graft::train;  // NOLINT(google-build-using-namespace)
+using test::check_same;
 using test::distance;
 using test::gradients_of;
 using test::kUnit;
 using test::random_values;
 using test::rounded;
 using test::share_of_bound;
+using test::Step;
 using test::sum_bound;
 
 constexpr int64_t kRank = 8;
@@ -73,47 +76,14 @@ std::unique_ptr<Model> narrow_model(const test::RoughBase& base,
 const std::vector<std::vector<int64_t>> kRows = {{9, 4}, {1}, {70}, {3, 20}};
 
 Batch rows_of(size_t begin, size_t end) {
-  const float weights[2] = {0.0F, 1.0F};
-  const Philox random(3, 1);
-  Batch batch;
-  batch.clear();
-  for (size_t row = begin; row < end; ++row) {
-    batch.begin_row();
-    auto index = static_cast<int64_t>(row) * 100;
-    for (const int64_t length : kRows[row]) {
-      std::vector<int32_t> ids;
-      std::vector<uint8_t> loss;
-      for (int64_t t = 0; t < length; ++t) {
-        ids.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(index + t), 37)));
-        loss.push_back(t % 3 == 0 ? 0 : 1);
-      }
-      batch.add(ids, loss, weights, index);
-      index += length;
-    }
-  }
-  return batch;
+  return test::packed_rows(
+      kRows, begin, end, 100, {0.0F, 1.0F},
+      [](const Philox& random, int64_t at) { return test::random_id(random, at, 37); },
+      [](int64_t, int64_t place) { return place % 3 == 0 ? 0 : 1; });
 }
-
-struct Step {
-  double loss = 0;
-  std::vector<at::Tensor> gradients;
-};
 
 Step run(Model& model, const Arrangement& how, size_t rows = kRows.size()) {
-  const HeadResult sums =
-      compute_step(model, {.count = rows, .batch = rows_of, .scale = 0.01}, how);
-  Step step{sums.loss_sum, {}};
-  for (const Parameter& parameter : model.trained) step.gradients.push_back(parameter.grad.clone());
-  return step;
-}
-
-void check_same(const Model& model, const Step& a, const Step& b) {
-  CHECK(a.loss == b.loss);
-  for (size_t i = 0; i < a.gradients.size(); ++i) {
-    CAPTURE(model.trained[i].name);
-    CHECK(std::memcmp(a.gradients[i].data_ptr(), b.gradients[i].data_ptr(),
-                      a.gradients[i].nbytes()) == 0);
-  }
+  return test::step_of(model, {.count = rows, .batch = rows_of, .scale = 0.01}, how);
 }
 
 std::vector<LayerPlan> all_layers(const Model& model, LayerMemory memory, bool resident = false) {

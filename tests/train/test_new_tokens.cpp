@@ -19,6 +19,7 @@
 #include "tests/support/support.h"
 #include "tests/train/catch_aten.h"
 #include "tests/train/reference.h"
+#include "tests/train/steps.h"
 #include "train/engine/arrangement.h"
 #include "train/engine/decoder.h"
 #include "train/engine/optimizer.h"
@@ -81,25 +82,13 @@ std::vector<float> row_of(const at::Tensor& table, int64_t row) {
 
 // Rows that have the new tokens (37 to 39; never 38) among others; all is supervised.
 Batch rows_of(size_t begin, size_t end) {
-  const std::vector<std::vector<int64_t>> lengths = {{50, 31}, {3}, {70}, {257}};
-  const float weights[2] = {0.0F, 1.0F};
-  const Philox random(3, 1);
-  Batch batch;
-  batch.clear();
-  for (size_t row = begin; row < end; ++row) {
-    batch.begin_row();
-    auto index = static_cast<int64_t>(row) * 300;
-    for (const int64_t length : lengths[row]) {
-      std::vector<int32_t> ids;
-      for (int64_t t = 0; t < length; ++t) {
-        const auto id = static_cast<int32_t>(random.below(static_cast<uint64_t>(index + t), 40));
-        ids.push_back(id == 38 ? 39 : id);
-      }
-      batch.add(ids, std::vector<uint8_t>(ids.size(), 1), weights, index);
-      index += length;
-    }
-  }
-  return batch;
+  return test::packed_rows(
+      {{50, 31}, {3}, {70}, {257}}, begin, end, 300, {0.0F, 1.0F},
+      [](const Philox& random, int64_t at) {
+        const int32_t id = test::random_id(random, at, 40);
+        return id == 38 ? 39 : id;
+      },
+      [](int64_t, int64_t) { return 1; });
 }
 constexpr size_t kRowCount = 4;
 

@@ -22,11 +22,11 @@ StepBuffers bind(const Model& model,
 
 // The halves of a block, by what their activations are.
 struct Ways {
-  decltype(&attention_half_forward) attention_forward;
-  decltype(&mlp_half_forward) mlp_forward;
-  decltype(&mlp_half_again) mlp_again;
-  decltype(&attention_half_backward) attention_backward;
-  decltype(&mlp_half_backward) mlp_backward;
+  AttentionForward* attention_forward;
+  MlpForward* mlp_forward;
+  MlpAgain* mlp_again;
+  AttentionBackward* attention_backward;
+  MlpBackward* mlp_backward;
 };
 constexpr Ways kWide = {attention_half_forward, mlp_half_forward, mlp_half_again,
                         attention_half_backward, mlp_half_backward};

@@ -1,8 +1,8 @@
 // The decoder's forward and backward pass over packed rows, written out by hand.
 //
 // What a block keeps for its backward pass and what it computes again is the plan's choice
-// (plan.h). The normed inputs and activation(gate) * up are always computed again: they cost one
-// pass over memory.
+// (plan.h). The normed inputs and activation(gate) * up are always computed again, as they cost one
+// pass over memory, but in a narrow model, where that is more of a step.
 #pragma once
 
 #include <cstdint>

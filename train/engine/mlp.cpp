@@ -10,11 +10,6 @@
 namespace graft::train {
 namespace {
 
-// Of Activation.
-graft_gate gate_of(const Pass& pass) {
-  return pass.config.activation == Activation::kSilu ? GRAFT_SILU : GRAFT_GELU_TANH;
-}
-
 graft_moe_shape moe_shape(const Pass& pass, const LayerConfig& layer) {
   return {pass.batch.tokens(), layer.experts, pass.config.experts_per_token,
           pass.config.renormalises_experts ? 1 : 0};
@@ -201,11 +196,7 @@ void mlp_half_again(
   inner_forward(pass, layer, index, state, x);
   if (layer.mlp_out_norm.size == 0) return;
   down_forward(pass, layer, index, state, state.half.branch);
-  check(graft_rmsnorm_forward(
-      state.half.branch, f32(layer.mlp_out_norm.weight), pass.config.rms_norm_eps,
-      pass.batch.tokens(), layer.mlp_out_norm.size, pass.scratch.normed, state.half.branch_inv_rms,
-      pass.config.norm, GRAFT_F32, 0, pass.device.kind, pass.device.stream));
-  pass.clock.lap(Work::kRows);
+  norm_branch(pass, layer.mlp_out_norm, state.half, pass.scratch.normed);
 }
 
 void mlp_half_backward(

@@ -1,15 +1,14 @@
 // The two halves of a block in a narrow model: what lies between the residual stream and what joins
 // it is bfloat16 (model.h). Norms of the residual stream, what is added to it and its gradient are
 // float32.
-#include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/rmsnorm.h"
-#include "kernels/rope.h"
 #include "kernels/swiglu.h"
 #include "train/engine/block.h"
 #include "train/engine/flash.h"
 #include "train/engine/narrow_linear.h"
 #include "train/engine/tensor.h"
+#include "train/engine/turn.h"
 
 namespace graft::train {
 namespace {
@@ -50,98 +49,33 @@ NarrowGradient gradient_of(const Linear& linear, std::span<uint16_t* const> part
   return {parts, nullptr, 0};
 }
 
-// Queries, or keys: `heads` heads of head_dim a token.
-struct Turned {
-  const Norm& norm;
-  int64_t heads;
-  uint16_t* projected;
-  int64_t stride;  // from row to row of projected
-  float* inv_rms;
-  uint16_t* turned;  // where they go when they are normed; else `projected` itself turns
-};
-
-int64_t norms_per_token(const Pass& pass, const Turned& x) {
-  return x.heads * pass.config.head_dim / x.norm.size;
-}
-
-void rotate(const Pass& pass,
-            const LayerConfig& layer,
-            uint16_t* x,
-            int64_t stride,
-            int64_t heads,
-            graft_rope_direction direction) {
-  if (layer.rope < 0) return;
-  const int64_t head_dim = pass.config.head_dim;
-  check(graft_rope_apply(x, pass.batch.tokens(), heads, head_dim, stride,
-                         pass.rotation.cos(layer.rope), pass.rotation.sin(layer.rope), direction,
-                         pass.rotation.rotary_dim(layer.rope), GRAFT_BF16, pass.device.kind,
-                         pass.device.stream));
-}
-
-uint16_t* turn(const Pass& pass, const LayerConfig& layer, const Turned& x) {
-  uint16_t* turned = x.projected;
-  if (x.norm.size > 0) {
-    turned = x.turned;
-    check(graft_rmsnorm_forward(x.projected, f32(x.norm.weight), pass.config.rms_norm_eps,
-                                pass.batch.tokens() * norms_per_token(pass, x), x.norm.size, turned,
-                                x.inv_rms, pass.config.norm, GRAFT_BF16, 0, pass.device.kind,
-                                pass.device.stream));
-  }
-  rotate(pass, layer, turned, x.stride, x.heads, GRAFT_ROPE_FORWARD);
-  pass.clock.lap(Work::kRows);
-  return turned;
-}
-
-// As `turn` left them: kept where they turned in place, else made again.
-const uint16_t* turned_again(const Pass& pass, const LayerConfig& layer, const Turned& x) {
-  return x.norm.size > 0 ? turn(pass, layer, x) : x.projected;
-}
-
-// d: the gradient of the turned values, overwritten. Gives the gradient of the projected ones.
-uint16_t* turn_backward(
-    const Pass& pass, const LayerConfig& layer, const Turned& x, uint16_t* d, uint16_t* unnormed) {
-  rotate(pass, layer, d, x.stride, x.heads, GRAFT_ROPE_INVERSE);
-  pass.clock.lap(Work::kRows);
-  if (x.norm.size == 0) return d;
-  const int64_t values = pass.batch.tokens() * x.heads * pass.config.head_dim;
-  pass.device.zero(unnormed, static_cast<size_t>(values) * sizeof(uint16_t));
-  check(graft_rmsnorm_backward(d, x.projected, f32(x.norm.weight), x.inv_rms,
-                               pass.batch.tokens() * norms_per_token(pass, x), x.norm.size,
-                               unnormed, nullptr, pass.config.norm, GRAFT_BF16, 0, pass.device.kind,
-                               pass.device.stream));
-  pass.clock.lap(Work::kRows);
-  return unnormed;
-}
-
 Turned queries(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.q_norm,    pass.config.heads,
-          state.narrow.q,  narrow_strides(pass.config, layer).q,
-          state.q_inv_rms, pass.scratch.narrow.q};
+  return {layer.q_norm,
+          pass.config.heads,
+          GRAFT_BF16,
+          state.narrow.q,
+          narrow_strides(pass.config, layer)[0],
+          state.q_inv_rms,
+          pass.scratch.narrow.q};
 }
 
 Turned keys(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.k_norm,    pass.config.kv_heads,
-          state.narrow.k,  narrow_strides(pass.config, layer).k,
-          state.k_inv_rms, pass.scratch.narrow.k};
+  return {layer.k_norm,
+          pass.config.kv_heads,
+          GRAFT_BF16,
+          state.narrow.k,
+          narrow_strides(pass.config, layer)[1],
+          state.k_inv_rms,
+          pass.scratch.narrow.k};
 }
 
-graft_attention_shape attention_shape(const Pass& pass, const Layer& layer, size_t index) {
-  const ModelConfig& config = pass.config;
-  graft_attention_shape shape{};
-  shape.documents = pass.batch.documents();
-  shape.cu_seqlens = pass.arrays.cu_seqlens;
-  shape.heads = config.heads;
-  shape.kv_heads = config.kv_heads;
-  shape.head_dim = config.head_dim;
-  const NarrowStrides strides = narrow_strides(config, layer);
-  shape.q_stride = strides.q;
-  shape.k_stride = strides.k;
-  shape.v_stride = strides.v;
-  shape.out_stride = config.q_width() + layer.o.lora.rank;
-  shape.scale = config.attention_scale;
-  shape.window = config.layers[index].window;
-  shape.softcap = config.attention_cap;
-  shape.tokens = pass.batch.tokens();
+graft_attention_shape narrow_shape(const Pass& pass, const Layer& layer, size_t index) {
+  graft_attention_shape shape = attention_shape(pass, index);
+  const NarrowStrides strides = narrow_strides(pass.config, layer);
+  shape.q_stride = strides[0];
+  shape.k_stride = strides[1];
+  shape.v_stride = strides[2];
+  shape.out_stride += layer.o.lora.rank;
   shape.type = GRAFT_BF16;
   return shape;
 }
@@ -161,17 +95,17 @@ void narrow_attention_forward(const Pass& pass,
       narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x, own.x);
   void* const planes[] = {own.q, own.k, own.v};
   const NarrowStrides strides = narrow_strides(pass.config, layer);
-  const int64_t apart[] = {strides.q, strides.k, strides.v};
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
     narrow_forward(layer.qkv[i], pass.linear, input, tokens, {planes + plane, parts}, GRAFT_BF16,
-                   parts == 1 ? apart[i] : 0, own.u_qkv[i]);
+                   parts == 1 ? strides.at(plane) : 0, own.u_qkv[i]);
     plane += parts;
   }
-  const uint16_t* const q = turn(pass, config, queries(pass, layer, state));
-  const uint16_t* const k = turn(pass, config, keys(pass, layer, state));
-  const graft_attention_shape shape = attention_shape(pass, layer, index);
+  const auto* const q =
+      static_cast<const uint16_t*>(turn(pass, config, queries(pass, layer, state)));
+  const auto* const k = static_cast<const uint16_t*>(turn(pass, config, keys(pass, layer, state)));
+  const graft_attention_shape shape = narrow_shape(pass, layer, index);
   if (pass.flash != nullptr) {
     pass.flash->forward(shape, pass.batch, q, k, own.v, own.attended, state.lse);
   } else {
@@ -196,15 +130,15 @@ void narrow_attention_backward(const Pass& pass,
   const NarrowScratch& scratch = pass.scratch.narrow;
   const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
   NarrowAttention& own = state.narrow;
-  const graft_attention_shape shape = attention_shape(pass, layer, index);
+  const graft_attention_shape shape = narrow_shape(pass, layer, index);
   const float* const d_out = half_split(pass, layer.attention_out_norm, state.half, d);
   narrow_backward(layer.o, pass.linear, {own.attended, shape.out_stride}, own.u_o, tokens,
                   narrow_gradient(pass, layer.o.lora.rank, d_out),
                   {scratch.d_attended, GRAFT_BF16, shape.out_stride, InputGrad::kOverwrite});
 
   const Turned q = queries(pass, layer, state), k = keys(pass, layer, state);
-  const uint16_t* const turned_q = turned_again(pass, config, q);
-  const uint16_t* const turned_k = turned_again(pass, config, k);
+  const auto* const turned_q = static_cast<const uint16_t*>(turned_again(pass, config, q));
+  const auto* const turned_k = static_cast<const uint16_t*>(turned_again(pass, config, k));
   if (pass.flash != nullptr) {
     pass.flash->backward(shape, pass.batch, turned_q, turned_k, own.v, own.attended, state.lse,
                          scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v);
@@ -216,19 +150,21 @@ void narrow_attention_backward(const Pass& pass,
                                    pass.device.kind, pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  uint16_t* const d_planes[] = {turn_backward(pass, config, q, scratch.d_q, scratch.d_q_unnormed),
-                                turn_backward(pass, config, k, scratch.d_k, scratch.d_k_unnormed),
-                                scratch.d_v};
+  const auto backward = [&](const Turned& x, uint16_t* d_x, uint16_t* unnormed) {
+    return static_cast<uint16_t*>(turn_backward(pass, config, x, d_x, unnormed));
+  };
+  uint16_t* const d_planes[] = {backward(q, scratch.d_q, scratch.d_q_unnormed),
+                                backward(k, scratch.d_k, scratch.d_k_unnormed), scratch.d_v};
 
   const NarrowInput input{own.x, hidden + room_of(layer.qkv)};
   float* const d_input = pass.scratch.d_normed;
   InputGrad mode = input_grad ? InputGrad::kOverwrite : InputGrad::kSkip;
-  const int64_t apart[] = {shape.q_stride, shape.k_stride, shape.v_stride};
+  const NarrowStrides strides = narrow_strides(pass.config, layer);
   size_t plane = 0;
   for (size_t i = 0; i < layer.qkv.size(); ++i) {
     const size_t parts = layer.qkv[i].parts.size();
     narrow_backward(layer.qkv[i], pass.linear, input, own.u_qkv[i], tokens,
-                    gradient_of(layer.qkv[i], {d_planes + plane, parts}, apart[plane]),
+                    gradient_of(layer.qkv[i], {d_planes + plane, parts}, strides.at(plane)),
                     {d_input, GRAFT_F32, hidden, mode});
     plane += parts;
     if (input_grad) mode = InputGrad::kAdd;
@@ -237,11 +173,6 @@ void narrow_attention_backward(const Pass& pass,
 }
 
 namespace {
-
-// Of Activation.
-graft_gate gate_of(const Pass& pass) {
-  return pass.config.activation == Activation::kSilu ? GRAFT_SILU : GRAFT_GELU_TANH;
-}
 
 int64_t inner_stride(const Pass& pass, const Layer& layer, size_t index) {
   return narrow_inner_stride(layer, pass.config.layers[index].intermediate_size);
@@ -305,11 +236,7 @@ void narrow_mlp_again(
   inner_forward(pass, layer, index, state, x);
   if (layer.mlp_out_norm.size == 0) return;
   down_forward(pass, layer, index, state, state.half.branch);
-  check(graft_rmsnorm_forward(
-      state.half.branch, f32(layer.mlp_out_norm.weight), pass.config.rms_norm_eps,
-      pass.batch.tokens(), layer.mlp_out_norm.size, pass.scratch.normed, state.half.branch_inv_rms,
-      pass.config.norm, GRAFT_F32, 0, pass.device.kind, pass.device.stream));
-  pass.clock.lap(Work::kRows);
+  norm_branch(pass, layer.mlp_out_norm, state.half, pass.scratch.normed);
 }
 
 void narrow_mlp_backward(

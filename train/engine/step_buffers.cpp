@@ -103,6 +103,7 @@ std::vector<uint16_t*> make_low_rank(const LayerShape& shape,
                                      const std::vector<Linear>& linears,
                                      Buffers& buffers) {
   std::vector<uint16_t*> kept;
+  kept.reserve(linears.size());
   for (const Linear& linear : linears) {
     kept.push_back(buffers.make<uint16_t>(shape.tokens * linear.lora.rank));
   }
@@ -114,9 +115,9 @@ void make_narrow_attention(const LayerShape& shape, NarrowAttention& own, Buffer
   const int64_t tokens = shape.tokens, rank = shape.layer.o.lora.rank;
   const NarrowStrides strides = narrow_strides(config, shape.layer);
   own.x = buffers.make<uint16_t>(tokens * (config.hidden_size + room_of(shape.layer.qkv)));
-  own.q = buffers.make<uint16_t>(tokens * strides.q);
-  own.k = buffers.make<uint16_t>(tokens * strides.k);
-  own.v = buffers.make<uint16_t>(tokens * strides.v);
+  own.q = buffers.make<uint16_t>(tokens * strides[0]);
+  own.k = buffers.make<uint16_t>(tokens * strides[1]);
+  own.v = buffers.make<uint16_t>(tokens * strides[2]);
   own.attended = buffers.make<uint16_t>(tokens * (config.q_width() + rank));
   own.u_qkv = make_low_rank(shape, shape.layer.qkv, buffers);
   own.u_o = buffers.make<uint16_t>(tokens * rank);
@@ -202,7 +203,9 @@ void make_linear_scratch(const LayerShape& shape,
                          Scratch& scratch,
                          Buffers& buffers) {
   scratch.decoded = buffers.make<std::byte>(extent.decoded);
-  scratch.normed = buffers.f32(shape.hidden());
+  if (!shape.narrow || shape.config.placement != Placement::kPre) {
+    scratch.normed = buffers.f32(shape.hidden());
+  }
   if (shape.narrow) {
     const int64_t wide = shape.tokens * (shape.config.hidden_size + extent.rank);
     if (!backward) return;
@@ -248,9 +251,9 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   const int64_t room = shape.narrow ? shape.layer.o.lora.rank : 0;
   if (shape.narrow) {
     const NarrowStrides strides = narrow_strides(config, shape.layer);
-    narrow.d_q = buffers.make<uint16_t>(shape.tokens * strides.q);
-    narrow.d_k = buffers.make<uint16_t>(shape.tokens * strides.k);
-    narrow.d_v = buffers.make<uint16_t>(shape.tokens * strides.v);
+    narrow.d_q = buffers.make<uint16_t>(shape.tokens * strides[0]);
+    narrow.d_k = buffers.make<uint16_t>(shape.tokens * strides[1]);
+    narrow.d_v = buffers.make<uint16_t>(shape.tokens * strides[2]);
     if (norms) {
       narrow.d_q_unnormed = buffers.make<uint16_t>(q);
       narrow.d_k_unnormed = buffers.make<uint16_t>(k);

@@ -6,6 +6,7 @@
 // rows (R = T without experts).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -107,7 +108,7 @@ struct Scratch {
   float* dropped = nullptr;   // [R, largest in]; with dropout
   float* low_rank = nullptr;  // [R, largest rank]; backward
   float* dora = nullptr;      // [R, largest out] of the linears with DoRA; backward
-  float* normed = nullptr;    // [T, D]
+  float* normed = nullptr;    // [T, D]; of a narrow model only where outputs are normed
 
   float* q = nullptr;  // [T, H E] normed and rotated; where queries are normed
   float* k = nullptr;  // [T, G E]
@@ -164,9 +165,7 @@ struct BatchBuffers {
 };
 
 // Values from row to row of q, k and v, and of gate and up, of a narrow model.
-struct NarrowStrides {
-  int64_t q, k, v;
-};
+using NarrowStrides = std::array<int64_t, 3>;
 // What linears of one input need behind its rows.
 int64_t room_of(std::span<const Linear> linears);
 NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer);

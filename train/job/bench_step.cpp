@@ -235,7 +235,8 @@ class Tokens {
 double process_age() {
   const std::string stat = read_file("/proc/self/stat");
   // The 22nd field; the second may hold blanks and ends in ")".
-  std::string_view rest = std::string_view(stat).substr(stat.rfind(')') + 2);
+  std::string_view rest = stat;
+  rest.remove_prefix(stat.rfind(')') + 2);
   for (int field = 3; field < 22; ++field) rest.remove_prefix(rest.find(' ') + 1);
   const double started =
       std::strtod(std::string(rest).c_str(), nullptr) / static_cast<double>(::sysconf(_SC_CLK_TCK));

@@ -66,6 +66,16 @@ int64_t left_in_group() {
   return left;
 }
 
+struct DeviceMemory {
+  size_t free, total;
+};
+
+DeviceMemory memory_of(const Device& device) {
+  DeviceMemory memory{};
+  check(graft_device_memory(device.kind, &memory.free, &memory.total));
+  return memory;
+}
+
 // `request.rows` becomes what is computed at once.
 MemoryPlan plan_shapes(const TrainConfig& config, const Model& shapes, PlanRequest& request) {
   return config.micro_batch_size > 0 ? choose_plan(shapes, request)
@@ -198,8 +208,7 @@ int64_t free_memory() {
 
 int64_t free_memory(const Device& device) {
   if (device.kind != GRAFT_CUDA) return free_memory();
-  size_t free = 0, total = 0;
-  check(graft_device_memory(device.kind, &free, &total));
+  const auto [free, total] = memory_of(device);
   // LibTorch's attention, cuBLASLt and the driver take some of it, and allocations are rounded up.
   constexpr size_t kReserve = size_t{1} << 30;
   const size_t reserve = std::max(kReserve, total / 32);
@@ -208,8 +217,7 @@ int64_t free_memory(const Device& device) {
 
 int64_t memory_in_use(const Device& device) {
   if (device.kind != GRAFT_CUDA) return anonymous_memory();
-  size_t free = 0, total = 0;
-  check(graft_device_memory(device.kind, &free, &total));
+  const auto [free, total] = memory_of(device);
   return static_cast<int64_t>(total - free);
 }
 

@@ -12,6 +12,7 @@ namespace {
 struct Found {
   at::Tensor* tensor;
   bool changes;
+  bool extends = false;  // a narrow model has it in another form
 };
 
 // Every tensor of the model that kernels reach.
@@ -19,7 +20,8 @@ std::vector<Found> tensors_of(Model& model) {
   std::vector<Found> all;
   const bool grows = model.config.added.count() > 0;  // tables whose new rows follow masters
   for (const BaseTensor& tensor : base_tensors(model)) {
-    all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr)});
+    all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr),
+                   model.narrow && tensor.linear != nullptr});
     all.push_back({tensor.grad, true});
   }
   for (Linear* const linear : model.linears()) {
@@ -74,27 +76,20 @@ void PlacedModel::place() {
     }
     Pair& pair = pairs_[at->second];
     pair.changes = pair.changes || found.changes;
-    slots_.push_back({&tensor, at->second});
+    slots_.push_back({&tensor, at->second, found.extends});
   }
-  for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].device;
+  for (const Slot& slot : slots_) {
+    *slot.tensor = pairs_[slot.pair].device;
+    // extend_weights() lets go of it: nobody keeps both.
+    if (slot.extends) pairs_[slot.pair].device = at::Tensor();
+  }
   placed_ = true;
   for (Decoded& one : decoded_) {
     one.linear->base.decoded = std::move(one.decoded);
     one.linear->base.extended = std::move(one.extended);
   }
-  const bool again = !before.empty();
-  if (!model_.narrow) {
-    if (again) refresh_trained(model_);
-    return;
-  }
-  // Dense weights have another form there: nobody keeps both.
-  for (Linear* const linear : model_.linears()) {
-    for (const Slot& slot : slots_) {
-      if (slot.tensor == &linear->base.dense) pairs_[slot.pair].device = at::Tensor();
-    }
-  }
-  extend_weights(model_);
-  if (again) refresh_trained(model_);
+  if (model_.narrow) extend_weights(model_);
+  if (!before.empty()) refresh_trained(model_);
 }
 
 void PlacedModel::take_back() {

@@ -45,6 +45,7 @@ class PlacedModel {
   struct Slot {
     at::Tensor* tensor;
     size_t pair;
+    bool extends;  // its device tensor only makes another
   };
   // What a 4-bit weight that stays decoded has on the device, while the model is on the host.
   struct Decoded {
