@@ -30,7 +30,7 @@ struct Pass {
   const Scratch& scratch;  // of the half that runs
   LinearWorkspace linear;  // likewise
   KvCache* cache;          // or nullptr
-  const Flash* flash;      // or nullptr: attention by graft's own kernel
+  Flash* flash;            // or nullptr: attention by graft's own kernel
 };
 
 // Each function of a half has a narrow one beside it, of narrow models, which have no cache

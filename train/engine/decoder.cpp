@@ -58,7 +58,9 @@ Decoder::Decoder(Model& model,
                                     std::vector<const Layout*>{&layout_}, device, plan_.poison)),
       buffers_(bind(model, plan_, layout_, *arena_)),
       head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
-  if (model.narrow) flash_ = Flash::load(device, model.config, plan_.deterministic, &no_flash_);
+  if (model.narrow) {
+    flash_ = Flash::load(device, model.config, plan_.tokens, plan_.deterministic, &no_flash_);
+  }
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;
     for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
@@ -80,8 +82,8 @@ void Decoder::keep_decoded(Linear& linear) const {
 
 std::string Decoder::attention_text() const {
   if (flash_ == nullptr) return "graft's own kernel (" + no_flash_ + ")";
-  return std::string("LibTorch's flash attention, ") +
-         (plan_.deterministic ? "deterministic" : "gradients added in any order");
+  return flash_->name() +
+         (plan_.deterministic ? ", deterministic" : ", gradients added in any order");
 }
 
 int64_t Decoder::buffer_bytes() const {
@@ -128,6 +130,7 @@ void Decoder::place(const Batch& batch) {
   copy(to.predicting, batch.predicting, arrays_.predicting);
   copy(to.labels, batch.labels, arrays_.labels);
   copy(to.weights, batch.weights, arrays_.weights);
+  if (flash_ != nullptr) flash_->begin(batch);
 }
 
 Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache) {

@@ -103,7 +103,7 @@ class Decoder {
   StepBuffers buffers_;
   StepClock clock_;
   Head head_;
-  std::unique_ptr<const Flash> flash_;
+  std::unique_ptr<Flash> flash_;
   std::string no_flash_;       // why there is none
   BatchArrays arrays_;         // of the last forward
   uint64_t dropout_seed_ = 0;  // likewise

@@ -1,82 +1,15 @@
 #include "train/engine/flash.h"
 
 #include <algorithm>
-#include <tuple>
 
-#include <dlfcn.h>
-
-#include <ATen/Context.h>
-#include <ATen/ops/_flash_attention_backward.h>
-#include <ATen/ops/_flash_attention_forward.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
-
-#include "core/error.h"
-#include "kernels/elementwise.h"
+#include "train/engine/cudnn_flash.h"
+#include "train/engine/torch_flash.h"
 
 namespace graft::train {
-namespace {
-
-const at::Device kGpu(c10::DeviceType::CUDA, 0);
-
-at::Tensor view(const void* values,
-                at::ScalarType type,
-                at::IntArrayRef sizes,
-                at::IntArrayRef strides) {
-  return at::for_blob(const_cast<void*>(values), sizes)
-      .strides(strides)
-      .options(at::TensorOptions().dtype(type).device(kGpu))
-      .target_device(kGpu)
-      .make_tensor();
-}
-
-// [tokens, heads, head_dim] of rows `stride` values apart.
-at::Tensor heads_of(const uint16_t* values,
-                    const graft_attention_shape& shape,
-                    int64_t heads,
-                    int64_t stride) {
-  return view(values, at::kBFloat16, {shape.tokens, heads, shape.head_dim},
-              {stride, shape.head_dim, 1});
-}
-
-at::Tensor ends_of(const graft_attention_shape& shape) {
-  return view(shape.cu_seqlens, at::kInt, {shape.documents + 1}, {1});
-}
-
-int64_t longest(const Batch& batch) {
-  int64_t most = 0;
-  for (int64_t i = 0; i < batch.documents(); ++i) {
-    const auto at = static_cast<size_t>(i);
-    most = std::max<int64_t>(most, batch.cu_seqlens[at + 1] - batch.cu_seqlens[at]);
-  }
-  return most;
-}
-
-// Keys behind a query that it sees; none for all.
-std::optional<int64_t> left_of(const graft_attention_shape& shape) {
-  return shape.window > 0 ? std::optional(shape.window - 1) : std::nullopt;
-}
-std::optional<int64_t> right_of(const graft_attention_shape& shape) {
-  return shape.window > 0 ? std::optional<int64_t>(0) : std::nullopt;
-}
-
-template <typename Call>
-auto call_torch(const Call& call) {
-  try {
-    const c10::InferenceMode no_gradients;
-    return call();
-  } catch (const c10::Error& error) {
-    fail(ExitCode::kDevice,
-         std::string("LibTorch's flash attention: ") + error.what_without_backtrace());
-  }
-}
-
-}  // namespace
 
 std::unique_ptr<Flash> Flash::load(const Device& device,
                                    const ModelConfig& config,
+                                   int64_t max_tokens,
                                    bool deterministic,
                                    std::string* reason) {
   if (device.kind != GRAFT_CUDA) {
@@ -87,83 +20,17 @@ std::unique_ptr<Flash> Flash::load(const Device& device,
     *reason = "the model's scores are capped, or its heads not a multiple of 8 up to 256 wide";
     return nullptr;
   }
-  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    const char* const words = dlerror();
-    *reason = words != nullptr ? words : "libtorch_cuda.so cannot be loaded";
-    return nullptr;
-  }
-  try {
-    at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
-  } catch (const c10::Error& error) {
-    *reason = error.what_without_backtrace();
-    return nullptr;
-  }
-  return std::unique_ptr<Flash>(new Flash(device, deterministic));
+  std::unique_ptr<Flash> flash =
+      load_cudnn_flash(device, config, max_tokens, deterministic, reason);
+  return flash != nullptr ? std::move(flash) : load_torch_flash(device, deterministic, reason);
 }
 
-void Flash::put(
-    const void* from, void* to, int64_t to_stride, int64_t rows, int64_t columns) const {
-  check(graft_convert(from, GRAFT_BF16, columns, to, GRAFT_BF16, to_stride, rows, columns, 1,
-                      device_.kind, device_.stream));
-}
-
-void Flash::forward(const graft_attention_shape& shape,
-                    const Batch& batch,
-                    const uint16_t* q,
-                    const uint16_t* k,
-                    const uint16_t* v,
-                    uint16_t* out,
-                    float* lse) const {
-  const int64_t most = longest(batch);
-  const auto result = call_torch([&] {
-    const at::Tensor ends = ends_of(shape);
-    return at::_flash_attention_forward(
-        heads_of(q, shape, shape.heads, shape.q_stride),
-        heads_of(k, shape, shape.kv_heads, shape.k_stride),
-        heads_of(v, shape, shape.kv_heads, shape.v_stride), ends, ends, most, most, 0.0, true,
-        false, static_cast<double>(shape.scale), left_of(shape), right_of(shape));
-  });
-  put(std::get<0>(result).data_ptr(), out, shape.out_stride, shape.tokens,
-      shape.heads * shape.head_dim);
-  const at::Tensor& sums = std::get<1>(result);
-  if (sums.numel() != shape.heads * shape.tokens || !sums.is_contiguous()) {
-    fail(ExitCode::kBug, "LibTorch's flash attention keeps other sums than this build expects");
+int64_t longest_document(const Batch& batch) {
+  int64_t most = 0;
+  for (size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
+    most = std::max<int64_t>(most, batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]);
   }
-  device_.copy(lse, sums.data_ptr(), sums.nbytes());
-}
-
-void Flash::backward(const graft_attention_shape& shape,
-                     const Batch& batch,
-                     const uint16_t* q,
-                     const uint16_t* k,
-                     const uint16_t* v,
-                     const uint16_t* out,
-                     const float* lse,
-                     const uint16_t* dout,
-                     uint16_t* dq,
-                     uint16_t* dk,
-                     uint16_t* dv) const {
-  const int64_t most = longest(batch), q_width = shape.heads * shape.head_dim;
-  at::globalContext().setDeterministicAlgorithms(deterministic_, /*warn_only=*/false);
-  const auto result = call_torch([&] {
-    const at::Tensor ends = ends_of(shape);
-    // Without dropout the generator's state is not read.
-    const at::Tensor state = at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(kGpu));
-    const at::Tensor unused = at::empty({}, at::TensorOptions().dtype(at::kUInt64).device(kGpu));
-    return at::_flash_attention_backward(
-        heads_of(dout, shape, shape.heads, shape.out_stride),
-        heads_of(q, shape, shape.heads, shape.q_stride),
-        heads_of(k, shape, shape.kv_heads, shape.k_stride),
-        heads_of(v, shape, shape.kv_heads, shape.v_stride),
-        heads_of(out, shape, shape.heads, shape.out_stride),
-        view(lse, at::kFloat, {shape.heads, shape.tokens}, {shape.tokens, 1}), ends, ends, most,
-        most, 0.0, true, state, unused, static_cast<double>(shape.scale), left_of(shape),
-        right_of(shape));
-  });
-  const int64_t kv_width = shape.kv_heads * shape.head_dim;
-  put(std::get<0>(result).data_ptr(), dq, shape.q_stride, shape.tokens, q_width);
-  put(std::get<1>(result).data_ptr(), dk, shape.k_stride, shape.tokens, kv_width);
-  put(std::get<2>(result).data_ptr(), dv, shape.v_stride, shape.tokens, kv_width);
+  return most;
 }
 
 }  // namespace graft::train

@@ -1,6 +1,6 @@
-// LibTorch's flash attention (FlashAttention-2, arXiv 2307.08691) for a GPU's packed documents in
-// bfloat16. The part of LibTorch that has it is loaded at run time, where it is: the three wheels
-// that graft builds with lack libraries that it needs (docs/architecture.md).
+// Attention of a GPU's packed documents in bfloat16 by a library: FlashAttention-2 (arXiv
+// 2307.08691) of LibTorch, or cuDNN's. The libraries are loaded at run time, where they are: graft
+// is built without them (docs/architecture.md).
 #pragma once
 
 #include <cstdint>
@@ -16,42 +16,41 @@ namespace graft::train {
 
 class Flash {
  public:
-  // nullptr, with the reason, where it cannot be had: no GPU, no libtorch_cuda, scores that are
-  // capped, a head size that is not a multiple of 8 up to 256.
-  // `deterministic`: its backward pass adds in a fixed order, which takes longer.
+  // nullptr, with the reason, where none can be had: no GPU, no library, scores that are capped, a
+  // head size that is not a multiple of 8 up to 256. No batch has more than `max_tokens`.
+  // `deterministic`: the backward pass adds in a fixed order, which takes longer.
   static std::unique_ptr<Flash> load(const Device& device,
                                      const ModelConfig& config,
+                                     int64_t max_tokens,
                                      bool deterministic,
                                      std::string* reason);
 
-  // As graft_attention_forward, of type bfloat16; lse [heads, tokens] is this kernel's own.
-  void forward(const graft_attention_shape& shape,
-               const Batch& batch,
-               const uint16_t* q,
-               const uint16_t* k,
-               const uint16_t* v,
-               uint16_t* out,
-               float* lse) const;
+  virtual ~Flash() = default;
+  virtual std::string name() const = 0;  // "cuDNN's attention"
+
+  // Before the first call with a batch. May wait for the device and allocate.
+  virtual void begin(const Batch& batch) = 0;
+  // As graft_attention_forward, of type bfloat16; lse [tokens * heads] is the library's own.
+  virtual void forward(const graft_attention_shape& shape,
+                       const uint16_t* q,
+                       const uint16_t* k,
+                       const uint16_t* v,
+                       uint16_t* out,
+                       float* lse) = 0;
   // As graft_attention_backward.
-  void backward(const graft_attention_shape& shape,
-                const Batch& batch,
-                const uint16_t* q,
-                const uint16_t* k,
-                const uint16_t* v,
-                const uint16_t* out,
-                const float* lse,
-                const uint16_t* dout,
-                uint16_t* dq,
-                uint16_t* dk,
-                uint16_t* dv) const;
-
- private:
-  Flash(const Device& device, bool deterministic)
-      : device_(device), deterministic_(deterministic) {}
-  void put(const void* from, void* to, int64_t to_stride, int64_t rows, int64_t columns) const;
-
-  Device device_;
-  bool deterministic_;
+  virtual void backward(const graft_attention_shape& shape,
+                        const uint16_t* q,
+                        const uint16_t* k,
+                        const uint16_t* v,
+                        const uint16_t* out,
+                        const float* lse,
+                        const uint16_t* dout,
+                        uint16_t* dq,
+                        uint16_t* dk,
+                        uint16_t* dv) = 0;
 };
+
+// Tokens of the batch's longest document.
+int64_t longest_document(const Batch& batch);
 
 }  // namespace graft::train

@@ -107,7 +107,7 @@ void narrow_attention_forward(const Pass& pass,
   const auto* const k = static_cast<const uint16_t*>(turn(pass, config, keys(pass, layer, state)));
   const graft_attention_shape shape = narrow_shape(pass, layer, index);
   if (pass.flash != nullptr) {
-    pass.flash->forward(shape, pass.batch, q, k, own.v, own.attended, state.lse);
+    pass.flash->forward(shape, q, k, own.v, own.attended, state.lse);
   } else {
     check(graft_attention_forward(&shape, q, k, own.v, own.attended, state.lse, pass.device.kind,
                                   pass.device.stream));
@@ -140,7 +140,7 @@ void narrow_attention_backward(const Pass& pass,
   const auto* const turned_q = static_cast<const uint16_t*>(turned_again(pass, config, q));
   const auto* const turned_k = static_cast<const uint16_t*>(turned_again(pass, config, k));
   if (pass.flash != nullptr) {
-    pass.flash->backward(shape, pass.batch, turned_q, turned_k, own.v, own.attended, state.lse,
+    pass.flash->backward(shape, turned_q, turned_k, own.v, own.attended, state.lse,
                          scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v);
   } else {
     check(graft_attention_backward(&shape, turned_q, turned_k, own.v, own.attended, state.lse,

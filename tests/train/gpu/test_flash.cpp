@@ -1,0 +1,222 @@
+// Attention of the libraries against graft's own kernel. Needs a GPU.
+#include <cmath>
+#include <functional>
+#include <iostream>
+#include <random>
+
+#include <catch2/catch.hpp>
+
+#include "core/error.h"
+#include "kernels/float16.h"
+#include "kernels/memory.h"
+#include "train/engine/cudnn_flash.h"
+#include "train/engine/flash.h"
+#include "train/engine/torch_flash.h"
+
+namespace {
+
+using namespace graft;           // NOLINT(google-build-using-namespace)
+using namespace graft::kernels;  // NOLINT(google-build-using-namespace)
+using namespace graft::train;    // NOLINT(google-build-using-namespace)
+
+constexpr Device kGpu{GRAFT_CUDA, nullptr};
+
+struct Problem {
+  std::vector<int32_t> lengths;
+  int64_t heads, kv_heads, head_dim, window, gap;
+};
+std::ostream& operator<<(std::ostream& out, const Problem& p) {
+  for (const int32_t length : p.lengths) out << length << ' ';
+  return out << "heads " << p.heads << '/' << p.kv_heads << " of " << p.head_dim << " window "
+             << p.window << " gap " << p.gap;
+}
+
+using Values = std::vector<uint16_t>;
+
+// A copy in the GPU's memory.
+template <typename T>
+class OnGpu {
+ public:
+  explicit OnGpu(const std::vector<T>& values) : count_(values.size()) {
+    void* memory = nullptr;
+    check(graft_device_allocate(count_ * sizeof(T), GRAFT_CUDA, &memory));
+    data_ = static_cast<T*>(memory);
+    kGpu.copy(data_, values.data(), count_ * sizeof(T));
+    kGpu.wait();
+  }
+  OnGpu(const OnGpu&) = delete;
+  OnGpu& operator=(const OnGpu&) = delete;
+  ~OnGpu() { graft_device_release(data_, GRAFT_CUDA); }
+  T* get() const { return data_; }
+  std::vector<T> values() const {
+    std::vector<T> values(count_);
+    kGpu.copy(values.data(), data_, count_ * sizeof(T));
+    kGpu.wait();
+    return values;
+  }
+
+ private:
+  T* data_ = nullptr;
+  size_t count_;
+};
+
+struct Arrays {
+  Values q, k, v, dout, out, dq, dk, dv;
+};
+
+graft_attention_shape shape_of(const Problem& p, const std::vector<int32_t>& ends) {
+  graft_attention_shape shape{};
+  shape.documents = static_cast<int64_t>(ends.size()) - 1;
+  shape.cu_seqlens = ends.data();
+  shape.heads = p.heads;
+  shape.kv_heads = p.kv_heads;
+  shape.head_dim = p.head_dim;
+  shape.q_stride = p.heads * p.head_dim + p.gap;
+  shape.k_stride = shape.v_stride = p.kv_heads * p.head_dim + p.gap;
+  shape.out_stride = p.heads * p.head_dim + p.gap;
+  shape.scale = 1 / std::sqrt(static_cast<float>(p.head_dim));
+  shape.window = p.window;
+  shape.tokens = ends.back();
+  shape.type = GRAFT_BF16;
+  return shape;
+}
+
+Values random_values(uint64_t seed, int64_t count) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  Values values(static_cast<size_t>(count));
+  for (uint16_t& value : values) value = to_bf16(normal(random));
+  return values;
+}
+
+Arrays make_arrays(const graft_attention_shape& shape) {
+  Arrays a;
+  a.q = random_values(1, shape.tokens * shape.q_stride);
+  a.k = random_values(2, shape.tokens * shape.k_stride);
+  a.v = random_values(3, shape.tokens * shape.v_stride);
+  a.dout = random_values(4, shape.tokens * shape.out_stride);
+  a.out.assign(a.dout.size(), 0);
+  a.dq.assign(a.q.size(), 0);
+  a.dk.assign(a.k.size(), 0);
+  a.dv.assign(a.v.size(), 0);
+  return a;
+}
+
+void run_processor(const graft_attention_shape& shape, Arrays& a) {
+  std::vector<float> lse(static_cast<size_t>(shape.tokens * shape.heads));
+  std::vector<std::byte> workspace(graft_attention_workspace_bytes(&shape, GRAFT_CPU) + 64);
+  auto* const aligned = reinterpret_cast<std::byte*>(
+      (reinterpret_cast<uintptr_t>(workspace.data()) + 63) & ~uintptr_t{63});
+  check(graft_attention_forward(&shape, a.q.data(), a.k.data(), a.v.data(), a.out.data(),
+                                lse.data()));
+  check(graft_attention_backward(&shape, a.q.data(), a.k.data(), a.v.data(), a.out.data(),
+                                 lse.data(), a.dout.data(), a.dq.data(), a.dk.data(), a.dv.data(),
+                                 aligned, workspace.size() - 64));
+}
+
+void run_library(Flash& flash,
+                 graft_attention_shape shape,
+                 const std::vector<int32_t>& ends,
+                 Arrays& a) {
+  Batch batch;
+  batch.cu_seqlens = ends;
+  const OnGpu<int32_t> gpu_ends(ends);
+  const OnGpu<uint16_t> q(a.q), k(a.k), v(a.v), dout(a.dout), out(a.out), dq(a.dq), dk(a.dk),
+      dv(a.dv);
+  const OnGpu<float> lse(std::vector<float>(static_cast<size_t>(shape.tokens * shape.heads)));
+  shape.cu_seqlens = gpu_ends.get();
+  flash.begin(batch);
+  flash.forward(shape, q.get(), k.get(), v.get(), out.get(), lse.get());
+  flash.backward(shape, q.get(), k.get(), v.get(), out.get(), lse.get(), dout.get(), dq.get(),
+                 dk.get(), dv.get());
+  kGpu.wait();
+  a.out = out.values();
+  a.dq = dq.values();
+  a.dk = dk.values();
+  a.dv = dv.values();
+}
+
+// |a - b| / |b|.
+double distance(const Values& a, const Values& b) {
+  double difference = 0, whole = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double x = from_bf16(a[i]), y = from_bf16(b[i]);
+    difference += (x - y) * (x - y);
+    whole += y * y;
+  }
+  return std::sqrt(difference / whole);
+}
+
+const Problem kProblems[] = {
+    {{64}, 2, 2, 64, 0, 0},
+    {{200, 1, 77, 128, 300}, 4, 2, 64, 0, 0},
+    {{200, 1, 77, 128, 300}, 8, 2, 128, 0, 16},
+    {{513, 40, 3}, 6, 1, 96, 0, 8},
+    {{700, 90, 260}, 4, 4, 64, 100, 16},
+    {{2048, 2048}, 8, 2, 128, 0, 0},
+    {{1, 1, 1, 1, 2}, 4, 2, 64, 0, 0},
+};
+
+// Both round scores' exponentials, their gradients and results to bfloat16, and own ones do not the
+// former: three roundings of at most 2^-8 a side.
+constexpr double kApart = 3 * 0x1p-8;
+
+void check_library(
+    const std::string& name,
+    const std::function<std::unique_ptr<Flash>(const ModelConfig&, int64_t, bool, std::string*)>&
+        load) {
+  for (const bool deterministic : {true, false}) {
+    for (const Problem& p : kProblems) {
+      std::vector<int32_t> ends = {0};
+      for (const int32_t length : p.lengths) ends.push_back(ends.back() + length);
+      const graft_attention_shape shape = shape_of(p, ends);
+      ModelConfig config;
+      config.heads = p.heads;
+      config.kv_heads = p.kv_heads;
+      config.head_dim = p.head_dim;
+      std::string reason;
+      const std::unique_ptr<Flash> flash = load(config, shape.tokens + 100, deterministic, &reason);
+      if (flash == nullptr) {
+        std::cout << "SKIPPED: " << name << ": " << reason << "\n";
+        return;
+      }
+      INFO(name << (deterministic ? ", deterministic: " : ", any order: ") << p);
+      Arrays own = make_arrays(shape), first = own, second = own;
+      run_processor(shape, own);
+      run_library(*flash, shape, ends, first);
+      run_library(*flash, shape, ends, second);
+      CHECK(distance(first.out, own.out) <= kApart);
+      CHECK(distance(first.dq, own.dq) <= kApart);
+      CHECK(distance(first.dk, own.dk) <= kApart);
+      CHECK(distance(first.dv, own.dv) <= kApart);
+      CHECK(first.out == second.out);
+      if (deterministic) {
+        CHECK(first.dq == second.dq);
+        CHECK(first.dk == second.dk);
+        CHECK(first.dv == second.dv);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("flash: libraries' attention is that of graft's own kernel", "[train][cuda][gpu]") {
+  check_library("cuDNN", [](const ModelConfig& config, int64_t tokens, bool deterministic,
+                            std::string* reason) {
+    return load_cudnn_flash(kGpu, config, tokens, deterministic, reason);
+  });
+  check_library("LibTorch",
+                [](const ModelConfig&, int64_t, bool deterministic, std::string* reason) {
+                  return load_torch_flash(kGpu, deterministic, reason);
+                });
+}
+
+TEST_CASE("flash: without a GPU there is none, and the reason is told", "[train]") {
+  std::string reason;
+  ModelConfig config;
+  config.heads = config.kv_heads = 2;
+  config.head_dim = 64;
+  CHECK(Flash::load({GRAFT_CPU, nullptr}, config, 64, true, &reason) == nullptr);
+  CHECK(reason == "no GPU");
+}
