@@ -29,7 +29,7 @@ function(graft_cuda_library name)
   set(log ${CMAKE_BINARY_DIR}/kernels/ptxas.log)
   set(library ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/libgraft_cuda.so)
   # -fmad=false: a product and a sum are rounded apart unless a kernel asks for fma, as on the CPU.
-  set(flags -std=c++20 -O3 -fmad=false -lineinfo --compress-mode=size -Xptxas -v -I${PROJECT_SOURCE_DIR}
+  set(flags -std=c++20 -O3 -fmad=false -lineinfo --compress-mode=size -Xptxas -v -I${PROJECT_SOURCE_DIR} -I${CMAKE_BINARY_DIR}
     -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off
     -gencode arch=compute_80,code=sm_80
     -gencode arch=compute_86,code=sm_86

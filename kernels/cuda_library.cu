@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/device.h"
+#include "kernels/device_digest.h"
 
 namespace graft::kernels {
 namespace {
@@ -29,6 +30,10 @@ const DeviceTable& device_table();
 }
 
 }  // namespace graft::kernels
+
+// Of the sources, by which the program knows its own library.
+extern "C" __attribute__((visibility("default"))) const unsigned long long graft_cuda_digest =
+    GRAFT_DEVICE_DIGEST;
 
 // NULL, with the reason, when there is no driver or no GPU.
 extern "C" __attribute__((visibility("default"))) const graft::kernels::DeviceTable*

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 
 #include "kernels/check.h"
+#include "kernels/device_digest.h"
 
 namespace graft::kernels {
 
@@ -42,8 +43,11 @@ Loaded load_cuda() {
   }
   if (library == nullptr) return loaded;
   void* const symbol = dlsym(library, "graft_cuda_device_table");
-  if (symbol == nullptr) {
-    loaded.reason = "libgraft_cuda.so has no graft_cuda_device_table: another version of graft";
+  const auto* const digest =
+      static_cast<const unsigned long long*>(dlsym(library, "graft_cuda_digest"));
+  if (symbol == nullptr || digest == nullptr || *digest != GRAFT_DEVICE_DIGEST) {
+    // Its functions might take other arguments.
+    loaded.reason = "libgraft_cuda.so belongs to another build of graft: build or install both";
     return loaded;
   }
   const CudaLibraryHost program{fail};

@@ -29,10 +29,9 @@ namespace {
 namespace fe = cudnn_frontend;
 using TensorPtr = std::shared_ptr<fe::graph::Tensor_attributes>;
 
-// Bytes that a backward pass may take to write dP out, as cuDNN does to add in a fixed order.
-constexpr int64_t kMostForOrder = int64_t{4} << 30;
-// cuDNN writes a graph's tiles of so many tokens.
+// Lengths below this are one graph: cuDNN computes tiles of so many tokens.
 constexpr int64_t kTile = 128;
+constexpr size_t kMostStrides = 16;
 
 void check_cudnn(fe::error_t error, const char* what) {
   if (error.is_good()) return;
@@ -111,21 +110,29 @@ struct Graph {
   int64_t workspace = 0;
 };
 
+// Documents that one graph computes, both counts rounded up to powers of two.
+struct Group {
+  int64_t documents = 0, longest = 0;
+  std::vector<size_t> members;  // of the batch's documents
+  size_t begin = 0;             // of its entries in an array of ends
+};
+
+int64_t power_of_two(int64_t value) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(value)));
+}
+
 class CudnnFlash final : public Flash {
  public:
   // `in_order` is there if and only if the backward pass is to add in a fixed order.
   CudnnFlash(const Device& device,
              cudnnHandle_t handle,
-             int64_t heads,
-             int64_t max_tokens,
+             const FlashExtent& extent,
              std::unique_ptr<Flash> in_order)
       : device_(device),
         handle_(handle),
-        heads_(heads),
-        max_tokens_(max_tokens),
+        extent_(extent),
         in_order_(std::move(in_order)),
-        workspace_(device),
-        key_values_(device),
+        room_(device),
         ends_(device) {}
   CudnnFlash(const CudnnFlash&) = delete;
   CudnnFlash& operator=(const CudnnFlash&) = delete;
@@ -140,37 +147,40 @@ class CudnnFlash final : public Flash {
                uint16_t* out,
                float* lse) override;
   void backward(const graft_attention_shape& shape,
+                const FlashGradients& gradients,
                 const uint16_t* q,
                 const uint16_t* k,
                 const uint16_t* v,
                 const uint16_t* out,
                 const float* lse,
-                const uint16_t* dout,
-                uint16_t* dq,
-                uint16_t* dk,
-                uint16_t* dv) override;
+                const uint16_t* dout) override;
 
  private:
-  Key key_of(const graft_attention_shape& shape) const;
+  using Arrays = std::unordered_map<int64_t, void*>;
+
+  Key key_of(const graft_attention_shape& shape, const Group& group) const;
   Graph build_forward(const Key& key) const;
   Graph build_backward(const Key& key) const;
   Graph finish(std::shared_ptr<fe::graph::Graph> graph) const;
-  // The ends of the batch's documents in an array with rows `stride` values apart.
-  void* ends_of(int64_t stride);
-  void run(const Graph& graph, std::unordered_map<int64_t, void*>& arrays);
+  void make_groups(const Batch& batch);
+  // Where the group's documents begin in an array with rows `stride` values apart; their lengths
+  // for 0.
+  void* ends_of(const Group& group, int64_t stride);
+  void run(const Graph& graph, Arrays& arrays, std::byte* workspace, int64_t bytes);
 
   Device device_;
   cudnnHandle_t handle_;
-  int64_t heads_, max_tokens_;
+  FlashExtent extent_;
   std::unique_ptr<Flash> in_order_;  // takes the batches whose order would cost cuDNN too much
   std::map<Key, Graph> forward_, backward_;
-  Room workspace_, key_values_, ends_;
+  Room room_, ends_;
 
   // Of the batch.
-  bool defers_ = false;                  // to in_order_
-  int64_t documents_ = 0, longest_ = 0;  // rounded up
-  std::vector<int32_t> cu_seqlens_;      // [documents_ + 1]
-  std::vector<int64_t> strides_;         // whose ends are in the device's memory
+  bool defers_ = false;  // to in_order_
+  std::vector<Group> groups_;
+  size_t entries_ = 0;            // of all groups in an array of ends
+  std::vector<int32_t> begins_;   // of the documents, and the end of the last
+  std::vector<int64_t> strides_;  // whose ends are in the device's memory
 };
 
 TensorPtr values(fe::graph::Graph& graph,
@@ -276,8 +286,8 @@ Graph CudnnFlash::build_backward(const Key& key) const {
   auto attributes = fe::graph::SDPA_backward_attributes()
                         .set_name("attention backward")
                         .set_deterministic_algorithm(in_order_ != nullptr)
-                        .set_max_total_seq_len_q(max_tokens_)
-                        .set_max_total_seq_len_kv(max_tokens_);
+                        .set_max_total_seq_len_q(extent_.tokens)
+                        .set_max_total_seq_len_kv(extent_.tokens);
   mask(attributes, key, counts(g, kLengths, key.documents));
   auto [dq, dk, dv] = g.sdpa_backward(q, k, v, out, dout, sums, attributes);
   set_result(*dq, kDQ, key, key.heads, key.q_stride, q_ends);
@@ -288,61 +298,85 @@ Graph CudnnFlash::build_backward(const Key& key) const {
   return finish(std::move(graph));
 }
 
-void CudnnFlash::begin(const Batch& batch) {
-  const auto count = static_cast<uint64_t>(batch.documents());
-  const auto longest = static_cast<uint64_t>(longest_document(batch));
-  documents_ = static_cast<int64_t>(std::bit_ceil(count));
-  longest_ = std::max(static_cast<int64_t>(std::bit_ceil(longest)), kTile);
-  cu_seqlens_ = batch.cu_seqlens;
-  cu_seqlens_.resize(static_cast<size_t>(documents_) + 1, batch.cu_seqlens.back());
-  strides_.clear();
-  if (in_order_ == nullptr) return;
-  // cuDNN writes the gradients of all scores out, [documents, heads, longest, longest] of bfloat16.
-  defers_ = 2 * documents_ * heads_ * longest_ * longest_ > kMostForOrder;
-  if (defers_) in_order_->begin(batch);
+// To add in a fixed order cuDNN writes the gradients of all scores out, [documents, heads, longest,
+// longest] of bfloat16: documents of like length go together, and as many as there is room for.
+void CudnnFlash::make_groups(const Batch& batch) {
+  groups_.clear();
+  std::map<int64_t, std::vector<size_t>> by_length;
+  int64_t longest = 1;
+  for (size_t i = 0; i + 1 < begins_.size(); ++i) {
+    const int64_t length = power_of_two(std::max<int64_t>(begins_[i + 1] - begins_[i], 1));
+    longest = std::max({longest, length, kTile});
+    by_length[in_order_ != nullptr ? std::max(length, kTile) : 0].push_back(i);
+  }
+  defers_ = in_order_ != nullptr && extent_.order_bytes(1, longest) > extent_.most_for_order();
+  if (defers_) return in_order_->begin(batch);
+  for (auto& [length, members] : by_length) {
+    const int64_t longest_here = length > 0 ? length : longest;
+    size_t most = members.size();
+    if (in_order_ != nullptr) {
+      const int64_t fit = extent_.most_for_order() / extent_.order_bytes(1, longest_here);
+      most = static_cast<size_t>(std::bit_floor(static_cast<uint64_t>(fit)));
+    }
+    for (size_t at = 0; at < members.size(); at += most) {
+      const size_t count = std::min(most, members.size() - at);
+      const auto first = members.begin() + static_cast<std::ptrdiff_t>(at);
+      groups_.push_back({power_of_two(static_cast<int64_t>(count)),
+                         longest_here,
+                         {first, first + static_cast<std::ptrdiff_t>(count)},
+                         0});
+    }
+  }
 }
 
-// The lengths, then the ends of one stride after another, each in room for documents_ + 1.
-void* CudnnFlash::ends_of(int64_t stride) {
-  constexpr size_t kMostStrides = 16;
-  const auto row = static_cast<size_t>(documents_) + 1;
-  auto* const arrays =
-      reinterpret_cast<int32_t*>(ends_.get(static_cast<int64_t>((kMostStrides + 1) * row * 4)));
-  std::vector<int32_t> values(row);
-  if (strides_.empty()) {
-    for (size_t i = 0; i + 1 < row; ++i) values[i] = cu_seqlens_[i + 1] - cu_seqlens_[i];
-    device_.copy(arrays, values.data(), row * sizeof(int32_t));
-    strides_.push_back(0);  // of the lengths
-    device_.wait();
+void CudnnFlash::begin(const Batch& batch) {
+  begins_ = batch.cu_seqlens;
+  strides_.clear();
+  entries_ = 0;
+  make_groups(batch);
+  for (Group& group : groups_) {
+    group.begin = entries_;
+    entries_ += static_cast<size_t>(group.documents) + 1;
   }
+}
+
+void* CudnnFlash::ends_of(const Group& group, int64_t stride) {
+  auto* const arrays = reinterpret_cast<int32_t*>(
+      ends_.get(static_cast<int64_t>((kMostStrides + 1) * entries_ * sizeof(int32_t))));
   const auto found = std::find(strides_.begin(), strides_.end(), stride);
   const auto place = static_cast<size_t>(found - strides_.begin());
   if (found == strides_.end()) {
     if (strides_.size() > kMostStrides) {
       fail(ExitCode::kBug, "attention's arrays have more than 16 different strides");
     }
-    for (size_t i = 0; i < row; ++i) {
-      const int64_t end = cu_seqlens_[i] * stride;
-      if (end > INT32_MAX) {
-        fail(ExitCode::kBug, "attention's array has more than 2^31 values");
-      }
-      values[i] = static_cast<int32_t>(end);
+    if (begins_.back() * stride > INT32_MAX) {
+      fail(ExitCode::kBug, "attention's array has more than 2^31 values");
     }
-    device_.copy(arrays + place * row, values.data(), row * sizeof(int32_t));
-    strides_.push_back(stride);
+    std::vector<int32_t> values(entries_);  // documents that are not there: empty, at the start
+    for (const Group& each : groups_) {
+      for (size_t i = 0; i < each.members.size(); ++i) {
+        const size_t at = each.members[i];
+        const int64_t value =
+            stride > 0 ? begins_[at] * stride : int64_t{begins_[at + 1]} - begins_[at];
+        values[each.begin + i] = static_cast<int32_t>(value);
+      }
+    }
+    device_.copy(arrays + place * entries_, values.data(), entries_ * sizeof(int32_t));
     device_.wait();  // `values` ends here
+    strides_.push_back(stride);
   }
-  return arrays + place * row;
+  return arrays + place * entries_ + group.begin;
 }
 
-Key CudnnFlash::key_of(const graft_attention_shape& shape) const {
-  return {documents_,       longest_,       shape.heads,    shape.kv_heads,
+Key CudnnFlash::key_of(const graft_attention_shape& shape, const Group& group) const {
+  return {group.documents,  group.longest,  shape.heads,    shape.kv_heads,
           shape.head_dim,   shape.q_stride, shape.k_stride, shape.v_stride,
           shape.out_stride, shape.window,   shape.scale};
 }
 
-void CudnnFlash::run(const Graph& graph, std::unordered_map<int64_t, void*>& arrays) {
-  check_cudnn(graph.graph->execute(handle_, arrays, workspace_.get(graph.workspace)), "execution");
+void CudnnFlash::run(const Graph& graph, Arrays& arrays, std::byte* workspace, int64_t bytes) {
+  std::byte* const at = graph.workspace <= bytes ? workspace : room_.get(graph.workspace);
+  check_cudnn(graph.graph->execute(handle_, arrays, at), "execution");
 }
 
 void* plain(const void* values) {
@@ -356,75 +390,82 @@ void CudnnFlash::forward(const graft_attention_shape& shape,
                          uint16_t* out,
                          float* lse) {
   if (defers_) return in_order_->forward(shape, q, k, v, out, lse);
-  const Key key = key_of(shape);
-  auto found = forward_.find(key);
-  if (found == forward_.end()) found = forward_.emplace(key, build_forward(key)).first;
-  std::unordered_map<int64_t, void*> arrays = {{kQ, plain(q)},
-                                               {kK, plain(k)},
-                                               {kV, plain(v)},
-                                               {kOut, out},
-                                               {kSums, lse},
-                                               {kLengths, ends_of(0)},
-                                               {kQEnds, ends_of(shape.q_stride)},
-                                               {kKEnds, ends_of(shape.k_stride)},
-                                               {kVEnds, ends_of(shape.v_stride)},
-                                               {kOutEnds, ends_of(shape.out_stride)},
-                                               {kSumsEnds, ends_of(shape.heads)}};
-  run(found->second, arrays);
+  for (const Group& group : groups_) {
+    const Key key = key_of(shape, group);
+    auto found = forward_.find(key);
+    if (found == forward_.end()) found = forward_.emplace(key, build_forward(key)).first;
+    Arrays arrays = {{kQ, plain(q)},
+                     {kK, plain(k)},
+                     {kV, plain(v)},
+                     {kOut, out},
+                     {kSums, lse},
+                     {kLengths, ends_of(group, 0)},
+                     {kQEnds, ends_of(group, shape.q_stride)},
+                     {kKEnds, ends_of(group, shape.k_stride)},
+                     {kVEnds, ends_of(group, shape.v_stride)},
+                     {kOutEnds, ends_of(group, shape.out_stride)},
+                     {kSumsEnds, ends_of(group, shape.heads)}};
+    run(found->second, arrays, nullptr, 0);
+  }
 }
 
 void CudnnFlash::backward(const graft_attention_shape& shape,
+                          const FlashGradients& gradients,
                           const uint16_t* q,
                           const uint16_t* k,
                           const uint16_t* v,
                           const uint16_t* out,
                           const float* lse,
-                          const uint16_t* dout,
-                          uint16_t* dq,
-                          uint16_t* dk,
-                          uint16_t* dv) {
-  if (defers_) return in_order_->backward(shape, q, k, v, out, lse, dout, dq, dk, dv);
-  const Key key = key_of(shape);
-  auto found = backward_.find(key);
-  if (found == backward_.end()) found = backward_.emplace(key, build_backward(key)).first;
-  const int64_t width = shape.kv_heads * shape.head_dim, count = max_tokens_ * width;
-  auto* const dense_dk = reinterpret_cast<uint16_t*>(
-      key_values_.get(2 * count * static_cast<int64_t>(sizeof(uint16_t))));
-  uint16_t* const dense_dv = dense_dk + count;
-  std::unordered_map<int64_t, void*> arrays = {{kQ, plain(q)},
-                                               {kK, plain(k)},
-                                               {kV, plain(v)},
-                                               {kOut, plain(out)},
-                                               {kSums, plain(lse)},
-                                               {kDOut, plain(dout)},
-                                               {kDQ, dq},
-                                               {kDK, dense_dk},
-                                               {kDV, dense_dv},
-                                               {kLengths, ends_of(0)},
-                                               {kQEnds, ends_of(shape.q_stride)},
-                                               {kKEnds, ends_of(shape.k_stride)},
-                                               {kVEnds, ends_of(shape.v_stride)},
-                                               {kOutEnds, ends_of(shape.out_stride)},
-                                               {kSumsEnds, ends_of(shape.heads)},
-                                               {kDKEnds, ends_of(width)},
-                                               {kDVEnds, ends_of(width)}};
-  run(found->second, arrays);
+                          const uint16_t* dout) {
+  if (defers_) return in_order_->backward(shape, gradients, q, k, v, out, lse, dout);
+  const int64_t width = shape.kv_heads * shape.head_dim;
+  const int64_t dense_bytes = extent_.dense_bytes();
+  std::byte* workspace = gradients.workspace;
+  int64_t bytes = gradients.workspace_bytes;
+  if (bytes < dense_bytes) {
+    workspace = room_.get(dense_bytes + extent_.tokens * 4);
+    bytes = dense_bytes;
+  }
+  auto* const dense_dk = reinterpret_cast<uint16_t*>(workspace);
+  auto* const dense_dv = reinterpret_cast<uint16_t*>(workspace + dense_bytes / 2);
+  for (const Group& group : groups_) {
+    const Key key = key_of(shape, group);
+    auto found = backward_.find(key);
+    if (found == backward_.end()) found = backward_.emplace(key, build_backward(key)).first;
+    Arrays arrays = {{kQ, plain(q)},
+                     {kK, plain(k)},
+                     {kV, plain(v)},
+                     {kOut, plain(out)},
+                     {kSums, plain(lse)},
+                     {kDOut, plain(dout)},
+                     {kDQ, gradients.dq},
+                     {kDK, dense_dk},
+                     {kDV, dense_dv},
+                     {kLengths, ends_of(group, 0)},
+                     {kQEnds, ends_of(group, shape.q_stride)},
+                     {kKEnds, ends_of(group, shape.k_stride)},
+                     {kVEnds, ends_of(group, shape.v_stride)},
+                     {kOutEnds, ends_of(group, shape.out_stride)},
+                     {kSumsEnds, ends_of(group, shape.heads)},
+                     {kDKEnds, ends_of(group, width)},
+                     {kDVEnds, ends_of(group, width)}};
+    run(found->second, arrays, workspace + dense_bytes, bytes - dense_bytes);
+  }
   const auto put = [&](const uint16_t* from, uint16_t* to, int64_t stride) {
     check(graft_convert(from, GRAFT_BF16, width, to, GRAFT_BF16, stride, shape.tokens, width, 1,
                         device_.kind, device_.stream));
   };
-  put(dense_dk, dk, shape.k_stride);
-  put(dense_dv, dv, shape.v_stride);
+  put(dense_dk, gradients.dk, shape.k_stride);
+  put(dense_dv, gradients.dv, shape.v_stride);
 }
 
 }  // namespace
 
 std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
-                                        const ModelConfig& config,
-                                        int64_t max_tokens,
+                                        const FlashExtent& extent,
                                         bool deterministic,
                                         std::string* reason) {
-  if (config.head_dim > 128) {
+  if (extent.head_dim > 128) {
     *reason = "cuDNN's backward pass takes heads of at most 128";
     return nullptr;
   }
@@ -449,8 +490,7 @@ std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
     check_cudnn(fe::detail::create_handle(&handle), "its start");
     check_cudnn(fe::detail::set_stream(handle, static_cast<cudaStream_t>(device.stream)),
                 "its stream");
-    return std::make_unique<CudnnFlash>(device, handle, config.heads, max_tokens,
-                                        std::move(in_order));
+    return std::make_unique<CudnnFlash>(device, handle, extent, std::move(in_order));
   } catch (const std::exception& error) {
     *reason = error.what();
     return nullptr;
@@ -464,8 +504,7 @@ std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
 namespace graft::train {
 
 std::unique_ptr<Flash> load_cudnn_flash(const Device& /*device*/,
-                                        const ModelConfig& /*config*/,
-                                        int64_t /*max_tokens*/,
+                                        const FlashExtent& /*extent*/,
                                         bool /*deterministic*/,
                                         std::string* reason) {
   *reason = "built without cuDNN's headers";

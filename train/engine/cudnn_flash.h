@@ -3,8 +3,8 @@
 // headers are (cmake/GraftCudnn.cmake).
 //
 // A graph is built for a number of documents and a length, both rounded up to powers of two, when a
-// batch first needs it: documents that are not there are empty. Its workspace and the arrays of the
-// documents' places are allocated then, outside the arena.
+// batch first needs it: documents that are not there are empty. The arrays of the documents' places
+// are the only memory outside the arena.
 #pragma once
 
 #include "train/engine/flash.h"
@@ -15,8 +15,7 @@ namespace graft::train {
 // 128. Where `deterministic`, LibTorch's takes the batches for which cuDNN's fixed order would take
 // too much memory, and has to be there.
 std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
-                                        const ModelConfig& config,
-                                        int64_t max_tokens,
+                                        const FlashExtent& extent,
                                         bool deterministic,
                                         std::string* reason);
 

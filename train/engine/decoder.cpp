@@ -59,7 +59,8 @@ Decoder::Decoder(Model& model,
       buffers_(bind(model, plan_, layout_, *arena_)),
       head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
   if (model.narrow) {
-    flash_ = Flash::load(device, model.config, plan_.tokens, plan_.deterministic, &no_flash_);
+    flash_ = Flash::load(device, model.config, flash_extent(model, plan_), plan_.deterministic,
+                         &no_flash_);
   }
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;

@@ -3,6 +3,7 @@
 // is built without them (docs/architecture.md).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -14,14 +15,45 @@
 
 namespace graft::train {
 
+// The largest batch of a decoder.
+struct FlashExtent {
+  int64_t tokens = 0;   // of all documents
+  int64_t longest = 0;  // of one of them
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t q_stride = 0;  // values from token to token of q and its gradient
+
+  // Gradients of keys and values without gaps, bfloat16.
+  int64_t dense_bytes() const { return 4 * tokens * kv_heads * head_dim; }
+  // Gradients of all scores of `documents` of `length` tokens, bfloat16, and how much a backward
+  // pass in a fixed order takes for them at a time.
+  int64_t order_bytes(int64_t documents, int64_t length) const {
+    return 2 * documents * heads * length * length;
+  }
+  int64_t most_for_order() const;
+  // What a backward pass is to be given.
+  int64_t workspace_bytes(bool deterministic) const;
+};
+
+// dq, dk, dv [tokens, heads or kv_heads, head_dim] with the strides of q, k and v; any workspace,
+// aligned to 64 bytes: with less than FlashExtent asks for, the library allocates its own.
+struct FlashGradients {
+  uint16_t* dq = nullptr;
+  uint16_t* dk = nullptr;
+  uint16_t* dv = nullptr;
+  std::byte* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+};
+
 class Flash {
  public:
-  // nullptr, with the reason, where none can be had: no GPU, no library, scores that are capped, a
-  // head size that is not a multiple of 8 up to 256. No batch has more than `max_tokens`.
-  // `deterministic`: the backward pass adds in a fixed order, which takes longer.
+  // Whether a library can take a model's attention: scores that are not capped, a head size that is
+  // a multiple of 8 up to 256.
+  static bool takes(const ModelConfig& config);
+  // nullptr, with the reason, where none can be had: no GPU, no library, a model that they do not
+  // take. `deterministic`: the backward pass adds in a fixed order.
   static std::unique_ptr<Flash> load(const Device& device,
                                      const ModelConfig& config,
-                                     int64_t max_tokens,
+                                     const FlashExtent& extent,
                                      bool deterministic,
                                      std::string* reason);
 
@@ -39,15 +71,13 @@ class Flash {
                        float* lse) = 0;
   // As graft_attention_backward.
   virtual void backward(const graft_attention_shape& shape,
+                        const FlashGradients& gradients,
                         const uint16_t* q,
                         const uint16_t* k,
                         const uint16_t* v,
                         const uint16_t* out,
                         const float* lse,
-                        const uint16_t* dout,
-                        uint16_t* dq,
-                        uint16_t* dk,
-                        uint16_t* dv) = 0;
+                        const uint16_t* dout) = 0;
 };
 
 // Tokens of the batch's longest document.

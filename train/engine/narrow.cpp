@@ -140,8 +140,10 @@ void narrow_attention_backward(const Pass& pass,
   const auto* const turned_q = static_cast<const uint16_t*>(turned_again(pass, config, q));
   const auto* const turned_k = static_cast<const uint16_t*>(turned_again(pass, config, k));
   if (pass.flash != nullptr) {
-    pass.flash->backward(shape, turned_q, turned_k, own.v, own.attended, state.lse,
-                         scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v);
+    pass.flash->backward(shape,
+                         {scratch.d_q, scratch.d_k, scratch.d_v, pass.scratch.attention_workspace,
+                          pass.scratch.attention_workspace_bytes},
+                         turned_q, turned_k, own.v, own.attended, state.lse, scratch.d_attended);
   } else {
     check(graft_attention_backward(&shape, turned_q, turned_k, own.v, own.attended, state.lse,
                                    scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v,

@@ -29,7 +29,8 @@ struct LayerPlan {
 };
 
 struct StepPlan {
-  int64_t tokens = 0;  // of the largest micro-batch
+  int64_t tokens = 0;   // of the largest micro-batch
+  int64_t longest = 0;  // of its longest document; 0 = as many
   Keep keep = Keep::kForBackward;
   std::vector<LayerPlan> layers;
   int64_t head_chunk = 0;       // rows of logits at a time

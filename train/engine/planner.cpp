@@ -217,6 +217,7 @@ std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
 
 StepPlan first_plan(const Model& model, const PlanRequest& request) {
   StepPlan plan = StepPlan::of(model, request.rows * request.sequence_len, Keep::kForBackward);
+  plan.longest = request.sequence_len;
   plan.device = request.device;
   plan.deterministic = request.deterministic;
   plan.quantizes = request.quantizes;

@@ -53,6 +53,8 @@ struct LayerShape {
         narrow(model.narrow),
         rows(tokens * (routes ? config.experts_per_token : 1)),
         inner(rows * of_layer.intermediate_size) {
+    const bool libraries = plan.device == GRAFT_CUDA && narrow && Flash::takes(config);
+    if (libraries) flash_bytes = flash_extent(model, plan).workspace_bytes(plan.deterministic);
     const bool resident = plan.layers[index].resident;
     for (const Linear& linear : layer.qkv) extents.attention.add(plan, linear, resident, narrow);
     extents.attention.add(plan, layer.o, resident, narrow);
@@ -70,8 +72,9 @@ struct LayerShape {
   bool routes;
   bool own_memory;
   bool narrow;
-  int64_t rows;   // R
-  int64_t inner;  // R F
+  int64_t rows;             // R
+  int64_t inner;            // R F
+  int64_t flash_bytes = 0;  // of a library's attention
   Extents extents;
 
   int64_t hidden() const { return tokens * config.hidden_size; }
@@ -286,6 +289,8 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   scratch.attention_workspace_bytes =
       static_cast<int64_t>(std::max(graft_attention_workspace_bytes(&attention, GRAFT_CPU),
                                     graft_attention_workspace_bytes(&attention, GRAFT_EMU)));
+  scratch.attention_workspace_bytes =
+      std::max(scratch.attention_workspace_bytes, shape.flash_bytes);
   scratch.attention_workspace = buffers.make<std::byte>(scratch.attention_workspace_bytes);
   return scratch;
 }
@@ -460,6 +465,20 @@ NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer) {
   const int64_t q = config.q_width(), k = config.kv_width();
   if (layer.qkv.size() == 1 || config.qk_norm != QkNorm::kNone) return {q, k, k};
   return {q + layer.qkv[0].lora.rank, k + layer.qkv[1].lora.rank, k + layer.qkv[2].lora.rank};
+}
+
+FlashExtent flash_extent(const Model& model, const StepPlan& plan) {
+  const ModelConfig& config = model.config;
+  FlashExtent extent;
+  extent.tokens = plan.tokens;
+  extent.longest = plan.longest > 0 ? std::min(plan.longest, plan.tokens) : plan.tokens;
+  extent.heads = config.heads;
+  extent.kv_heads = config.kv_heads;
+  extent.head_dim = config.head_dim;
+  for (const Layer& layer : model.layers) {
+    extent.q_stride = std::max(extent.q_stride, narrow_strides(config, layer)[0]);
+  }
+  return extent;
 }
 
 int64_t narrow_inner_stride(const Layer& layer, int64_t inner) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "train/engine/arena.h"
+#include "train/engine/flash.h"
 #include "train/engine/plan.h"
 #include "train/engine/rotation.h"
 #include "train/model/model.h"
@@ -170,6 +171,8 @@ using NarrowStrides = std::array<int64_t, 3>;
 int64_t room_of(std::span<const Linear> linears);
 NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer);
 int64_t narrow_inner_stride(const Layer& layer, int64_t inner);
+// The largest batch of a plan, for a library's attention.
+FlashExtent flash_extent(const Model& model, const StepPlan& plan);
 
 struct StepBuffers {
   StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers);

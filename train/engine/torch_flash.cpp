@@ -77,15 +77,13 @@ class TorchFlash final : public Flash {
                uint16_t* out,
                float* lse) override;
   void backward(const graft_attention_shape& shape,
+                const FlashGradients& gradients,
                 const uint16_t* q,
                 const uint16_t* k,
                 const uint16_t* v,
                 const uint16_t* out,
                 const float* lse,
-                const uint16_t* dout,
-                uint16_t* dq,
-                uint16_t* dk,
-                uint16_t* dv) override;
+                const uint16_t* dout) override;
 
  private:
   void put(const void* from, void* to, int64_t to_stride, int64_t rows, int64_t columns) const;
@@ -125,15 +123,13 @@ void TorchFlash::forward(const graft_attention_shape& shape,
 }
 
 void TorchFlash::backward(const graft_attention_shape& shape,
+                          const FlashGradients& gradients,
                           const uint16_t* q,
                           const uint16_t* k,
                           const uint16_t* v,
                           const uint16_t* out,
                           const float* lse,
-                          const uint16_t* dout,
-                          uint16_t* dq,
-                          uint16_t* dk,
-                          uint16_t* dv) {
+                          const uint16_t* dout) {
   const int64_t q_width = shape.heads * shape.head_dim;
   at::globalContext().setDeterministicAlgorithms(deterministic_, /*warn_only=*/false);
   const auto result = call_torch([&] {
@@ -152,9 +148,9 @@ void TorchFlash::backward(const graft_attention_shape& shape,
         right_of(shape));
   });
   const int64_t kv_width = shape.kv_heads * shape.head_dim;
-  put(std::get<0>(result).data_ptr(), dq, shape.q_stride, shape.tokens, q_width);
-  put(std::get<1>(result).data_ptr(), dk, shape.k_stride, shape.tokens, kv_width);
-  put(std::get<2>(result).data_ptr(), dv, shape.v_stride, shape.tokens, kv_width);
+  put(std::get<0>(result).data_ptr(), gradients.dq, shape.q_stride, shape.tokens, q_width);
+  put(std::get<1>(result).data_ptr(), gradients.dk, shape.k_stride, shape.tokens, kv_width);
+  put(std::get<2>(result).data_ptr(), gradients.dv, shape.v_stride, shape.tokens, kv_width);
 }
 
 }  // namespace

@@ -117,6 +117,7 @@ void run_processor(const graft_attention_shape& shape, Arrays& a) {
 void run_library(Flash& flash,
                  graft_attention_shape shape,
                  const std::vector<int32_t>& ends,
+                 int64_t room,
                  Arrays& a) {
   Batch batch;
   batch.cu_seqlens = ends;
@@ -124,11 +125,12 @@ void run_library(Flash& flash,
   const OnGpu<uint16_t> q(a.q), k(a.k), v(a.v), dout(a.dout), out(a.out), dq(a.dq), dk(a.dk),
       dv(a.dv);
   const OnGpu<float> lse(std::vector<float>(static_cast<size_t>(shape.tokens * shape.heads)));
+  const OnGpu<std::byte> workspace(std::vector<std::byte>(static_cast<size_t>(room)));
   shape.cu_seqlens = gpu_ends.get();
   flash.begin(batch);
   flash.forward(shape, q.get(), k.get(), v.get(), out.get(), lse.get());
-  flash.backward(shape, q.get(), k.get(), v.get(), out.get(), lse.get(), dout.get(), dq.get(),
-                 dk.get(), dv.get());
+  flash.backward(shape, {dq.get(), dk.get(), dv.get(), workspace.get(), room}, q.get(), k.get(),
+                 v.get(), out.get(), lse.get(), dout.get());
   kGpu.wait();
   a.out = out.values();
   a.dq = dq.values();
@@ -155,27 +157,37 @@ const Problem kProblems[] = {
     {{700, 90, 260}, 4, 4, 64, 100, 16},
     {{2048, 2048}, 8, 2, 128, 0, 0},
     {{1, 1, 1, 1, 2}, 4, 2, 64, 0, 0},
+    {{30, 260, 17, 130, 500, 90, 1, 128, 129, 255, 64, 700}, 4, 2, 32, 0, 24},
+    {{100, 50}, 2, 1, 16, 0, 8},
 };
 
 // Both round scores' exponentials, their gradients and results to bfloat16, and own ones do not the
 // former: three roundings of at most 2^-8 a side.
 constexpr double kApart = 3 * 0x1p-8;
 
-void check_library(
-    const std::string& name,
-    const std::function<std::unique_ptr<Flash>(const ModelConfig&, int64_t, bool, std::string*)>&
-        load) {
+using Load = std::unique_ptr<Flash>(const FlashExtent&, bool, std::string*);
+
+FlashExtent extent_of(const graft_attention_shape& shape, int64_t longest) {
+  FlashExtent extent;
+  extent.tokens = shape.tokens + 100;
+  extent.longest = longest;
+  extent.heads = shape.heads;
+  extent.kv_heads = shape.kv_heads;
+  extent.head_dim = shape.head_dim;
+  extent.q_stride = shape.q_stride;
+  return extent;
+}
+
+void check_library(const std::string& name, const std::function<Load>& load) {
   for (const bool deterministic : {true, false}) {
     for (const Problem& p : kProblems) {
       std::vector<int32_t> ends = {0};
       for (const int32_t length : p.lengths) ends.push_back(ends.back() + length);
       const graft_attention_shape shape = shape_of(p, ends);
-      ModelConfig config;
-      config.heads = p.heads;
-      config.kv_heads = p.kv_heads;
-      config.head_dim = p.head_dim;
+      const FlashExtent extent =
+          extent_of(shape, *std::max_element(p.lengths.begin(), p.lengths.end()));
       std::string reason;
-      const std::unique_ptr<Flash> flash = load(config, shape.tokens + 100, deterministic, &reason);
+      const std::unique_ptr<Flash> flash = load(extent, deterministic, &reason);
       if (flash == nullptr) {
         std::cout << "SKIPPED: " << name << ": " << reason << "\n";
         return;
@@ -183,8 +195,8 @@ void check_library(
       INFO(name << (deterministic ? ", deterministic: " : ", any order: ") << p);
       Arrays own = make_arrays(shape), first = own, second = own;
       run_processor(shape, own);
-      run_library(*flash, shape, ends, first);
-      run_library(*flash, shape, ends, second);
+      run_library(*flash, shape, ends, extent.workspace_bytes(deterministic), first);
+      run_library(*flash, shape, ends, 64, second);  // the library's own memory
       CHECK(distance(first.out, own.out) <= kApart);
       CHECK(distance(first.dq, own.dq) <= kApart);
       CHECK(distance(first.dk, own.dk) <= kApart);
@@ -202,14 +214,12 @@ void check_library(
 }  // namespace
 
 TEST_CASE("flash: libraries' attention is that of graft's own kernel", "[train][cuda][gpu]") {
-  check_library("cuDNN", [](const ModelConfig& config, int64_t tokens, bool deterministic,
-                            std::string* reason) {
-    return load_cudnn_flash(kGpu, config, tokens, deterministic, reason);
+  check_library("cuDNN", [](const FlashExtent& extent, bool deterministic, std::string* reason) {
+    return load_cudnn_flash(kGpu, extent, deterministic, reason);
   });
-  check_library("LibTorch",
-                [](const ModelConfig&, int64_t, bool deterministic, std::string* reason) {
-                  return load_torch_flash(kGpu, deterministic, reason);
-                });
+  check_library("LibTorch", [](const FlashExtent&, bool deterministic, std::string* reason) {
+    return load_torch_flash(kGpu, deterministic, reason);
+  });
 }
 
 TEST_CASE("flash: without a GPU there is none, and the reason is told", "[train]") {
@@ -217,6 +227,6 @@ TEST_CASE("flash: without a GPU there is none, and the reason is told", "[train]
   ModelConfig config;
   config.heads = config.kv_heads = 2;
   config.head_dim = 64;
-  CHECK(Flash::load({GRAFT_CPU, nullptr}, config, 64, true, &reason) == nullptr);
+  CHECK(Flash::load({GRAFT_CPU, nullptr}, config, {}, true, &reason) == nullptr);
   CHECK(reason == "no GPU");
 }
