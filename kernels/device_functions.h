@@ -68,6 +68,7 @@ graft_status attention_backward(const AttentionBackward& call, graft_stream stre
 graft_status attention_decode(const AttentionDecode& call, graft_stream stream);
 graft_status cross_entropy(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
 graft_status decode_rows(const DecodeRows& call, graft_stream stream);
+graft_status place_pairs(const LoraPairs& call, graft_stream stream);
 graft_status multiply(const graft_product& product, graft_stream stream);
 graft_status small_product(const SmallRows& call, graft_stream stream);
 graft_status scatter_rows(const ScatteredRows& call, graft_stream stream);

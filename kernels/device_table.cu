@@ -38,6 +38,7 @@ const DeviceTable& device_table() {
       .attention_decode = attention_decode,
       .cross_entropy = cross_entropy,
       .decode_rows = decode_rows,
+      .place_pairs = place_pairs,
       .multiply = multiply,
       .small_product = small_product,
       .scatter_rows = scatter_rows,

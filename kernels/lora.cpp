@@ -3,6 +3,10 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/device.h"
+#include "kernels/float16.h"
+#include "kernels/operators.h"
+#include "kernels/parallel.h"
 
 namespace graft::kernels {
 namespace {
@@ -88,6 +92,55 @@ graft_product product(const graft_lora& layer,
   p.type = layer.type;
   p.c_type = layer.type;
   return p;
+}
+
+constexpr int64_t kRowPiece = 16;
+
+graft_status check_pairs(const char* function, const graft_lora_pair* pairs, int64_t count) {
+  if (const graft_status status = check_counts(function, {{"count", count, 1}})) return status;
+  if (count > GRAFT_LORA_PAIRS) {
+    return fail(GRAFT_BAD_SHAPE, function, "count is %lld, expected at most %d",
+                static_cast<long long>(count), GRAFT_LORA_PAIRS);
+  }
+  if (const graft_status status = check_pointers(function, {{"pairs", pairs}})) return status;
+  for (int64_t i = 0; i < count; ++i) {
+    const graft_lora_pair& pair = pairs[i];
+    if (const graft_status status =
+            check_counts(function, {{"out_features", pair.out_features}, {"rank", pair.rank}})) {
+      return status;
+    }
+    if (pair.rank == 0) continue;
+    if (const graft_status status = check_pointers(function, {{"a", pair.a}, {"b", pair.b}})) {
+      return status;
+    }
+  }
+  return GRAFT_OK;
+}
+
+// Row `row` of s B's blocks: zeros, and those of the pair that has the row.
+void place_b_row(const LoraPairs& call, int64_t row) {
+  uint16_t* const to = call.to + row * call.to_stride + call.in;
+  std::fill_n(to, call.rank, uint16_t{0});
+  int64_t column = 0;
+  for (int64_t i = 0; i < call.count; ++i) {
+    const graft_lora_pair& pair = call.pair[i];
+    if (row >= 0 && row < pair.out_features) {
+      for (int64_t k = 0; k < pair.rank; ++k) {
+        to[column + k] = to_bf16_or_nan(pair.b[row * pair.rank + k] * pair.scale);
+      }
+    }
+    row -= pair.out_features;
+    column += pair.rank;
+  }
+}
+
+// Row `row` of all A's, one behind the other.
+void place_a_row(const LoraPairs& call, int64_t row) {
+  uint16_t* const to = call.to + (call.out + row) * call.to_stride;
+  const graft_lora_pair* pair = call.pair;
+  for (; row >= pair->rank; ++pair) row -= pair->rank;
+  const float* const from = pair->a + row * call.in;
+  for (int64_t i = 0; i < call.in; ++i) to[i] = to_bf16_or_nan(from[i]);
 }
 
 }  // namespace
@@ -205,5 +258,45 @@ extern "C" graft_status graft_lora_gradients(const graft_lora* layer,
       if (const graft_status status = graft_multiply(sum, device, stream)) return status;
     }
   }
+  return GRAFT_OK;
+}
+
+extern "C" graft_status graft_lora_place_pairs(const graft_lora_pair* pairs,
+                                               int64_t count,
+                                               int64_t in_features,
+                                               uint16_t* to,
+                                               int64_t to_stride,
+                                               graft_device device,
+                                               graft_stream stream) {
+  constexpr const char* kName = "graft_lora_place_pairs";
+  if (const graft_status status = check_pairs(kName, pairs, count)) return status;
+  LoraPairs call{};
+  call.count = count;
+  call.in = in_features;
+  call.to = to;
+  call.to_stride = to_stride;
+  for (int64_t i = 0; i < count; ++i) {
+    call.pair[i] = pairs[i];
+    call.out += pairs[i].out_features;
+    call.rank += pairs[i].rank;
+  }
+  if (const graft_status status = check_counts(
+          kName,
+          {{"in_features", in_features, 1}, {"to_stride", to_stride, in_features + call.rank}})) {
+    return status;
+  }
+  if (call.rank == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(kName, {{"to", to}})) return status;
+  if (device != GRAFT_CPU) {
+    return on_device(kName, device, [&](const DeviceTable& functions) {
+      return functions.place_pairs(call, stream);
+    });
+  }
+  for_pieces(call.out, kRowPiece, call.out * call.rank, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) place_b_row(call, row);
+  });
+  for_pieces(call.rank, 1, call.rank * call.in, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) place_a_row(call, row);
+  });
   return GRAFT_OK;
 }

@@ -69,6 +69,35 @@ graft_status graft_lora_backward(const graft_lora* layer,
                                  graft_device device GRAFT_DEFAULT(GRAFT_CPU),
                                  graft_stream stream GRAFT_DEFAULT(nullptr));
 
+// A and B of one projection of several of one x.
+typedef struct graft_lora_pair {
+  const float* a;  // [rank, in_features]
+  const float* b;  // [out_features, rank]
+  int64_t out_features;
+  int64_t rank;  // 0: none; a and b are not read
+  float scale;   // s
+} graft_lora_pair;
+
+#define GRAFT_LORA_PAIRS 4
+
+// Writes the pairs of `count` projections of one x into their places of one extended weight: with
+// out and rank the sums of the projections', to [out + rank, in_features + rank] in bfloat16 is
+//   W    s B      B's blocks on the diagonal, zeros beside them
+//   A    -
+// of which W and the corner are left alone. Values are rounded once, to nearest, ties to even.
+//   pairs  [count]  on the host, 1..GRAFT_LORA_PAIRS of them; read before the call returns; what
+//                   they point at lies in the device's memory
+//   to_stride       elements from row to row, >= in_features + rank
+// One launch on a GPU. Every device gives the same bits. Errors: GRAFT_BAD_SHAPE,
+// GRAFT_BAD_ARGUMENT, GRAFT_NO_DEVICE, GRAFT_DEVICE_ERROR.
+graft_status graft_lora_place_pairs(const graft_lora_pair* pairs,
+                                    int64_t count,
+                                    int64_t in_features,
+                                    uint16_t* to,
+                                    int64_t to_stride,
+                                    graft_device device GRAFT_DEFAULT(GRAFT_CPU),
+                                    graft_stream stream GRAFT_DEFAULT(nullptr));
+
 // Tokens of one product of the gradients' sums; a multiple of the CPU's chains.
 #define GRAFT_LORA_TOKENS 2048
 

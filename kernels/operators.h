@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/decode_rows.h"
 #include "kernels/linear4.h"
+#include "kernels/lora.h"
 #include "kernels/moe.h"
 #include "kernels/product.h"
 #include "kernels/rmsnorm.h"
@@ -174,6 +175,15 @@ struct DecodeRows {
   const graft_decode_target* targets;
   int64_t count;
   DecodedType type;
+};
+
+// Pairs of projections of one x around their weight (lora.h).
+struct LoraPairs {
+  graft_lora_pair pair[GRAFT_LORA_PAIRS];  // those behind `count` have neither rows nor a rank
+  int64_t count;
+  int64_t in, out, rank;  // out and rank: sums
+  uint16_t* to;
+  int64_t to_stride;
 };
 
 struct MoeRoute {

@@ -1,5 +1,6 @@
 // Cases of matrix products, LoRA layers and the packed small product.
 #include <algorithm>
+#include <array>
 
 #include "kernels/linear4.h"
 #include "kernels/lora.h"
@@ -89,6 +90,48 @@ Job lora(graft_device device, const Problem& p) {
   return job;
 }
 
+// Pairs of c projections of a = in_features, the i-th with b + i outputs and of rank d + 2 i, the
+// second without a pair.
+std::array<graft_lora_pair, GRAFT_LORA_PAIRS> pairs_of(const Problem& p) {
+  std::array<graft_lora_pair, GRAFT_LORA_PAIRS> pairs{};
+  for (int64_t i = 0; i < p.c; ++i) {
+    graft_lora_pair& pair = pairs.at(static_cast<size_t>(i));
+    pair.out_features = p.b + i;
+    pair.rank = i == 1 ? 0 : p.d + 2 * i;
+    pair.scale = 0.25f * static_cast<float>(i + 1);
+  }
+  return pairs;
+}
+Job place_pairs(graft_device device, const Problem& p) {
+  Job job(device, p);
+  auto pairs = pairs_of(p);
+  int64_t out = 0, rank = 0;
+  uint32_t seed = 1;
+  for (graft_lora_pair& pair : pairs) {
+    out += pair.out_features;
+    rank += pair.rank;
+    if (pair.rank == 0) continue;
+    pair.a = job.floats(values_of(p.input, pair.rank * p.a, seed++))->floats();
+    pair.b = job.floats(random_values(pair.out_features * pair.rank, seed++))->floats();
+  }
+  const int64_t stride = p.a + rank + 4;
+  Array* const to = job.result(job.bfloat16s(random_values((out + rank) * stride, seed)));
+  const int64_t count = p.c, in = p.a;
+  job.launch = [=] {
+    need(graft_lora_place_pairs(pairs.data(), count, in, to->as<uint16_t>(), stride, device));
+  };
+  return job;
+}
+double pair_bytes(const Problem& p) {
+  double out = 0, rank = 0, values = 0;
+  for (const graft_lora_pair& pair : pairs_of(p)) {
+    out += static_cast<double>(pair.out_features);
+    rank += static_cast<double>(pair.rank);
+    values += static_cast<double>(pair.rank * (pair.out_features + p.a));
+  }
+  return 4 * values + 2 * rank * (out + static_cast<double>(p.a));
+}
+
 // a = n, b = k, c = block size, d = m + 8 for double quantization, + 16 for fp4, + 32 for a beta
 Job small_product(graft_device device, const Problem& p) {
   Job job(device, p);
@@ -158,6 +201,28 @@ std::vector<KernelCase> product_cases() {
        },
        {},
        product_tolerance},
+      {"pairs around their weight",
+       "place_pairs_kernel",
+       {sizes(1, 1, 1, 1), sizes(64, 7, 3, 8), sizes(40, 33, 1, 16), sizes(260, 5, 4, 8),
+        sizes(37, 12, 3, 3), sizes(8, 300, 2, 8), shifted(sizes(40, 9, 3, 8)), sizes(24, 0, 1, 8)},
+       {Input::kNormal, Input::kDenormal, Input::kHuge},
+       {GRAFT_F32},
+       place_pairs,
+       sizes(4096, 4096, 3, 16),
+       pair_bytes,
+       [](const Problem&) { return 0.0; },
+       {{"place_pairs_kernel", "a block of B beside its own rows", "lora.cu",
+         "if (column < 0 || column >= pair.rank) return 0.0f;",
+         "if (column < 0 || column >= pair.rank) return pair.scale;"},
+        {"place_pairs_kernel", "B without its scale", "lora.cu",
+         "__fmul_rn(pair.b[row * pair.rank + column], pair.scale)",
+         "pair.b[row * pair.rank + column]"},
+        {"place_pairs_kernel", "A above its rows", "lora.cu",
+         "to + (call.out + row) * call.to_stride + column",
+         "to + (call.out + row - 1) * call.to_stride + column"},
+        {"place_pairs_kernel", "the end of a row left out", "lora.cu",
+         "column, value, call.rank - column);",
+         "column, value, call.rank - column > 4 ? 4 : 1);"}}},
       {"small product",
        "small_product_kernel",
        {sizes(1, 64, 64, 1), sizes(9, 128, 64, 2 + 8), sizes(17, 576, 64, 4),

@@ -175,6 +175,62 @@ TEST_CASE("lora: gradients do not depend on how the tokens are split at a tile's
   CHECK(same_bits(db, whole.db));
 }
 
+TEST_CASE("lora: pairs lie around their weight, B on the diagonal between zeros",
+          "[kernels][lora]") {
+  constexpr int64_t kIn = 5, kRank = 2 + 3, kOut = 4 + 1 + 2, kStride = kIn + kRank + 1;
+  const Floats a0 = random_floats(2 * kIn, 1), b0 = random_floats(4 * 2, 2);
+  const Floats a2 = random_floats(3 * kIn, 3), b2 = random_floats(2 * 3, 4);
+  const graft_lora_pair pairs[] = {{a0.data(), b0.data(), 4, 2, 0.5f},
+                                   {nullptr, nullptr, 1, 0, 1.0f},
+                                   {a2.data(), b2.data(), 2, 3, 3.0f}};
+  constexpr uint16_t kBefore = 0x4321;
+  std::vector<uint16_t> expected(at((kOut + kRank) * kStride), kBefore);
+  for (int64_t row = 0; row < kOut; ++row) {
+    for (int64_t column = 0; column < kRank; ++column) {
+      float value = 0.0f;
+      if (row < 4 && column < 2) value = 0.5f * b0[at(row * 2 + column)];
+      if (row >= 5 && column >= 2) value = 3.0f * b2[at((row - 5) * 3 + column - 2)];
+      expected[at(row * kStride + kIn + column)] = to_bf16(value);
+    }
+  }
+  for (int64_t row = 0; row < kRank; ++row) {
+    for (int64_t i = 0; i < kIn; ++i) {
+      const float value = row < 2 ? a0[at(row * kIn + i)] : a2[at((row - 2) * kIn + i)];
+      expected[at((kOut + row) * kStride + i)] = to_bf16(value);
+    }
+  }
+  const graft_device device = GENERATE(GRAFT_CPU, GRAFT_EMU);
+  std::vector<uint16_t> to(expected.size(), kBefore);
+  REQUIRE(graft_lora_place_pairs(pairs, 3, kIn, to.data(), kStride, device) == GRAFT_OK);
+  CHECK(to == expected);
+  // Without a pair nothing is written.
+  to.assign(to.size(), kBefore);
+  REQUIRE(graft_lora_place_pairs(pairs + 1, 1, kIn, to.data(), kIn, device) == GRAFT_OK);
+  CHECK(to == std::vector<uint16_t>(to.size(), kBefore));
+}
+
+TEST_CASE("lora: pairs that do not fit are named", "[kernels][lora]") {
+  const Floats values(64);
+  std::vector<uint16_t> to(64);
+  graft_lora_pair pair{values.data(), values.data(), 3, 2, 1.0f};
+  const auto place = [&](int64_t count, int64_t in, int64_t stride) {
+    return graft_lora_place_pairs(&pair, count, in, to.data(), stride);
+  };
+  CHECK(place(1, 4, 6) == GRAFT_OK);
+  CHECK(place(0, 4, 6) == GRAFT_BAD_SHAPE);
+  CHECK(place(GRAFT_LORA_PAIRS + 1, 4, 6) == GRAFT_BAD_SHAPE);
+  CHECK(place(1, 0, 6) == GRAFT_BAD_SHAPE);
+  CHECK(place(1, 4, 5) == GRAFT_BAD_SHAPE);
+  CHECK(std::string(graft_last_error()).find("to_stride is 5, expected at least 6") !=
+        std::string::npos);
+  CHECK(graft_lora_place_pairs(&pair, 1, 4, nullptr, 6) == GRAFT_BAD_ARGUMENT);
+  CHECK(graft_lora_place_pairs(nullptr, 1, 4, to.data(), 6) == GRAFT_BAD_ARGUMENT);
+  pair.b = nullptr;
+  CHECK(place(1, 4, 6) == GRAFT_BAD_ARGUMENT);
+  pair.rank = -1;
+  CHECK(place(1, 4, 6) == GRAFT_BAD_SHAPE);
+}
+
 TEST_CASE("lora: wrong layouts are named", "[kernels][lora]") {
   Floats x(64);
   graft_lora layer{GRAFT_LORA_EXTENDED, 4, 4, 2, x.data(), 6, x.data(), x.data(), 1.0f, GRAFT_F32};

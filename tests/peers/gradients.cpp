@@ -56,12 +56,6 @@ Options read_options(int argc, char** argv) {
   return options;
 }
 
-void train_pairs(Model& model) {
-  for (Linear* const linear : model.linears()) {
-    if (linear->lora.rank > 0) train_pair(model, *linear);
-  }
-}
-
 void make_pairs(Model& model, const std::string& directory) {
   const LoraSettings settings = {
       .rank = 3, .alpha = 5, .dropout = 0, .rslora = false, .targets = {"all-linear"}};

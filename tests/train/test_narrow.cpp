@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/hash.h"
@@ -18,6 +19,7 @@
 #include "train/model/extended.h"
 #include "train/model/lora.h"
 #include "train/model/new_tokens.h"
+#include "train/model/placed.h"
 #include "train/model/weights.h"
 
 namespace {
@@ -58,6 +60,13 @@ constexpr test::TinyFamily kFamilies[] = {
 
 LoraSettings pairs() {
   return {.rank = kRank, .alpha = 13, .targets = {"all-linear"}};
+}
+// Linears of one input with different ranks, and some with none.
+LoraSettings uneven_pairs() {
+  LoraSettings settings = pairs();
+  settings.targets = {"q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"};
+  settings.rank_pattern = {{"v_proj", 16}, {"gate_proj", 24}};
+  return settings;
 }
 
 // Dense weights are not extended yet.
@@ -101,42 +110,81 @@ double compute(Model& model, const Batch& batch, double scale) {
   return head.loss_sum * scale;
 }
 
-// The parts of an extended weight, in float64.
+// The parts of a group's extended weight.
 struct Parts {
-  at::Tensor w, a, scaled_b;
+  at::Tensor w, a, scaled_b;  // [N, K], [R, K], [N, R]
 };
 
-Parts parts_of(const Linear& linear) {
-  const at::Tensor all = linear.base.extended.to(at::kDouble);
-  const int64_t rank = linear.lora.rank;
-  return {all.narrow(0, 0, linear.out).narrow(1, 0, linear.in),
-          all.narrow(0, linear.out, rank).narrow(1, 0, linear.in),
-          all.narrow(0, 0, linear.out).narrow(1, linear.in, rank)};
+Parts parts_of(const at::Tensor& extended, LinearGroup group) {
+  const GroupShape shape = shape_of(group);
+  const at::Tensor rows = extended.view({shape.out + shape.rank, shape.in + shape.rank});
+  return {rows.narrow(0, 0, shape.out).narrow(1, 0, shape.in),
+          rows.narrow(0, shape.out, shape.rank).narrow(1, 0, shape.in),
+          rows.narrow(0, 0, shape.out).narrow(1, shape.in, shape.rank)};
+}
+
+// The same put together from the linears' own, with `weights` for W of each.
+Parts parts_of(LinearGroup group, const std::vector<at::Tensor>& weights) {
+  const GroupShape shape = shape_of(group);
+  std::vector<at::Tensor> a = {at::empty({0, shape.in}, at::kBFloat16)};
+  const at::Tensor scaled_b = at::zeros({shape.out, shape.rank}, at::kBFloat16);
+  int64_t row = 0, column = 0;
+  for (const Linear& linear : group) {
+    const Lora& lora = linear.lora;
+    if (lora.rank > 0) {
+      a.push_back(lora.a.to(at::kBFloat16));
+      scaled_b.narrow(0, row, linear.out)
+          .narrow(1, column, lora.rank)
+          .copy_((lora.b * lora.scale).to(at::kBFloat16));
+    }
+    row += linear.out;
+    column += lora.rank;
+  }
+  return {at::cat(weights, 0), at::cat(a, 0), scaled_b};
+}
+
+void check_parts(const Parts& got, const Parts& expected) {
+  CHECK(got.w.equal(expected.w));
+  CHECK(got.a.equal(expected.a));
+  CHECK(got.scaled_b.equal(expected.scaled_b));
+}
+
+// W of a linear, as its products take it.
+at::Tensor dense_of(const Linear& linear) {
+  if (!linear.base.quantized()) return linear.base.dense;
+  at::Tensor decoded = at::empty({linear.out, linear.in}, at::kBFloat16);
+  decode({}, linear.base.nf4(), GRAFT_BF16, decoded.data_ptr());
+  return decoded;
+}
+
+std::vector<at::Tensor> dense_of(LinearGroup group) {
+  std::vector<at::Tensor> all;
+  for (const Linear& linear : group) all.push_back(dense_of(linear));
+  return all;
+}
+
+// Lets a linear hold in full what it holds in 4 bits, as a checkpoint may that leaves some so.
+void unpack(Linear& linear) {
+  const at::Tensor dense = dense_of(linear);
+  linear.base = BaseWeight();
+  linear.base.dense = dense;
 }
 
 // [tokens, columns] with room behind each row, filled with NaN.
-at::Tensor with_room(const at::Tensor& x) {
-  const at::Tensor rows = at::full({x.size(0), x.size(1) + kRank}, NAN, at::kBFloat16);
+at::Tensor with_room(const at::Tensor& x, int64_t room) {
+  const at::Tensor rows = at::full({x.size(0), x.size(1) + room}, NAN, at::kBFloat16);
   rows.narrow(1, 0, x.size(1)).copy_(x);
   return rows;
 }
 
-// A workspace of a linear alone.
-struct Alone {
-  Alone(const Linear& linear, int64_t tokens)
-      : row(static_cast<size_t>(tokens), 0),
-        du(at::full({tokens, linear.lora.rank}, NAN, at::kBFloat16)),
-        low_rank(at::full({tokens, linear.lora.rank}, NAN, at::kFloat)) {
-    workspace.clock = &clock;
-    workspace.row = row.data();
-    workspace.du = bf16(du);
-    workspace.low_rank = f32(low_rank);
+// A group's gradients, one behind the other.
+at::Tensor grad_a_of(LinearGroup group) {
+  std::vector<at::Tensor> all;
+  for (const Linear& linear : group) {
+    if (linear.lora.rank > 0) all.push_back(linear.lora.grad_a);
   }
-  StepClock clock;
-  std::vector<int32_t> row;
-  at::Tensor du, low_rank;
-  LinearWorkspace workspace;
-};
+  return at::cat(all, 0);
+}
 
 // A value that is a sum in float32 and then rounded.
 at::Tensor rounded_bound(const at::Tensor& exact, const at::Tensor& sum) {
@@ -145,149 +193,146 @@ at::Tensor rounded_bound(const at::Tensor& exact, const at::Tensor& sum) {
 
 }  // namespace
 
-TEST_CASE("narrow: an extended weight has W, A and scale B in their places",
-          "[train][narrow][emu]") {
-  const test::RoughBase base(kFamilies[6]);
-  const auto model = narrow_model(base), quantized = narrow_model(base, Precision::kNf4);
-  for (size_t i = 0; i < model->linears().size(); ++i) {
-    const Linear& linear = *model->linears()[i];
-    CAPTURE(linear.name);
-    const at::Tensor dense = linear.base.dense;
-    // Of a 4-bit weight: the decoded one, on the host and on the emulated GPU.
-    Linear& other = *quantized->linears()[i];
-    const at::Tensor decoded = at::empty({linear.out, linear.in}, at::kBFloat16);
-    decode({}, other.base.nf4(), GRAFT_BF16, decoded.data_ptr());
-    const auto check_parts = [](const Linear& one, const at::Tensor& extended,
-                                const at::Tensor& weight) {
-      const int64_t rank = one.lora.rank;
-      CHECK(extended.sizes().vec() == std::vector<int64_t>{one.out + rank, one.in + rank});
-      CHECK(extended.numel() == extended_count(one));
-      CHECK(extended.narrow(0, 0, one.out).narrow(1, 0, one.in).equal(weight));
-      CHECK(extended.narrow(0, one.out, rank)
-                .narrow(1, 0, one.in)
-                .equal(one.lora.a.to(at::kBFloat16)));
-      CHECK(extended.narrow(0, 0, one.out)
-                .narrow(1, one.in, rank)
-                .equal((one.lora.b * one.lora.scale).to(at::kBFloat16)));
-    };
-    const at::Tensor extended = at::empty({linear.out + kRank, linear.in + kRank}, at::kBFloat16);
-    decode_extended(other, {}, bf16(extended));
-    check_parts(other, extended, decoded);
+TEST_CASE("narrow: an extended weight has W, A and scale B in their places, and zeros",
+          "[train][narrow]") {
+  const size_t family = GENERATE(0, 6);  // llama, phi3
+  const test::RoughBase base(kFamilies[family]);
+  const LoraSettings settings = family == 0 ? uneven_pairs() : pairs();
+  const auto model = narrow_model(base, Precision::kFull, settings);
+  const auto quantized = narrow_model(base, Precision::kNf4, settings);
+  const auto check_made = [](LinearGroup group) {
+    const GroupShape shape = shape_of(group);
+    const at::Tensor made = at::full({extended_count(group)}, NAN, at::kBFloat16);
+    make_extended(group, {}, bf16(made));
+    check_parts(parts_of(made, group), parts_of(group, dense_of(group)));
+    CHECK(extended_count(group) == (shape.out + shape.rank) * (shape.in + shape.rank));
+  };
+  for (const LinearGroup group : std::as_const(quantized->layers[1]).groups()) check_made(group);
+  // One of several that is not in 4 bits.
+  unpack(quantized->layers[1].qkv.back());
+  check_made(quantized->layers[1].qkv);
+
+  std::vector<std::vector<at::Tensor>> weights;
+  for (const LinearGroup group : std::as_const(model->layers[1]).groups()) {
+    weights.push_back(dense_of(group));
   }
-  std::vector<at::Tensor> weights;
-  for (const Linear* linear : model->linears()) weights.push_back(linear->base.dense);
   extend_weights(*model);
   for (Parameter& parameter : model->trained) parameter.value.mul_(1.25F);
   refresh_extended(*model);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const Linear& linear = *model->linears()[i];
-    CHECK_FALSE(linear.base.dense.defined());
-    CHECK(parts_of(linear).w.equal(weights[i].to(at::kDouble)));
-    CHECK(parts_of(linear).a.equal(rounded(linear.lora.a)));
-    CHECK(parts_of(linear).scaled_b.equal(rounded(linear.lora.b * linear.lora.scale)));
+  const std::vector<LinearGroup> groups = std::as_const(model->layers[1]).groups();
+  for (size_t i = 0; i < groups.size(); ++i) {
+    for (const Linear& linear : groups[i]) CHECK_FALSE(linear.base.dense.defined());
+    check_parts(parts_of(groups[i][0].base.extended, groups[i]), parts_of(groups[i], weights[i]));
   }
 }
 
-TEST_CASE("narrow: a linear of several parts multiplies what is rounded, and sums in float32",
+TEST_CASE("narrow: the linears of one input multiply what is rounded, and sum in float32",
           "[train][narrow]") {
-  const auto model = narrow_model(test::RoughBase(kFamilies[6]));  // phi3's qkv_proj
+  // llama's q, k, v and gate, up and down; phi3's qkv_proj.
+  const int which = GENERATE(0, 1, 2, 3);
+  const bool fused = which == 3;
+  const auto model = narrow_model(test::RoughBase(kFamilies[fused ? 6 : 0]), Precision::kFull,
+                                  fused ? pairs() : uneven_pairs());
   extend_weights(*model);
-  const Linear& linear = model->layers[0].qkv[0];
-  REQUIRE(linear.parts.size() == 3);
-  const int64_t tokens = 21, in = linear.in, out = linear.out;
-  const double scale = static_cast<double>(linear.lora.scale);
-  const Parts part = parts_of(linear);
-  const at::Tensor x = rounded(random_values({tokens, in}, 1)), rows = with_room(x);
-  const at::Tensor kept = at::full({tokens, kRank}, NAN, at::kBFloat16);
-  Alone alone(linear, tokens);
-  std::vector<at::Tensor> y, dy;
-  std::vector<void*> y_planes;
-  std::vector<uint16_t*> dy_planes;
-  for (size_t i = 0; i < 3; ++i) {
-    y.push_back(at::full({tokens, linear.parts[i]}, NAN, at::kBFloat16));
-    dy.push_back(random_values({tokens, linear.parts[i]}, 2 + i).to(at::kBFloat16));
-    y_planes.push_back(y[i].data_ptr());
-    dy_planes.push_back(bf16(dy[i]));
-  }
-  narrow_forward(linear, alone.workspace, {bf16(rows), in + kRank}, tokens, y_planes, GRAFT_BF16, 0,
-                 bf16(kept));
-  const at::Tensor u = kept.to(at::kDouble), u_exact = x.matmul(part.a.t());
-  CHECK(share_of_bound(u, u_exact,
-                       rounded_bound(u_exact, sum_bound(in, x.abs().matmul(part.a.abs().t())))) <=
-        1);
-  CHECK(share_of_bound(u, u_exact, sum_bound(in, x.abs().matmul(part.a.abs().t()))) > 10);
-  const at::Tensor y_exact = x.matmul(part.w.t()) + u.matmul(part.scaled_b.t());
-  const at::Tensor y_size =
-      x.abs().matmul(part.w.abs().t()) + u.abs().matmul(part.scaled_b.abs().t());
-  CHECK(share_of_bound(at::cat(y, 1), y_exact,
-                       rounded_bound(y_exact, sum_bound(in + kRank, y_size))) <= 1);
-
-  const at::Tensor grad_a = linear.lora.grad_a, grad_b = linear.lora.grad_b;
-  grad_a.fill_(1);
-  grad_b.fill_(-1);
-  const at::Tensor d = at::cat(dy, 1).to(at::kDouble);
-  const at::Tensor dx = at::full({tokens, in}, 0.5F, at::kFloat);
-  // What lies behind the rows of x is not u any more.
-  rows.narrow(1, in, kRank).fill_(NAN);
-  narrow_backward(linear, alone.workspace, {bf16(rows), in + kRank}, bf16(kept), tokens,
-                  {dy_planes, nullptr, 0}, {dx.data_ptr(), GRAFT_F32, in, InputGrad::kAdd});
-  const at::Tensor du = alone.du.to(at::kDouble), du_exact = d.matmul(part.scaled_b);
-  CHECK(share_of_bound(
-            du, du_exact,
-            rounded_bound(du_exact, sum_bound(out, d.abs().matmul(part.scaled_b.abs())))) <= 1);
-  CHECK(share_of_bound(grad_a, du.t().matmul(x) + 1,
-                       sum_bound(tokens + 1, du.abs().t().matmul(x.abs()) + 1)) <= 1);
-  CHECK(share_of_bound(grad_b, d.t().matmul(u) * scale - 1,
-                       sum_bound(tokens + 2, d.abs().t().matmul(u.abs()) * scale + 1)) <= 1);
-  CHECK(share_of_bound(dx, d.matmul(part.w) + du.matmul(part.a) + 0.5,
-                       sum_bound(out + kRank + 1, d.abs().matmul(part.w.abs()) +
-                                                      du.abs().matmul(part.a.abs()) + 0.5)) <= 1);
-}
-
-TEST_CASE("narrow: a linear whose gradient has room takes one product, with the same sums",
-          "[train][narrow]") {
-  const auto model = narrow_model(test::RoughBase(kFamilies[0]));
-  extend_weights(*model);
-  const Linear& linear = model->layers[0].mlps[0].down;
-  const int64_t tokens = 21, in = linear.in, out = linear.out;
-  const double scale = static_cast<double>(linear.lora.scale);
-  const Parts part = parts_of(linear);
-  const at::Tensor x = rounded(random_values({tokens, in}, 1)), rows = with_room(x);
-  const at::Tensor kept = at::full({tokens, kRank}, NAN, at::kBFloat16);
-  Alone alone(linear, tokens);
+  const Layer& layer = model->layers[0];
+  const LinearGroup groups[] = {layer.qkv, layer.mlps[0].in, {&layer.mlps[0].down, 1}, layer.qkv};
+  const LinearGroup group = groups[which];
+  const bool wide = which == 2;  // float32 joins the residual stream
+  const GroupShape shape = shape_of(group);
+  const int64_t tokens = 21, in = shape.in, out = shape.out, rank = shape.rank;
+  const Parts parts = parts_of(group[0].base.extended.to(at::kDouble), group);
+  const at::Tensor x = rounded(random_values({tokens, in}, 1)), rows = with_room(x, rank);
+  StepClock clock;
+  const std::vector<int32_t> row(tokens, 0);
+  LinearWorkspace workspace;
+  workspace.clock = &clock;
+  workspace.row = row.data();
   // Rows with a gap behind them.
-  const at::Tensor y_rows = at::full({tokens, out + 3}, NAN, at::kFloat);
-  void* const planes[] = {y_rows.data_ptr()};
-  narrow_forward(linear, alone.workspace, {bf16(rows), in + kRank}, tokens, planes, GRAFT_F32,
-                 out + 3, bf16(kept));
-  CHECK(y_rows.narrow(1, out, 3).isnan().all().item<bool>());
+  const at::Tensor y_rows =
+      at::full({tokens, out + rank + 3}, NAN, wide ? at::kFloat : at::kBFloat16);
+  narrow_forward(group, workspace, {bf16(rows), in + rank}, tokens,
+                 {y_rows.data_ptr(), wide ? GRAFT_F32 : GRAFT_BF16, out + rank + 3});
+  CHECK(y_rows.narrow(1, out, rank + 3).isnan().all().item<bool>());
+  CHECK(rows.narrow(1, 0, in).to(at::kDouble).equal(x));
+  const at::Tensor u = rows.narrow(1, in, rank).to(at::kDouble);
+  const at::Tensor u_exact = x.matmul(parts.a.t());
+  const at::Tensor u_sum = sum_bound(in, x.abs().matmul(parts.a.abs().t()));
+  CHECK(share_of_bound(u, u_exact, rounded_bound(u_exact, u_sum)) <= 1);
+  CHECK(share_of_bound(u, u_exact, u_sum) > 10);
   const at::Tensor y = y_rows.narrow(1, 0, out);
-  const at::Tensor u = kept.to(at::kDouble);
-  const at::Tensor y_size =
-      x.abs().matmul(part.w.abs().t()) + u.abs().matmul(part.scaled_b.abs().t());
-  CHECK(share_of_bound(y, x.matmul(part.w.t()) + u.matmul(part.scaled_b.t()),
-                       sum_bound(in + kRank, y_size)) <= 1);
+  const at::Tensor y_exact = x.matmul(parts.w.t()) + u.matmul(parts.scaled_b.t());
+  const at::Tensor y_sum = sum_bound(
+      in + rank, x.abs().matmul(parts.w.abs().t()) + u.abs().matmul(parts.scaled_b.abs().t()));
+  CHECK(share_of_bound(y, y_exact, wide ? y_sum : rounded_bound(y_exact, y_sum)) <= 1);
 
-  linear.lora.grad_a.zero_();
-  linear.lora.grad_b.zero_();
-  const at::Tensor d = rounded(random_values({tokens, out}, 2)), d_rows = with_room(d);
-  const at::Tensor dx = at::full({tokens, in}, NAN, at::kBFloat16);
-  narrow_backward(linear, alone.workspace, {bf16(rows), in + kRank}, bf16(kept), tokens,
-                  {{}, bf16(d_rows), out + kRank},
-                  {dx.data_ptr(), GRAFT_BF16, in, InputGrad::kOverwrite});
-  const at::Tensor du = d_rows.narrow(1, out, kRank).to(at::kDouble);
-  const at::Tensor du_exact = d.matmul(part.scaled_b);
+  for (const Linear& linear : group) {
+    if (linear.lora.rank == 0) continue;
+    linear.lora.grad_a.fill_(1);
+    linear.lora.grad_b.fill_(-1);
+  }
+  const at::Tensor d = rounded(random_values({tokens, out}, 2)), d_rows = with_room(d, rank);
+  const at::Tensor dx = at::full({tokens, in}, NAN, wide ? at::kBFloat16 : at::kFloat);
+  narrow_backward(group, workspace, {bf16(rows), in + rank}, tokens, {bf16(d_rows), out + rank},
+                  {dx.data_ptr(), wide ? GRAFT_BF16 : GRAFT_F32, in});
+  const at::Tensor du = d_rows.narrow(1, out, rank).to(at::kDouble);
+  const at::Tensor du_exact = d.matmul(parts.scaled_b);
   CHECK(share_of_bound(
             du, du_exact,
-            rounded_bound(du_exact, sum_bound(out, d.abs().matmul(part.scaled_b.abs())))) <= 1);
-  CHECK(share_of_bound(linear.lora.grad_a, du.t().matmul(x),
-                       sum_bound(tokens, du.abs().t().matmul(x.abs()))) <= 1);
-  CHECK(share_of_bound(linear.lora.grad_b, d.t().matmul(u) * scale,
-                       sum_bound(tokens + 1, d.abs().t().matmul(u.abs()) * scale)) <= 1);
-  const at::Tensor dx_exact = d.matmul(part.w) + du.matmul(part.a);
-  const at::Tensor dx_size = d.abs().matmul(part.w.abs()) + du.abs().matmul(part.a.abs());
-  CHECK(share_of_bound(dx, dx_exact, rounded_bound(dx_exact, sum_bound(out + kRank, dx_size))) <=
-        1);
+            rounded_bound(du_exact, sum_bound(out, d.abs().matmul(parts.scaled_b.abs())))) <= 1);
+  CHECK(share_of_bound(grad_a_of(group), du.t().matmul(x) + 1,
+                       sum_bound(tokens + 1, du.abs().t().matmul(x.abs()) + 1)) <= 1);
+  int64_t column = 0, low = 0;
+  for (const Linear& linear : group) {
+    const Lora& lora = linear.lora;
+    const at::Tensor d_own = d.narrow(1, column, linear.out), u_own = u.narrow(1, low, lora.rank);
+    column += linear.out;
+    low += lora.rank;
+    if (lora.rank == 0) continue;
+    const auto scale = static_cast<double>(lora.scale);
+    CHECK(share_of_bound(lora.grad_b, d_own.t().matmul(u_own) * scale - 1,
+                         sum_bound(tokens + 2, d_own.abs().t().matmul(u_own.abs()) * scale + 1)) <=
+          1);
+  }
+  const at::Tensor dx_exact = d.matmul(parts.w) + du.matmul(parts.a);
+  const at::Tensor dx_sum =
+      sum_bound(out + rank, d.abs().matmul(parts.w.abs()) + du.abs().matmul(parts.a.abs()));
+  CHECK(share_of_bound(dx, dx_exact, wide ? rounded_bound(dx_exact, dx_sum) : dx_sum) <= 1);
+}
+
+TEST_CASE(
+    "narrow: the gradients of a group's A lie one behind the other, where the model is placed",
+    "[train][narrow][emu]") {
+  const auto model =
+      narrow_model(test::RoughBase(kFamilies[0], 1), Precision::kFull, uneven_pairs());
+  const Layer& layer = model->layers[0];
+  const auto check_together = [&] {
+    const Lora &q = layer.qkv[0].lora, &v = layer.qkv[2].lora;
+    CHECK(f32(v.grad_a) == f32(q.grad_a) + q.grad_a.numel());
+    const Lora &gate = layer.mlps[0].in[0].lora, &up = layer.mlps[0].in[1].lora;
+    CHECK(f32(up.grad_a) == f32(gate.grad_a) + gate.grad_a.numel());
+  };
+  check_together();
+  PlacedModel placed(*model, {GRAFT_EMU});
+  check_together();
+  placed.take_back();
+  placed.place();
+  check_together();
+}
+
+TEST_CASE("narrow: a linear that is not in 4 bits beside others that are gives the same bits",
+          "[train][narrow][emu]") {
+  const test::RoughBase base(kFamilies[0], 2);
+  const auto packed = narrow_model(base, Precision::kNf4),
+             mixed = narrow_model(base, Precision::kNf4);
+  unpack(mixed->layers[0].qkv[1]);
+  unpack(mixed->layers[1].mlps[0].in[0]);
+  const Step expected = run(*packed, {}, 2);
+  check_same(*packed, run(*mixed, {}, 2), expected);
+  check_same(*packed, run(*mixed, {.device = {GRAFT_EMU}}, 2), expected);
+  const Arrangement resident = {.layers = all_layers(*mixed, LayerMemory::kKeep, true),
+                                .device = {GRAFT_EMU}};
+  check_same(*packed, run(*mixed, resident, 2), expected);
+  check_same(*packed, run(*mixed, resident, 2), expected);
 }
 
 TEST_CASE("narrow: gradients are those of autograd with the same roundings",
@@ -369,11 +414,11 @@ TEST_CASE("narrow: neither threads, micro-batches, heads nor plans change a bit"
 }
 
 TEST_CASE("narrow: adapters in some places, and trained tables", "[train][narrow][emu]") {
-  LoraSettings some = pairs(), late = pairs(), saves = pairs();
+  LoraSettings some = pairs(), uneven = uneven_pairs(), late = pairs(), saves = pairs();
   some.targets = {"q_proj", "v_proj", "down_proj"};
   late.layers = {1};
   saves.saved = {"lm_head", "embed_tokens", "input_layernorm"};
-  const LoraSettings settings = GENERATE_COPY(some, late, saves);
+  const LoraSettings settings = GENERATE_COPY(some, uneven, late, saves);
   CAPTURE(settings.targets, settings.layers, settings.saved);
   const bool alone = settings.layers.empty();
   const test::RoughBase base(kFamilies[1], alone ? 1 : 2);

@@ -64,21 +64,26 @@ Decoder::Decoder(Model& model,
   }
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (!plan.layers[index].resident) continue;
-    for (Linear* linear : model.layers[index].linears()) keep_decoded(*linear);
+    for (const std::span<Linear> group : model.layers[index].groups()) keep_decoded(group);
   }
 }
 
-void Decoder::keep_decoded(Linear& linear) const {
-  if (!linear.base.quantized() || linear.base.decoded.defined()) return;
+void Decoder::keep_decoded(std::span<Linear> group) const {
+  if (!is_quantized(group)) return;
+  at::Tensor& extended = group[0].base.extended;
   if (model_.narrow) {
-    if (linear.base.extended.defined()) return;
-    linear.base.extended = empty_on(device_, at::kBFloat16, {extended_count(linear)});
-    decode_extended(linear, device_, bf16(linear.base.extended));
+    if (extended.defined()) return;
+    extended = empty_on(device_, at::kBFloat16, {extended_count(group)});
+    make_extended(group, device_, bf16(extended));
     return;
   }
-  linear.base.decoded = empty_on(
-      device_, linear.operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat, {linear.out, linear.in});
-  decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
+  for (Linear& linear : group) {
+    if (!linear.base.quantized() || linear.base.decoded.defined()) continue;
+    linear.base.decoded =
+        empty_on(device_, linear.operands == GRAFT_BF16 ? at::kBFloat16 : at::kFloat,
+                 {linear.out, linear.in});
+    decode(device_, linear.base.nf4(), linear.operands, linear.base.decoded.data_ptr());
+  }
 }
 
 std::string Decoder::attention_text() const {
@@ -142,7 +147,6 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
   linear.rounded = scratch.rounded;
   linear.rounded_dropped = scratch.rounded_dropped;
   linear.low_rank = scratch.low_rank;
-  linear.du = scratch.narrow.du;
   linear.dropped = scratch.dropped;
   linear.weighed = scratch.dora;
   linear.token_index = arrays_.token_index;

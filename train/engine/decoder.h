@@ -86,7 +86,7 @@ class Decoder {
   void place(const Batch& batch);
   Pass make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache);
   void check_batch(const Batch& batch, const KvCache* cache) const;
-  void keep_decoded(Linear& linear) const;
+  void keep_decoded(std::span<Linear> group) const;
   void embed(const Batch& batch, float* embedded);
   void add_row_gradients(const Batch& batch, const float* d_embedded);
   void send_to_host(size_t index, const Batch& batch);

@@ -34,7 +34,6 @@ struct LinearWorkspace {
   uint16_t* rounded = nullptr;           // [tokens, max in] x, backward [tokens, max part] dy
   uint16_t* rounded_dropped = nullptr;   // [tokens, max in]; with DoRA and dropout
   float* low_rank = nullptr;             // [tokens, max rank]: du
-  uint16_t* du = nullptr;                // [tokens, max rank]; of a narrow model
   float* dropped = nullptr;              // [tokens, max in]: drop(x), then du A; only with dropout
   float* weighed = nullptr;              // [tokens, max out]: dh; only with DoRA
   const int64_t* token_index = nullptr;  // [tokens] index of each row's token in the whole step

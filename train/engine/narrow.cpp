@@ -9,75 +9,82 @@
 #include "train/engine/narrow_linear.h"
 #include "train/engine/tensor.h"
 #include "train/engine/turn.h"
+#include "train/model/extended.h"
 
 namespace graft::train {
 namespace {
 
 // The half's input, normed, with room for u behind each row.
-NarrowInput narrow_input(const Pass& pass,
-                         const Norm& norm,
-                         HalfState& state,
-                         int64_t room,
-                         const float* x,
-                         uint16_t* to) {
-  const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
+NarrowRows narrow_input(
+    const Pass& pass, const Norm& norm, HalfState& state, const float* x, const NarrowRows& to) {
+  const int64_t hidden = pass.config.hidden_size;
   if (norm.size == 0) {
-    check(graft_convert(x, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden,
-                        1, pass.device.kind, pass.device.stream));
+    check(graft_convert(x, GRAFT_F32, hidden, to.values, GRAFT_BF16, to.stride, pass.batch.tokens(),
+                        hidden, 1, pass.device.kind, pass.device.stream));
   } else {
     check(graft_rmsnorm_forward_bf16(
-        x, f32(norm.weight), pass.config.rms_norm_eps, pass.batch.tokens(), norm.size, to,
-        state.inv_rms, pass.config.norm, stride, pass.device.kind, pass.device.stream));
+        x, f32(norm.weight), pass.config.rms_norm_eps, pass.batch.tokens(), norm.size, to.values,
+        state.inv_rms, pass.config.norm, to.stride, pass.device.kind, pass.device.stream));
   }
   pass.clock.lap(Work::kRows);
-  return {to, stride};
+  return to;
 }
 
-// The gradient of what joins the residual stream, with room for du behind each row.
-NarrowGradient narrow_gradient(const Pass& pass, int64_t room, const float* d) {
-  const int64_t hidden = pass.config.hidden_size, stride = hidden + room;
-  uint16_t* const to = pass.scratch.narrow.dy;
-  check(graft_convert(d, GRAFT_F32, hidden, to, GRAFT_BF16, stride, pass.batch.tokens(), hidden, 1,
-                      pass.device.kind, pass.device.stream));
+// The gradient of what joins the residual stream, which `last` gave, with room for du.
+NarrowRows narrow_gradient(const Pass& pass, const Linear& last, const float* d) {
+  const NarrowRows to{pass.scratch.narrow.dy, shape_of({&last, 1}).wide()};
+  check(graft_convert(d, GRAFT_F32, last.out, to.values, GRAFT_BF16, to.stride, pass.batch.tokens(),
+                      last.out, 1, pass.device.kind, pass.device.stream));
   pass.clock.lap(Work::kRows);
-  return {{}, to, stride};
+  return to;
 }
 
-// The gradient of a linear's parts; of one part whose rows have room, with it.
-NarrowGradient gradient_of(const Linear& linear, std::span<uint16_t* const> parts, int64_t stride) {
-  if (parts.size() == 1 && stride >= linear.out + linear.lora.rank) return {{}, parts[0], stride};
-  return {parts, nullptr, 0};
+// Between bfloat16 rows.
+void copy_rows(const Pass& pass, const NarrowRows& from, const NarrowRows& to, int64_t columns) {
+  check(graft_convert(from.values, GRAFT_BF16, from.stride, to.values, GRAFT_BF16, to.stride,
+                      pass.batch.tokens(), columns, 1, pass.device.kind, pass.device.stream));
 }
+
+// q, k and v as columns of the rows that one product gives.
+struct Columns {
+  Columns(const Pass& pass, const Layer& layer, uint16_t* rows)
+      : stride(shape_of(layer.qkv).wide()),
+        q(rows),
+        k(q + pass.config.q_width()),
+        v(k + pass.config.kv_width()) {}
+  int64_t stride;
+  uint16_t *q, *k, *v;
+};
 
 Turned queries(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.q_norm,
-          pass.config.heads,
-          GRAFT_BF16,
-          state.narrow.q,
-          narrow_strides(pass.config, layer)[0],
-          state.q_inv_rms,
-          pass.scratch.narrow.q};
+  const Columns own(pass, layer, state.narrow.qkv);
+  return {layer.q_norm, pass.config.heads, GRAFT_BF16,           own.q,
+          own.stride,   state.q_inv_rms,   pass.scratch.narrow.q};
 }
 
 Turned keys(const Pass& pass, const Layer& layer, const AttentionState& state) {
-  return {layer.k_norm,
-          pass.config.kv_heads,
-          GRAFT_BF16,
-          state.narrow.k,
-          narrow_strides(pass.config, layer)[1],
-          state.k_inv_rms,
-          pass.scratch.narrow.k};
+  const Columns own(pass, layer, state.narrow.qkv);
+  return {layer.k_norm, pass.config.kv_heads, GRAFT_BF16,           own.k,
+          own.stride,   state.k_inv_rms,      pass.scratch.narrow.k};
 }
 
 graft_attention_shape narrow_shape(const Pass& pass, const Layer& layer, size_t index) {
   graft_attention_shape shape = attention_shape(pass, index);
-  const NarrowStrides strides = narrow_strides(pass.config, layer);
-  shape.q_stride = strides[0];
-  shape.k_stride = strides[1];
-  shape.v_stride = strides[2];
-  shape.out_stride += layer.o.lora.rank;
+  shape.v_stride = shape_of(layer.qkv).wide();
+  // Normed ones are turned elsewhere, without gaps.
+  if (layer.q_norm.size == 0) shape.q_stride = shape.v_stride;
+  if (layer.k_norm.size == 0) shape.k_stride = shape.v_stride;
+  shape.out_stride = shape_of({&layer.o, 1}).stride();
   shape.type = GRAFT_BF16;
   return shape;
+}
+
+// The normed input of the half, and what attention gave, with u behind their rows.
+NarrowRows input_of(const Layer& layer, const AttentionState& state) {
+  return {state.narrow.x, shape_of(layer.qkv).stride()};
+}
+NarrowRows attended_of(const Layer& layer, const AttentionState& state) {
+  return {state.narrow.attended, shape_of({&layer.o, 1}).stride()};
 }
 
 }  // namespace
@@ -89,33 +96,25 @@ void narrow_attention_forward(const Pass& pass,
                               const float* x,
                               float* output) {
   const LayerConfig& config = pass.config.layers[index];
-  const int64_t tokens = pass.batch.tokens();
-  NarrowAttention& own = state.narrow;
-  const NarrowInput input =
-      narrow_input(pass, layer.attention_norm, state.half, room_of(layer.qkv), x, own.x);
-  void* const planes[] = {own.q, own.k, own.v};
-  const NarrowStrides strides = narrow_strides(pass.config, layer);
-  size_t plane = 0;
-  for (size_t i = 0; i < layer.qkv.size(); ++i) {
-    const size_t parts = layer.qkv[i].parts.size();
-    narrow_forward(layer.qkv[i], pass.linear, input, tokens, {planes + plane, parts}, GRAFT_BF16,
-                   parts == 1 ? strides.at(plane) : 0, own.u_qkv[i]);
-    plane += parts;
-  }
+  const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
+  const Columns own(pass, layer, state.narrow.qkv);
+  const NarrowRows input =
+      narrow_input(pass, layer.attention_norm, state.half, x, input_of(layer, state));
+  narrow_forward(layer.qkv, pass.linear, input, tokens, {own.q, GRAFT_BF16, own.stride});
   const auto* const q =
       static_cast<const uint16_t*>(turn(pass, config, queries(pass, layer, state)));
   const auto* const k = static_cast<const uint16_t*>(turn(pass, config, keys(pass, layer, state)));
   const graft_attention_shape shape = narrow_shape(pass, layer, index);
+  const NarrowRows attended = attended_of(layer, state);
   if (pass.flash != nullptr) {
-    pass.flash->forward(shape, q, k, own.v, own.attended, state.lse);
+    pass.flash->forward(shape, q, k, own.v, attended.values, state.lse);
   } else {
-    check(graft_attention_forward(&shape, q, k, own.v, own.attended, state.lse, pass.device.kind,
+    check(graft_attention_forward(&shape, q, k, own.v, attended.values, state.lse, pass.device.kind,
                                   pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  void* const target[] = {half_target(layer.attention_out_norm, state.half, output)};
-  narrow_forward(layer.o, pass.linear, {own.attended, shape.out_stride}, tokens, target, GRAFT_F32,
-                 0, own.u_o);
+  float* const target = half_target(layer.attention_out_norm, state.half, output);
+  narrow_forward({&layer.o, 1}, pass.linear, attended, tokens, {target, GRAFT_F32, hidden});
   half_join(pass, layer.attention_out_norm, state.half, x, output);
 }
 
@@ -129,147 +128,132 @@ void narrow_attention_backward(const Pass& pass,
   const LayerConfig& config = pass.config.layers[index];
   const NarrowScratch& scratch = pass.scratch.narrow;
   const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
-  NarrowAttention& own = state.narrow;
   const graft_attention_shape shape = narrow_shape(pass, layer, index);
+  const NarrowRows attended = attended_of(layer, state);
   const float* const d_out = half_split(pass, layer.attention_out_norm, state.half, d);
-  narrow_backward(layer.o, pass.linear, {own.attended, shape.out_stride}, own.u_o, tokens,
-                  narrow_gradient(pass, layer.o.lora.rank, d_out),
-                  {scratch.d_attended, GRAFT_BF16, shape.out_stride, InputGrad::kOverwrite});
+  narrow_backward({&layer.o, 1}, pass.linear, attended, tokens,
+                  narrow_gradient(pass, layer.o, d_out),
+                  {scratch.d_attended, GRAFT_BF16, shape.out_stride});
 
   const Turned q = queries(pass, layer, state), k = keys(pass, layer, state);
   const auto* const turned_q = static_cast<const uint16_t*>(turned_again(pass, config, q));
   const auto* const turned_k = static_cast<const uint16_t*>(turned_again(pass, config, k));
+  const Columns own(pass, layer, state.narrow.qkv), d_own(pass, layer, scratch.d_qkv);
+  uint16_t* const d_q = q.norm.size > 0 ? scratch.d_q : d_own.q;
+  uint16_t* const d_k = k.norm.size > 0 ? scratch.d_k : d_own.k;
   if (pass.flash != nullptr) {
     pass.flash->backward(shape,
-                         {scratch.d_q, scratch.d_k, scratch.d_v, pass.scratch.attention_workspace,
+                         {d_q, d_k, d_own.v, pass.scratch.attention_workspace,
                           pass.scratch.attention_workspace_bytes},
-                         turned_q, turned_k, own.v, own.attended, state.lse, scratch.d_attended);
+                         turned_q, turned_k, own.v, attended.values, state.lse, scratch.d_attended);
   } else {
-    check(graft_attention_backward(&shape, turned_q, turned_k, own.v, own.attended, state.lse,
-                                   scratch.d_attended, scratch.d_q, scratch.d_k, scratch.d_v,
+    check(graft_attention_backward(&shape, turned_q, turned_k, own.v, attended.values, state.lse,
+                                   scratch.d_attended, d_q, d_k, d_own.v,
                                    pass.scratch.attention_workspace,
                                    static_cast<size_t>(pass.scratch.attention_workspace_bytes),
                                    pass.device.kind, pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  const auto backward = [&](const Turned& x, uint16_t* d_x, uint16_t* unnormed) {
-    return static_cast<uint16_t*>(turn_backward(pass, config, x, d_x, unnormed));
+  const auto backward = [&](const Turned& x, uint16_t* d_x, uint16_t* unnormed, uint16_t* to) {
+    auto* const d_projected = static_cast<uint16_t*>(turn_backward(pass, config, x, d_x, unnormed));
+    if (d_projected == to) return;
+    const int64_t width = x.heads * pass.config.head_dim;
+    copy_rows(pass, {d_projected, width}, {to, d_own.stride}, width);
+    pass.clock.lap(Work::kRows);
   };
-  uint16_t* const d_planes[] = {backward(q, scratch.d_q, scratch.d_q_unnormed),
-                                backward(k, scratch.d_k, scratch.d_k_unnormed), scratch.d_v};
+  backward(q, d_q, scratch.d_q_unnormed, d_own.q);
+  backward(k, d_k, scratch.d_k_unnormed, d_own.k);
 
-  const NarrowInput input{own.x, hidden + room_of(layer.qkv)};
-  float* const d_input = pass.scratch.d_normed;
-  InputGrad mode = input_grad ? InputGrad::kOverwrite : InputGrad::kSkip;
-  const NarrowStrides strides = narrow_strides(pass.config, layer);
-  size_t plane = 0;
-  for (size_t i = 0; i < layer.qkv.size(); ++i) {
-    const size_t parts = layer.qkv[i].parts.size();
-    narrow_backward(layer.qkv[i], pass.linear, input, own.u_qkv[i], tokens,
-                    gradient_of(layer.qkv[i], {d_planes + plane, parts}, strides.at(plane)),
-                    {d_input, GRAFT_F32, hidden, mode});
-    plane += parts;
-    if (input_grad) mode = InputGrad::kAdd;
-  }
+  float* const d_input = input_grad ? pass.scratch.d_normed : nullptr;
+  narrow_backward(layer.qkv, pass.linear, input_of(layer, state), tokens,
+                  {scratch.d_qkv, d_own.stride}, {d_input, GRAFT_F32, hidden});
   if (input_grad) half_input_backward(pass, layer.attention_norm, state.half, x, d_input, d);
 }
 
 namespace {
 
-int64_t inner_stride(const Pass& pass, const Layer& layer, size_t index) {
-  return narrow_inner_stride(layer, pass.config.layers[index].intermediate_size);
+// activation(gate) * up, with u of down behind each row.
+NarrowRows product_of(const Mlp& mlp, const MlpState& state) {
+  return {state.narrow.product, shape_of({&mlp.down, 1}).stride()};
 }
 
-// activation(gate) * up, with room for u behind each row.
-NarrowInput product_of(const Pass& pass, const Layer& layer, size_t index, const MlpState& state) {
-  return {state.narrow.product,
-          pass.config.layers[index].intermediate_size + layer.mlps[0].down.lora.rank};
+NarrowRows u_down_of(const Mlp& mlp, const MlpState& state) {
+  return {state.narrow.u_down, mlp.down.lora.rank};
 }
-
-void activate(const Pass& pass, const Layer& layer, size_t index, const MlpState& state) {
-  const NarrowInput product = product_of(pass, layer, index, state);
-  check(graft_gate_forward(gate_of(pass), pass.batch.tokens(),
-                           pass.config.layers[index].intermediate_size, state.narrow.gate,
-                           state.narrow.up, inner_stride(pass, layer, index), product.x,
-                           product.stride, GRAFT_BF16, pass.device.kind, pass.device.stream));
-  pass.clock.lap(Work::kRows);
+NarrowRows behind(const NarrowRows& rows, int64_t columns) {
+  return {rows.values + columns, rows.stride};
 }
 
 // gate and up, and their product.
-void inner_forward(
-    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
+void inner_forward(const Pass& pass, const Layer& layer, MlpState& state, const float* x) {
   const Mlp& mlp = layer.mlps[0];
-  NarrowMlp& own = state.narrow;
-  const NarrowInput input =
-      narrow_input(pass, layer.mlp_norm, state.half, room_of(mlp.in), x, own.x);
-  void* const planes[] = {own.gate, own.up};
-  size_t plane = 0;
-  for (size_t i = 0; i < mlp.in.size(); ++i) {
-    const size_t parts = mlp.in[i].parts.size();
-    narrow_forward(mlp.in[i], pass.linear, input, pass.batch.tokens(), {planes + plane, parts},
-                   GRAFT_BF16, parts == 1 ? inner_stride(pass, layer, index) : 0, own.u_in[i]);
-    plane += parts;
-  }
-  activate(pass, layer, index, state);
+  const GroupShape in = shape_of(mlp.in);
+  uint16_t* const gate = state.narrow.inner;
+  const int64_t tokens = pass.batch.tokens(), inner = mlp.down.in;
+  const NarrowRows input =
+      narrow_input(pass, layer.mlp_norm, state.half, x, {state.narrow.x, in.stride()});
+  narrow_forward(mlp.in, pass.linear, input, tokens, {gate, GRAFT_BF16, in.wide()});
+  const NarrowRows product = product_of(mlp, state);
+  check(graft_gate_forward(gate_of(pass), tokens, inner, gate, gate + inner, in.wide(),
+                           product.values, product.stride, GRAFT_BF16, pass.device.kind,
+                           pass.device.stream));
+  pass.clock.lap(Work::kRows);
 }
 
-void down_forward(
-    const Pass& pass, const Layer& layer, size_t index, MlpState& state, float* target) {
-  void* const plane[] = {target};
-  narrow_forward(layer.mlps[0].down, pass.linear, product_of(pass, layer, index, state),
-                 pass.batch.tokens(), plane, GRAFT_F32, 0, state.narrow.u_down);
+void down_forward(const Pass& pass, const Mlp& mlp, const MlpState& state, float* target) {
+  narrow_forward({&mlp.down, 1}, pass.linear, product_of(mlp, state), pass.batch.tokens(),
+                 {target, GRAFT_F32, pass.config.hidden_size});
 }
 
 }  // namespace
 
-void narrow_mlp_forward(const Pass& pass,
-                        const Layer& layer,
-                        size_t index,
-                        MlpState& state,
-                        const float* x,
-                        float* output) {
-  inner_forward(pass, layer, index, state, x);
-  down_forward(pass, layer, index, state, half_target(layer.mlp_out_norm, state.half, output));
+void narrow_mlp_forward(
+    const Pass& pass, const Layer& layer, size_t, MlpState& state, const float* x, float* output) {
+  const Mlp& mlp = layer.mlps[0];
+  inner_forward(pass, layer, state, x);
+  down_forward(pass, mlp, state, half_target(layer.mlp_out_norm, state.half, output));
+  if (state.narrow.u_down != nullptr) {
+    copy_rows(pass, behind(product_of(mlp, state), mlp.down.in), u_down_of(mlp, state),
+              mlp.down.lora.rank);
+    pass.clock.lap(Work::kAdapters);
+  }
   half_join(pass, layer.mlp_out_norm, state.half, x, output);
 }
 
 void narrow_mlp_again(
-    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x) {
-  inner_forward(pass, layer, index, state, x);
+    const Pass& pass, const Layer& layer, size_t, MlpState& state, const float* x) {
+  const Mlp& mlp = layer.mlps[0];
+  inner_forward(pass, layer, state, x);
+  if (state.narrow.u_down != nullptr) {
+    copy_rows(pass, u_down_of(mlp, state), behind(product_of(mlp, state), mlp.down.in),
+              mlp.down.lora.rank);
+    pass.clock.lap(Work::kAdapters);
+  }
   if (layer.mlp_out_norm.size == 0) return;
-  down_forward(pass, layer, index, state, state.half.branch);
+  down_forward(pass, mlp, state, state.half.branch);
   norm_branch(pass, layer.mlp_out_norm, state.half, pass.scratch.normed);
 }
 
 void narrow_mlp_backward(
-    const Pass& pass, const Layer& layer, size_t index, MlpState& state, const float* x, float* d) {
+    const Pass& pass, const Layer& layer, size_t, MlpState& state, const float* x, float* d) {
   const Mlp& mlp = layer.mlps[0];
   const NarrowScratch& scratch = pass.scratch.narrow;
+  const GroupShape in = shape_of(mlp.in);
   const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
-  const int64_t inner = pass.config.layers[index].intermediate_size;
-  NarrowMlp& own = state.narrow;
+  const int64_t inner = mlp.down.in;
   const float* const d_out = half_split(pass, layer.mlp_out_norm, state.half, d);
-  narrow_backward(mlp.down, pass.linear, product_of(pass, layer, index, state), own.u_down, tokens,
-                  narrow_gradient(pass, mlp.down.lora.rank, d_out),
-                  {scratch.d_product, GRAFT_BF16, inner, InputGrad::kOverwrite});
+  narrow_backward({&mlp.down, 1}, pass.linear, product_of(mlp, state), tokens,
+                  narrow_gradient(pass, mlp.down, d_out), {scratch.d_product, GRAFT_BF16, inner});
   // In place: nothing reads gate and up any more.
-  const int64_t stride = inner_stride(pass, layer, index);
-  check(graft_gate_backward(gate_of(pass), tokens, inner, scratch.d_product, inner, own.gate,
-                            own.up, stride, own.gate, own.up, GRAFT_BF16, pass.device.kind,
-                            pass.device.stream));
+  uint16_t* const gate = state.narrow.inner;
+  uint16_t* const up = gate + inner;
+  check(graft_gate_backward(gate_of(pass), tokens, inner, scratch.d_product, inner, gate, up,
+                            in.wide(), gate, up, GRAFT_BF16, pass.device.kind, pass.device.stream));
   pass.clock.lap(Work::kRows);
 
-  const NarrowInput input{own.x, hidden + room_of(mlp.in)};
   float* const d_input = pass.scratch.d_normed;
-  uint16_t* const planes[] = {own.gate, own.up};
-  size_t plane = 0;
-  for (size_t i = 0; i < mlp.in.size(); ++i) {
-    const size_t parts = mlp.in[i].parts.size();
-    narrow_backward(mlp.in[i], pass.linear, input, own.u_in[i], tokens,
-                    gradient_of(mlp.in[i], {planes + plane, parts}, stride),
-                    {d_input, GRAFT_F32, hidden, i == 0 ? InputGrad::kOverwrite : InputGrad::kAdd});
-    plane += parts;
-  }
+  narrow_backward(mlp.in, pass.linear, {state.narrow.x, in.stride()}, tokens, {gate, in.wide()},
+                  {d_input, GRAFT_F32, hidden});
   half_input_backward(pass, layer.mlp_norm, state.half, x, d_input, d);
 }
 

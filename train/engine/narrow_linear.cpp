@@ -1,6 +1,6 @@
 #include "train/engine/narrow_linear.h"
 
-#include "kernels/elementwise.h"
+#include "core/error.h"
 #include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
@@ -8,52 +8,60 @@
 namespace graft::train {
 namespace {
 
-// The extended weight, and how far its rows are apart.
-struct Extended {
-  const uint16_t* values;
-  int64_t stride;
-  const uint16_t* at(int64_t row, int64_t column) const { return values + row * stride + column; }
-};
-
-Extended weight_of(const Linear& linear, const LinearWorkspace& workspace) {
-  const int64_t stride = linear.in + linear.lora.rank;
-  if (linear.base.extended.defined()) return {bf16(linear.base.extended), stride};
-  auto* const decoded = reinterpret_cast<uint16_t*>(workspace.weight);
-  decode_extended(linear, workspace.device, decoded);
-  workspace.clock->lap(Work::kDecode);
-  return {decoded, stride};
-}
-
 struct Operand {
   graft_transpose transpose;
   const uint16_t* values;
   int64_t stride;
 };
-struct Result {
-  void* values;
-  graft_float_type type;
-  int64_t stride;
-  float beta;
+
+// M of the group.
+class Extended {
+ public:
+  Extended(const uint16_t* values, int64_t stride) : values_(values), stride_(stride) {}
+  // What begins at [row, column].
+  Operand part(graft_transpose transpose, int64_t row, int64_t column) const {
+    return {transpose, values_ + row * stride_ + column, stride_};
+  }
+
+ private:
+  const uint16_t* values_;
+  int64_t stride_;
 };
 
-// result = alpha * op(a) op(b) + beta * result, [m, n] with sums over k.
+Extended weight_of(LinearGroup group, const LinearWorkspace& workspace) {
+  const int64_t stride = shape_of(group).stride();
+  const at::Tensor& extended = group[0].base.extended;
+  if (extended.defined()) return {bf16(extended), stride};
+  auto* const made = reinterpret_cast<uint16_t*>(workspace.weight);
+  make_extended(group, workspace.device, made);
+  workspace.clock->lap(Work::kDecode);
+  return {made, stride};
+}
+
+// [m, n] with sums over k.
+struct Size {
+  int64_t m, n, k;
+};
+
+// result = alpha * op(a) op(b), or that is added to it.
+enum class Write { kOver, kAdd };
+
 void multiply(const LinearWorkspace& workspace,
-              int64_t m,
-              int64_t n,
-              int64_t k,
+              const Size& size,
               float alpha,
               const Operand& a,
               const Operand& b,
-              const Result& result,
+              Write write,
+              const NarrowResult& result,
               Work work) {
   graft_product product{};
   product.ta = a.transpose;
   product.tb = b.transpose;
-  product.m = m;
-  product.n = n;
-  product.k = k;
+  product.m = size.m;
+  product.n = size.n;
+  product.k = size.k;
   product.alpha = alpha;
-  product.beta = result.beta;
+  product.beta = write == Write::kAdd ? 1.0F : 0.0F;
   product.a = a.values;
   product.lda = a.stride;
   product.b = b.values;
@@ -66,140 +74,85 @@ void multiply(const LinearWorkspace& workspace,
   workspace.clock->lap(work);
 }
 
-void copy_rows(const LinearWorkspace& workspace,
-               const uint16_t* from,
-               int64_t from_stride,
-               uint16_t* to,
-               int64_t to_stride,
-               int64_t rows,
-               int64_t columns) {
-  check(graft_convert(from, GRAFT_BF16, from_stride, to, GRAFT_BF16, to_stride, rows, columns, 1,
-                      workspace.device.kind, workspace.device.stream));
-  workspace.clock->lap(Work::kAdapters);
+// The gradients of all A of the group, one behind the other.
+float* grad_a_of(LinearGroup group) {
+  float *first = nullptr, *next = nullptr;
+  for (const Linear& linear : group) {
+    if (linear.lora.rank == 0) continue;
+    float* const grad = f32(linear.lora.grad_a);
+    if (first == nullptr) first = next = grad;
+    if (grad != next) {
+      fail(ExitCode::kBug, "the gradient of A of " + linear.name + " lies apart from its group's");
+    }
+    next += linear.lora.rank * linear.in;
+  }
+  return first;
 }
 
-// Calls body(dy of the part, its stride, first row of W, rows) for each part.
-template <typename Body>
-void for_parts(const Linear& linear, const NarrowGradient& dy, const Body& body) {
-  int64_t row = 0;
-  for (size_t part = 0; part < linear.parts.size(); ++part) {
-    const int64_t rows = linear.parts[part];
-    if (dy.rows != nullptr) {
-      body(part, dy.rows + row, dy.stride, row, rows);
-    } else {
-      body(part, dy.parts[part], rows, row, rows);
-    }
-    row += rows;
-  }
-}
-
-// du, where it lies, and the gradients of A and B.
-Operand low_rank_backward(const Linear& linear,
-                          const LinearWorkspace& workspace,
-                          const Extended& weight,
-                          const NarrowInput& input,
-                          const uint16_t* u,
-                          int64_t tokens,
-                          const NarrowGradient& dy) {
-  const Lora& lora = linear.lora;
-  const int64_t rank = lora.rank;
-  const bool behind = dy.rows != nullptr;
-  uint16_t* const du = behind ? dy.rows + linear.out : workspace.du;
-  const int64_t du_stride = behind ? dy.stride : rank;
-  if (behind) {
-    multiply(workspace, tokens, rank, linear.out, 1, {GRAFT_N, dy.rows, dy.stride},
-             {GRAFT_N, weight.at(0, linear.in), weight.stride}, {du, GRAFT_BF16, du_stride, 0},
-             Work::kAdapters);
-  } else {
-    // Parts add up in float32.
-    for_parts(
-        linear, dy, [&](size_t part, const uint16_t* d, int64_t stride, int64_t row, int64_t rows) {
-          const bool alone = linear.parts.size() == 1;
-          multiply(workspace, tokens, rank, rows, 1, {GRAFT_N, d, stride},
-                   {GRAFT_N, weight.at(row, linear.in), weight.stride},
-                   alone ? Result{du, GRAFT_BF16, rank, 0}
-                         : Result{workspace.low_rank, GRAFT_F32, rank, part > 0 ? 1.0F : 0.0F},
-                   Work::kAdapters);
-        });
-    if (linear.parts.size() > 1) {
-      round_values(workspace.device, workspace.low_rank, tokens, rank, du);
-      workspace.clock->lap(Work::kAdapters);
-    }
-  }
+void add_gradients(LinearGroup group,
+                   const LinearWorkspace& workspace,
+                   const NarrowRows& x,
+                   int64_t tokens,
+                   const NarrowRows& dy) {
+  const GroupShape shape = shape_of(group);
+  float* const grad_a = grad_a_of(group);
   for_packed_rows(workspace.row, tokens, [&](int64_t begin, int64_t count) {
-    multiply(workspace, rank, linear.in, count, 1, {GRAFT_T, du + begin * du_stride, du_stride},
-             {GRAFT_N, input.x + begin * input.stride, input.stride},
-             {f32(lora.grad_a), GRAFT_F32, linear.in, 1}, Work::kAdapters);
-    for_parts(linear, dy,
-              [&](size_t, const uint16_t* d, int64_t stride, int64_t row, int64_t rows) {
-                multiply(workspace, rows, rank, count, lora.scale,
-                         {GRAFT_T, d + begin * stride, stride}, {GRAFT_N, u + begin * rank, rank},
-                         {f32(lora.grad_b) + row * rank, GRAFT_F32, rank, 1}, Work::kAdapters);
-              });
+    const uint16_t* const inputs = x.values + begin * x.stride;
+    const uint16_t* const gradients = dy.values + begin * dy.stride;
+    multiply(workspace, {shape.rank, shape.in, count}, 1,
+             {GRAFT_T, gradients + shape.out, dy.stride}, {GRAFT_N, inputs, x.stride}, Write::kAdd,
+             {grad_a, GRAFT_F32, shape.in}, Work::kAdapters);
+    int64_t column = 0, low = shape.in;
+    for (const Linear& linear : group) {
+      const Lora& lora = linear.lora;
+      if (lora.rank > 0) {
+        multiply(workspace, {linear.out, lora.rank, count}, lora.scale,
+                 {GRAFT_T, gradients + column, dy.stride}, {GRAFT_N, inputs + low, x.stride},
+                 Write::kAdd, {f32(lora.grad_b), GRAFT_F32, lora.rank}, Work::kAdapters);
+      }
+      column += linear.out;
+      low += lora.rank;
+    }
   });
-  return {GRAFT_N, du, du_stride};
 }
 
 }  // namespace
 
-void narrow_forward(const Linear& linear,
+void narrow_forward(LinearGroup group,
                     const LinearWorkspace& workspace,
-                    const NarrowInput& input,
+                    const NarrowRows& x,
                     int64_t tokens,
-                    std::span<void* const> y,
-                    graft_float_type y_type,
-                    int64_t y_stride,
-                    uint16_t* u) {
-  const Extended weight = weight_of(linear, workspace);
-  const int64_t in = linear.in, rank = linear.lora.rank;
-  const Operand x{GRAFT_N, input.x, input.stride};
-  if (rank > 0) {
-    uint16_t* const behind = input.x + in;
-    multiply(workspace, tokens, rank, in, 1, x, {GRAFT_T, weight.at(linear.out, 0), weight.stride},
-             {behind, GRAFT_BF16, input.stride, 0}, Work::kAdapters);
-    copy_rows(workspace, behind, input.stride, u, rank, tokens, rank);
+                    const NarrowResult& y) {
+  const GroupShape shape = shape_of(group);
+  const Extended weight = weight_of(group, workspace);
+  const Operand rows{GRAFT_N, x.values, x.stride};
+  if (shape.rank > 0) {
+    multiply(workspace, {tokens, shape.rank, shape.in}, 1, rows, weight.part(GRAFT_T, shape.out, 0),
+             Write::kOver, {x.values + shape.in, GRAFT_BF16, x.stride}, Work::kAdapters);
   }
-  int64_t row = 0;
-  for (size_t part = 0; part < linear.parts.size(); ++part) {
-    const int64_t rows = linear.parts[part];
-    multiply(workspace, tokens, rows, in + rank, 1, x, {GRAFT_T, weight.at(row, 0), weight.stride},
-             {y[part], y_type, y_stride > 0 ? y_stride : rows, 0}, Work::kProducts);
-    row += rows;
-  }
+  multiply(workspace, {tokens, shape.out, shape.stride()}, 1, rows, weight.part(GRAFT_T, 0, 0),
+           Write::kOver, y, Work::kProducts);
 }
 
-void narrow_backward(const Linear& linear,
+void narrow_backward(LinearGroup group,
                      const LinearWorkspace& workspace,
-                     const NarrowInput& input,
-                     const uint16_t* u,
+                     const NarrowRows& x,
                      int64_t tokens,
-                     const NarrowGradient& dy,
-                     const NarrowInputGradient& result) {
-  const int64_t in = linear.in, rank = linear.lora.rank;
-  const bool needs_dx = result.mode != InputGrad::kSkip;
-  if (rank == 0 && !needs_dx) return;
-  const Extended weight = weight_of(linear, workspace);
-  Operand du{};
-  if (rank > 0) du = low_rank_backward(linear, workspace, weight, input, u, tokens, dy);
-  if (!needs_dx) return;
-  const auto into = [&](bool adds) {
-    return Result{result.dx, result.type, result.stride, adds ? 1.0F : 0.0F};
-  };
-  const bool adds = result.mode == InputGrad::kAdd;
-  if (dy.rows != nullptr) {
-    multiply(workspace, tokens, in, linear.out + rank, 1, {GRAFT_N, dy.rows, dy.stride},
-             {GRAFT_N, weight.at(0, 0), weight.stride}, into(adds), Work::kProducts);
-    return;
+                     const NarrowRows& dy,
+                     const NarrowResult& dx) {
+  const GroupShape shape = shape_of(group);
+  const bool needs_dx = dx.values != nullptr;
+  if (shape.rank == 0 && !needs_dx) return;
+  const Extended weight = weight_of(group, workspace);
+  const Operand rows{GRAFT_N, dy.values, dy.stride};
+  if (shape.rank > 0) {
+    multiply(workspace, {tokens, shape.rank, shape.out}, 1, rows, weight.part(GRAFT_N, 0, shape.in),
+             Write::kOver, {dy.values + shape.out, GRAFT_BF16, dy.stride}, Work::kAdapters);
+    add_gradients(group, workspace, x, tokens, dy);
   }
-  for_parts(linear, dy,
-            [&](size_t part, const uint16_t* d, int64_t stride, int64_t row, int64_t rows) {
-              multiply(workspace, tokens, in, rows, 1, {GRAFT_N, d, stride},
-                       {GRAFT_N, weight.at(row, 0), weight.stride}, into(adds || part > 0),
-                       Work::kProducts);
-            });
-  if (rank == 0) return;
-  multiply(workspace, tokens, in, rank, 1, du, {GRAFT_N, weight.at(linear.out, 0), weight.stride},
-           into(true), Work::kAdapters);
+  if (!needs_dx) return;
+  multiply(workspace, {tokens, shape.in, shape.wide()}, 1, rows, weight.part(GRAFT_N, 0, 0),
+           Write::kOver, dx, Work::kProducts);
 }
 
 }  // namespace graft::train

@@ -1,5 +1,7 @@
 #include "train/engine/plan.h"
 
+#include <algorithm>
+
 #include "train/engine/head.h"
 #include "train/engine/step_buffers.h"
 #include "train/engine/tensor.h"
@@ -45,12 +47,20 @@ bool in_4_bits(const StepPlan& plan, const Linear& linear) {
   return linear.base.quantized() || (plan.quantizes && linear.quantizes);
 }
 
+bool in_4_bits(const StepPlan& plan, LinearGroup group) {
+  return std::any_of(group.begin(), group.end(),
+                     [&](const Linear& linear) { return in_4_bits(plan, linear); });
+}
+
 int64_t decoded_bytes(const Model& model, const StepPlan& plan, const Layer& layer) {
   int64_t bytes = 0;
-  for (const Linear* linear : layer.linears()) {
-    if (in_4_bits(plan, *linear)) {
-      bytes += model.narrow ? 2 * extended_count(*linear)
-                            : linear->in * linear->out * size_of(linear->operands);
+  for (const LinearGroup group : layer.groups()) {
+    if (model.narrow) {
+      if (in_4_bits(plan, group)) bytes += 2 * extended_count(group);
+      continue;
+    }
+    for (const Linear& linear : group) {
+      if (in_4_bits(plan, linear)) bytes += linear.in * linear.out * size_of(linear.operands);
     }
   }
   return bytes;

@@ -76,6 +76,8 @@ Layout plan_layout(const Model& model, const StepPlan& plan);
 
 // Whether a linear's weight is, or will be, in 4 bits.
 bool in_4_bits(const StepPlan& plan, const Linear& linear);
+// Whether that of any linear of the group is.
+bool in_4_bits(const StepPlan& plan, LinearGroup group);
 
 // Bytes of the weights of a layer that are decoded for good.
 int64_t decoded_bytes(const Model& model, const StepPlan& plan, const Layer& layer);

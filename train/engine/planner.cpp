@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 
 #include "train/engine/head.h"
 #include "train/model/extended.h"
@@ -42,17 +43,23 @@ int64_t quantized_bytes(int64_t count) {
   return graft_nf4_packed_bytes(count) + blocks + nested * kFloat;
 }
 
-int64_t weight_bytes(const Model& model, const PlanRequest& request) {
+int64_t weight_bytes(const Model& model, const StepPlan& plan) {
   int64_t bytes = 0;
+  std::set<const Linear*> extended;
+  for (const Layer& layer : model.layers) {
+    for (const LinearGroup group : layer.groups()) {
+      if (!model.narrow || in_4_bits(plan, group)) continue;
+      bytes += 2 * extended_count(group);
+      for (const Linear& linear : group) extended.insert(&linear);
+    }
+  }
   // Only names, shapes and what is there are read.
   for (const BaseTensor& tensor : base_tensors(const_cast<Model&>(model))) {
     if (tensor.linear != nullptr && tensor.linear->base.quantized()) {
       bytes += tensor.linear->base.bytes();
-    } else if (tensor.linear != nullptr && request.quantizes && tensor.linear->quantizes) {
+    } else if (tensor.linear != nullptr && in_4_bits(plan, *tensor.linear)) {
       bytes += quantized_bytes(tensor.count());
-    } else if (tensor.linear != nullptr && model.narrow) {
-      bytes += 2 * extended_count(*tensor.linear);
-    } else {
+    } else if (extended.count(tensor.linear) == 0) {
       bytes += tensor.bytes();
     }
   }
@@ -295,7 +302,7 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
   const Layout layouts[] = {plan_layout(model, plan.training), plan_layout(model, plan.evaluation)};
   plan.device_bytes = std::max(layouts[0].bytes[0], layouts[1].bytes[0]);
   plan.host_bytes = std::max(layouts[0].bytes[1], layouts[1].bytes[1]);
-  plan.weights = weight_bytes(model, request);
+  plan.weights = weight_bytes(model, training);
   for (size_t index = 0; index < model.layers.size(); ++index) {
     if (training.layers[index].resident) {
       plan.decoded += decoded_bytes(model, training, model.layers[index]);

@@ -21,14 +21,24 @@ struct Extent {
   int64_t rounded_dora = 0;
   bool dropout = false;
 
-  void add(const StepPlan& plan, const Linear& linear, bool resident, bool narrow) {
+  void add(const StepPlan& plan, LinearGroup group, bool resident, bool narrow) {
+    if (narrow) {
+      if (in_4_bits(plan, group) && !resident) {
+        decoded = std::max(decoded, 2 * extended_count(group));
+      }
+      return;
+    }
+    for (const Linear& linear : group) add(plan, linear, resident);
+  }
+
+ private:
+  void add(const StepPlan& plan, const Linear& linear, bool resident) {
     rank = std::max(rank, linear.lora.rank);
     in = std::max(in, linear.in);
     if (linear.lora.magnitude.defined()) dora = std::max(dora, linear.out);
     dropout = dropout || linear.lora.dropout > 0;
     if (in_4_bits(plan, linear) && !resident) {
-      decoded = std::max(decoded, narrow ? 2 * extended_count(linear)
-                                         : linear.in * linear.out * size_of(linear.operands));
+      decoded = std::max(decoded, linear.in * linear.out * size_of(linear.operands));
     }
     if (linear.operands != GRAFT_BF16) return;
     rounded_in = std::max(rounded_in, linear.in);
@@ -56,12 +66,12 @@ struct LayerShape {
     const bool libraries = plan.device == GRAFT_CUDA && narrow && Flash::takes(config);
     if (libraries) flash_bytes = flash_extent(model, plan).workspace_bytes(plan.deterministic);
     const bool resident = plan.layers[index].resident;
-    for (const Linear& linear : layer.qkv) extents.attention.add(plan, linear, resident, narrow);
-    extents.attention.add(plan, layer.o, resident, narrow);
-    if (layer.router) extents.mlp.add(plan, *layer.router, resident, narrow);
+    extents.attention.add(plan, layer.qkv, resident, narrow);
+    extents.attention.add(plan, {&layer.o, 1}, resident, narrow);
+    if (layer.router) extents.mlp.add(plan, {&*layer.router, 1}, resident, narrow);
     for (const Mlp& mlp : layer.mlps) {
-      for (const Linear& linear : mlp.in) extents.mlp.add(plan, linear, resident, narrow);
-      extents.mlp.add(plan, mlp.down, resident, narrow);
+      extents.mlp.add(plan, mlp.in, resident, narrow);
+      extents.mlp.add(plan, {&mlp.down, 1}, resident, narrow);
     }
   }
 
@@ -101,29 +111,12 @@ HalfState make_half(const LayerShape& shape, Buffers& buffers) {
   return half;
 }
 
-// What the linears keep of x A^T.
-std::vector<uint16_t*> make_low_rank(const LayerShape& shape,
-                                     const std::vector<Linear>& linears,
-                                     Buffers& buffers) {
-  std::vector<uint16_t*> kept;
-  kept.reserve(linears.size());
-  for (const Linear& linear : linears) {
-    kept.push_back(buffers.make<uint16_t>(shape.tokens * linear.lora.rank));
-  }
-  return kept;
-}
-
 void make_narrow_attention(const LayerShape& shape, NarrowAttention& own, Buffers& buffers) {
-  const ModelConfig& config = shape.config;
-  const int64_t tokens = shape.tokens, rank = shape.layer.o.lora.rank;
-  const NarrowStrides strides = narrow_strides(config, shape.layer);
-  own.x = buffers.make<uint16_t>(tokens * (config.hidden_size + room_of(shape.layer.qkv)));
-  own.q = buffers.make<uint16_t>(tokens * strides[0]);
-  own.k = buffers.make<uint16_t>(tokens * strides[1]);
-  own.v = buffers.make<uint16_t>(tokens * strides[2]);
-  own.attended = buffers.make<uint16_t>(tokens * (config.q_width() + rank));
-  own.u_qkv = make_low_rank(shape, shape.layer.qkv, buffers);
-  own.u_o = buffers.make<uint16_t>(tokens * rank);
+  const int64_t tokens = shape.tokens;
+  const GroupShape qkv = shape_of(shape.layer.qkv), o = shape_of({&shape.layer.o, 1});
+  own.x = buffers.make<uint16_t>(tokens * qkv.stride());
+  own.qkv = buffers.make<uint16_t>(tokens * qkv.wide());
+  own.attended = buffers.make<uint16_t>(tokens * o.stride());
 }
 
 void make_attention_state(const LayerShape& shape, AttentionState& state, Buffers& buffers) {
@@ -182,13 +175,12 @@ void make_sorted_rows(const LayerShape& shape, SortedRows& sorted, Buffers& buff
 void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   if (shape.narrow) {
     const Mlp& mlp = shape.layer.mlps[0];
-    const int64_t inner = shape.of_layer.intermediate_size, tokens = shape.tokens;
+    const int64_t tokens = shape.tokens;
+    const GroupShape in = shape_of(mlp.in), down = shape_of({&mlp.down, 1});
     NarrowMlp& own = state.narrow;
-    own.x = buffers.make<uint16_t>(tokens * (shape.config.hidden_size + room_of(mlp.in)));
-    own.gate = buffers.make<uint16_t>(tokens * narrow_inner_stride(shape.layer, inner));
-    own.up = buffers.make<uint16_t>(tokens * narrow_inner_stride(shape.layer, inner));
-    own.product = buffers.make<uint16_t>(tokens * (inner + mlp.down.lora.rank));
-    own.u_in = make_low_rank(shape, mlp.in, buffers);
+    own.x = buffers.make<uint16_t>(tokens * in.stride());
+    own.inner = buffers.make<uint16_t>(tokens * in.wide());
+    own.product = buffers.make<uint16_t>(tokens * down.stride());
     return;
   }
   state.gate = buffers.f32(shape.inner);
@@ -199,9 +191,10 @@ void make_inner(const LayerShape& shape, MlpState& state, Buffers& buffers) {
   }
 }
 
-// What linears of a half use, forward or backward.
+// What linears of a half use, forward or backward; `last` gives what joins the residual stream.
 void make_linear_scratch(const LayerShape& shape,
                          const Extent& extent,
+                         const Linear& last,
                          bool backward,
                          Scratch& scratch,
                          Buffers& buffers) {
@@ -210,11 +203,8 @@ void make_linear_scratch(const LayerShape& shape,
     scratch.normed = buffers.f32(shape.hidden());
   }
   if (shape.narrow) {
-    const int64_t wide = shape.tokens * (shape.config.hidden_size + extent.rank);
     if (!backward) return;
-    scratch.narrow.dy = buffers.make<uint16_t>(wide);
-    scratch.narrow.du = buffers.make<uint16_t>(shape.tokens * extent.rank);
-    scratch.low_rank = buffers.f32(shape.tokens * extent.rank);
+    scratch.narrow.dy = buffers.make<uint16_t>(shape.tokens * shape_of({&last, 1}).wide());
     return;
   }
   const int64_t rounded = std::max(extent.rounded_in, backward ? extent.rounded_part : 0);
@@ -239,7 +229,7 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   const ModelConfig& config = shape.config;
   const int64_t q = shape.tokens * config.q_width(), k = shape.tokens * config.kv_width();
   Scratch scratch;
-  make_linear_scratch(shape, shape.extents.attention, backward, scratch, buffers);
+  make_linear_scratch(shape, shape.extents.attention, shape.layer.o, backward, scratch, buffers);
   const bool norms = config.qk_norm != QkNorm::kNone;
   NarrowScratch& narrow = scratch.narrow;
   if (norms && shape.narrow) {
@@ -253,11 +243,10 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
   make_half_gradients(shape, scratch, buffers);
   const int64_t room = shape.narrow ? shape.layer.o.lora.rank : 0;
   if (shape.narrow) {
-    const NarrowStrides strides = narrow_strides(config, shape.layer);
-    narrow.d_q = buffers.make<uint16_t>(shape.tokens * strides[0]);
-    narrow.d_k = buffers.make<uint16_t>(shape.tokens * strides[1]);
-    narrow.d_v = buffers.make<uint16_t>(shape.tokens * strides[2]);
+    narrow.d_qkv = buffers.make<uint16_t>(shape.tokens * shape_of(shape.layer.qkv).wide());
     if (norms) {
+      narrow.d_q = buffers.make<uint16_t>(q);
+      narrow.d_k = buffers.make<uint16_t>(k);
       narrow.d_q_unnormed = buffers.make<uint16_t>(q);
       narrow.d_k_unnormed = buffers.make<uint16_t>(k);
     }
@@ -297,7 +286,8 @@ Scratch make_attention_scratch(const LayerShape& shape, bool backward, Buffers& 
 
 Scratch make_mlp_scratch(const LayerShape& shape, bool backward, Buffers& buffers) {
   Scratch scratch;
-  make_linear_scratch(shape, shape.extents.mlp, backward, scratch, buffers);
+  make_linear_scratch(shape, shape.extents.mlp, shape.layer.mlps[0].down, backward, scratch,
+                      buffers);
   if (shape.narrow) {
     if (!backward) return scratch;
     make_half_gradients(shape, scratch, buffers);
@@ -374,7 +364,10 @@ class BlockMaker {
     }
     region("what down keeps", out, out, mlp, true);
     if (shape_.narrow) {
-      forward.mlp.narrow.u_down = buffers_.make<uint16_t>(shape_.rows * shape_.kept_down());
+      // Where its input is kept it lies there; where its output is normed down runs again.
+      const bool apart = goes_back_ && !keeps_inner && shape_.config.placement == Placement::kPre;
+      forward.mlp.narrow.u_down =
+          buffers_.make<uint16_t>(apart ? shape_.tokens * shape_.kept_down() : 0);
     } else {
       forward.mlp.kept_down = buffers_.f32(shape_.rows * shape_.kept_down());
     }
@@ -455,18 +448,6 @@ Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffer
 
 }  // namespace
 
-int64_t room_of(std::span<const Linear> linears) {
-  int64_t room = 0;
-  for (const Linear& linear : linears) room = std::max(room, linear.lora.rank);
-  return room;
-}
-
-NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer) {
-  const int64_t q = config.q_width(), k = config.kv_width();
-  if (layer.qkv.size() == 1 || config.qk_norm != QkNorm::kNone) return {q, k, k};
-  return {q + layer.qkv[0].lora.rank, k + layer.qkv[1].lora.rank, k + layer.qkv[2].lora.rank};
-}
-
 FlashExtent flash_extent(const Model& model, const StepPlan& plan) {
   const ModelConfig& config = model.config;
   FlashExtent extent;
@@ -476,13 +457,9 @@ FlashExtent flash_extent(const Model& model, const StepPlan& plan) {
   extent.kv_heads = config.kv_heads;
   extent.head_dim = config.head_dim;
   for (const Layer& layer : model.layers) {
-    extent.q_stride = std::max(extent.q_stride, narrow_strides(config, layer)[0]);
+    extent.q_stride = std::max(extent.q_stride, shape_of(layer.qkv).wide());
   }
   return extent;
-}
-
-int64_t narrow_inner_stride(const Layer& layer, int64_t inner) {
-  return layer.mlps[0].in.size() == 1 ? inner : inner + room_of(layer.mlps[0].in);
 }
 
 StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers)

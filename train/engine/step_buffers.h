@@ -6,10 +6,8 @@
 // rows (R = T without experts).
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "train/engine/arena.h"
@@ -27,30 +25,27 @@ struct HalfState {
   float* branch_inv_rms = nullptr;  // [T]
 };
 
-// Of a narrow model (model.h), in the place of what is float32 else; rows with room for a low-rank
-// product behind them are that much longer.
+// Of a narrow model (model.h), in the place of what is float32 else. Behind each row of what
+// linears read lies their low-rank product u, and behind each gradient of what they gave, du: of as
+// many values as the ranks of the group's linears add up to (r).
 struct NarrowAttention {
-  uint16_t* x = nullptr;  // [T, D + r] the input, normed
-  // [T, H E + r], [T, G E + r] twice; without room where one linear gives them all, or they are
-  // normed
-  uint16_t *q = nullptr, *k = nullptr, *v = nullptr;
+  uint16_t* x = nullptr;    // [T, D + r of q, k, v] the input, normed
+  uint16_t* qkv = nullptr;  // [T, H E + 2 G E + r]: q, k and v side by side, as their gradients
   uint16_t* attended = nullptr;  // [T, H E + r of o]
-  std::vector<uint16_t*> u_qkv;  // [T, r] of each linear; nullptr without an adapter
-  uint16_t* u_o = nullptr;
 };
 struct NarrowMlp {
-  uint16_t* x = nullptr;  // [T, D + r] the input, normed
-  // [T, F + r], or [T, F] where one linear gives both; backward they become their own gradients
-  uint16_t *gate = nullptr, *up = nullptr;
+  uint16_t* x = nullptr;        // [T, D + r of gate, up] the input, normed
+  uint16_t* inner = nullptr;    // [T, 2 F + r]: gate and up; backward they become their gradients
   uint16_t* product = nullptr;  // [T, F + r of down] activation(gate) * up
-  std::vector<uint16_t*> u_in;
-  uint16_t* u_down = nullptr;
+  uint16_t* u_down = nullptr;   // [T, r of down], of a block that makes `product` again without it
 };
 struct NarrowScratch {
-  uint16_t* dy = nullptr;               // [T, D + r] the gradient of what joins the stream
-  uint16_t* du = nullptr;               // [T, r]
-  uint16_t *q = nullptr, *k = nullptr;  // normed and rotated; where queries are normed
-  uint16_t *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;  // as q, k and v
+  uint16_t* dy = nullptr;     // [T, D + r] the gradient of what joins the stream
+  uint16_t* d_qkv = nullptr;  // as qkv
+  // Where queries are normed, without gaps: normed and rotated, their gradients, and before the
+  // norm.
+  uint16_t *q = nullptr, *k = nullptr;
+  uint16_t *d_q = nullptr, *d_k = nullptr;
   uint16_t *d_q_unnormed = nullptr, *d_k_unnormed = nullptr;
   uint16_t* d_attended = nullptr;  // as attended
   uint16_t* d_product = nullptr;   // [T, F]
@@ -165,12 +160,6 @@ struct BatchBuffers {
   float* weights = nullptr;
 };
 
-// Values from row to row of q, k and v, and of gate and up, of a narrow model.
-using NarrowStrides = std::array<int64_t, 3>;
-// What linears of one input need behind its rows.
-int64_t room_of(std::span<const Linear> linears);
-NarrowStrides narrow_strides(const ModelConfig& config, const Layer& layer);
-int64_t narrow_inner_stride(const Layer& layer, int64_t inner);
 // The largest batch of a plan, for a library's attention.
 FlashExtent flash_extent(const Model& model, const StepPlan& plan);
 

@@ -1,5 +1,6 @@
 #include "train/engine/turn.h"
 
+#include "kernels/elementwise.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "train/engine/tensor.h"
@@ -7,8 +8,21 @@
 namespace graft::train {
 namespace {
 
+int64_t width_of(const Pass& pass, const Turned& x) {
+  return x.heads * pass.config.head_dim;
+}
+
 int64_t norms_per_token(const Pass& pass, const Turned& x) {
-  return x.heads * pass.config.head_dim / x.norm.size;
+  return width_of(pass, x) / x.norm.size;
+}
+
+// The projected values without gaps: where they lie, or in the place of the turned ones.
+const void* without_gaps(const Pass& pass, const Turned& x) {
+  const int64_t width = width_of(pass, x);
+  if (x.stride == width) return x.projected;
+  check(graft_convert(x.projected, x.type, x.stride, x.turned, x.type, width, pass.batch.tokens(),
+                      width, 1, pass.device.kind, pass.device.stream));
+  return x.turned;
 }
 
 void rotate(const Pass& pass,
@@ -17,7 +31,8 @@ void rotate(const Pass& pass,
             void* values,
             graft_rope_direction direction) {
   if (layer.rope < 0) return;
-  check(graft_rope_apply(values, pass.batch.tokens(), x.heads, pass.config.head_dim, x.stride,
+  const int64_t stride = x.norm.size > 0 ? width_of(pass, x) : x.stride;
+  check(graft_rope_apply(values, pass.batch.tokens(), x.heads, pass.config.head_dim, stride,
                          pass.rotation.cos(layer.rope), pass.rotation.sin(layer.rope), direction,
                          pass.rotation.rotary_dim(layer.rope), x.type, pass.device.kind,
                          pass.device.stream));
@@ -29,7 +44,7 @@ void* turn(const Pass& pass, const LayerConfig& layer, const Turned& x) {
   void* turned = x.projected;
   if (x.norm.size > 0) {
     turned = x.turned;
-    check(graft_rmsnorm_forward(x.projected, f32(x.norm.weight), pass.config.rms_norm_eps,
+    check(graft_rmsnorm_forward(without_gaps(pass, x), f32(x.norm.weight), pass.config.rms_norm_eps,
                                 pass.batch.tokens() * norms_per_token(pass, x), x.norm.size, turned,
                                 x.inv_rms, pass.config.norm, x.type, 0, pass.device.kind,
                                 pass.device.stream));
@@ -48,9 +63,9 @@ void* turn_backward(
   rotate(pass, layer, x, d, GRAFT_ROPE_INVERSE);
   pass.clock.lap(Work::kRows);
   if (x.norm.size == 0) return d;
-  const int64_t values = pass.batch.tokens() * x.heads * pass.config.head_dim;
+  const int64_t values = pass.batch.tokens() * width_of(pass, x);
   pass.device.zero(unnormed, static_cast<size_t>(values * size_of(x.type)));
-  norm_backward(pass, x.norm, norms_per_token(pass, x), x.type, d, x.projected, x.inv_rms,
+  norm_backward(pass, x.norm, norms_per_token(pass, x), x.type, d, without_gaps(pass, x), x.inv_rms,
                 unnormed);
   return unnormed;
 }

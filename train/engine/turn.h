@@ -15,16 +15,17 @@ struct Turned {
   int64_t heads;
   graft_float_type type;
   void* projected;
-  int64_t stride;  // values from token to token; heads * head_dim where they are normed
+  int64_t stride;  // values from token to token
   float* inv_rms;
-  void* turned;  // where they go when they are normed; else `projected` itself turns
+  void* turned;  // where they go when they are normed, without gaps; else `projected` itself turns
 };
 
 void* turn(const Pass& pass, const LayerConfig& layer, const Turned& x);
 // As `turn` left them: kept where they turned in place, else made again.
 const void* turned_again(const Pass& pass, const LayerConfig& layer, const Turned& x);
-// d: the gradient of the turned values, overwritten. Gives the gradient of the projected ones:
-// `unnormed` where they are normed, else d.
+// d: the gradient of the turned values, as they lie, overwritten. Gives the gradient of the
+// projected ones: `unnormed` without gaps where they are normed, else d. The turned values are used
+// up.
 void* turn_backward(
     const Pass& pass, const LayerConfig& layer, const Turned& x, void* d, void* unnormed);
 

@@ -1,27 +1,32 @@
 #include "train/model/extended.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "kernels/decode_rows.h"
 #include "kernels/elementwise.h"
+#include "kernels/lora.h"
 #include "train/engine/tensor.h"
 
 namespace graft::train {
 namespace {
 
-int64_t stride_of(const Linear& linear) {
-  return linear.in + linear.lora.rank;
-}
+// q, k and v are the most that share an input.
+constexpr size_t kMostLinears = 3;
+static_assert(kMostLinears <= GRAFT_LORA_PAIRS && kMostLinears <= GRAFT_DECODE_TARGETS);
 
-// A and scale * B, rounded, in their places.
-void put_pair(const Linear& linear, const Device& device, uint16_t* weight) {
-  const Lora& lora = linear.lora;
-  if (lora.rank == 0) return;
-  const int64_t stride = stride_of(linear);
-  check(graft_convert(f32(lora.a), GRAFT_F32, linear.in, weight + linear.out * stride, GRAFT_BF16,
-                      stride, lora.rank, linear.in, 1, device.kind, device.stream));
-  check(graft_convert(f32(lora.b), GRAFT_F32, lora.rank, weight + linear.in, GRAFT_BF16, stride,
-                      linear.out, lora.rank, lora.scale, device.kind, device.stream));
+// A and scale * B of each linear, rounded, in their places, and zeros in the places of none.
+void put_pairs(LinearGroup group, const Device& device, uint16_t* weight) {
+  const GroupShape shape = shape_of(group);
+  if (shape.rank == 0) return;
+  std::array<graft_lora_pair, kMostLinears> pairs{};
+  for (size_t i = 0; i < group.size(); ++i) {
+    const Lora& lora = group[i].lora;
+    pairs.at(i) = {f32_or_null(lora.a), f32_or_null(lora.b), group[i].out, lora.rank, lora.scale};
+  }
+  check(graft_lora_place_pairs(pairs.data(), static_cast<int64_t>(group.size()), shape.in, weight,
+                               shape.stride(), device.kind, device.stream));
 }
 
 }  // namespace
@@ -43,39 +48,69 @@ void choose_width(Model& model, const Device& device) {
   model.narrow = !device.is_host() && can_be_narrow(model);
 }
 
-int64_t extended_count(const Linear& linear) {
-  return (linear.out + linear.lora.rank) * stride_of(linear);
+GroupShape shape_of(LinearGroup group) {
+  GroupShape shape;
+  for (const Linear& linear : group) {
+    shape.in = linear.in;
+    shape.out += linear.out;
+    shape.rank += linear.lora.rank;
+  }
+  return shape;
+}
+
+int64_t extended_count(LinearGroup group) {
+  const GroupShape shape = shape_of(group);
+  return shape.wide() * shape.stride();
+}
+
+bool is_quantized(LinearGroup group) {
+  return std::any_of(group.begin(), group.end(),
+                     [](const Linear& linear) { return linear.base.quantized(); });
 }
 
 void extend_weights(Model& model) {
-  for (Linear* const linear : model.linears()) {
-    BaseWeight& base = linear->base;
-    if (base.quantized()) continue;
-    const Device device = place_of(base.dense);
-    base.extended =
-        empty_on(device, at::kBFloat16, {linear->out + linear->lora.rank, stride_of(*linear)});
-    check(graft_convert(bf16(base.dense), GRAFT_BF16, linear->in, bf16(base.extended), GRAFT_BF16,
-                        stride_of(*linear), linear->out, linear->in, 1, device.kind,
-                        device.stream));
-    base.dense = at::Tensor();
-    put_pair(*linear, device, bf16(base.extended));
+  for (Layer& layer : model.layers) {
+    for (const std::span<Linear> group : layer.groups()) {
+      if (is_quantized(group)) continue;
+      const GroupShape shape = shape_of(group);
+      const Device device = place_of(group[0].base.dense);
+      at::Tensor extended = empty_on(device, at::kBFloat16, {shape.wide(), shape.stride()});
+      make_extended(group, device, bf16(extended));
+      for (Linear& linear : group) linear.base.dense = at::Tensor();
+      group[0].base.extended = std::move(extended);
+    }
   }
 }
 
-void decode_extended(const Linear& linear, const Device& device, uint16_t* out) {
-  graft_decode_target target{};
-  target.weight = linear.base.nf4();
-  target.columns = linear.in;
-  target.row_stride = stride_of(linear);
-  target.out = out;
-  check(graft_nf4_decode_rows_bf16(&target, 1, device.kind, device.stream));
-  put_pair(linear, device, out);
+void make_extended(LinearGroup group, const Device& device, uint16_t* out) {
+  const int64_t stride = shape_of(group).stride();
+  std::array<graft_decode_target, kMostLinears> targets{};
+  size_t count = 0;
+  uint16_t* rows = out;
+  for (const Linear& linear : group) {
+    if (linear.base.quantized()) {
+      graft_decode_target& target = targets.at(count++);
+      target.weight = linear.base.nf4();
+      target.columns = linear.in;
+      target.row_stride = stride;
+      target.out = rows;
+    } else {
+      check(graft_convert(bf16(linear.base.dense), GRAFT_BF16, linear.in, rows, GRAFT_BF16, stride,
+                          linear.out, linear.in, 1, device.kind, device.stream));
+    }
+    rows += linear.out * stride;
+  }
+  check(graft_nf4_decode_rows_bf16(targets.data(), static_cast<int64_t>(count), device.kind,
+                                   device.stream));
+  put_pairs(group, device, out);
 }
 
 void refresh_extended(Model& model) {
-  for (const Linear* const linear : model.linears()) {
-    const at::Tensor& extended = linear->base.extended;
-    if (extended.defined()) put_pair(*linear, place_of(extended), bf16(extended));
+  for (const Layer& layer : std::as_const(model.layers)) {
+    for (const LinearGroup group : layer.groups()) {
+      const at::Tensor& extended = group[0].base.extended;
+      if (extended.defined()) put_pairs(group, place_of(extended), bf16(extended));
+    }
   }
 }
 

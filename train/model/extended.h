@@ -1,5 +1,16 @@
-// Weights of a narrow model with the adapter's pair around them: [out + r, in + r] of bfloat16, W
-// in the corner, scale * B behind its rows, A below (train/engine/narrow_linear.h).
+// Weights of a narrow model with the adapters' pairs around them. The linears of one input are one
+// weight of bfloat16: with N the sum of their outputs, R that of their ranks and K their input,
+// M [N + R, K + R] of q, k and v is
+//
+//     W_q  s B_q    0      0
+//     W_k    0    s B_k    0
+//     W_v    0      0    s B_v
+//     A_q    -      -      -
+//     A_k    -      -      -
+//     A_v    -      -      -
+//
+// so that a few products serve all of them (train/engine/narrow_linear.h). What stands behind A is
+// never read.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +28,29 @@ bool can_be_narrow(const Model& model);
 // Lets a model with adapters be narrow where it can be and the device is not the processor.
 void choose_width(Model& model, const Device& device);
 
-// Values of a linear's extended weight.
-int64_t extended_count(const Linear& linear);
+// What the linears of a group have together.
+struct GroupShape {
+  int64_t in = 0;                               // K, that of each
+  int64_t out = 0;                              // N
+  int64_t rank = 0;                             // R
+  int64_t stride() const { return in + rank; }  // from row to row of M, and of x with u behind
+  int64_t wide() const { return out + rank; }   // rows of M, and values of a row of dy with du
+};
+GroupShape shape_of(LinearGroup group);
 
-// Extends the dense weights of a narrow model where they lie, and lets go of the dense ones; a
-// weight in 4 bits is left as it is.
+// Values of a group's extended weight.
+int64_t extended_count(LinearGroup group);
+
+// Whether any weight of a group is in 4 bits: then the extended one is made for each use of it, or
+// once by whoever keeps it, from what the linears hold.
+bool is_quantized(LinearGroup group);
+
+// Extends the dense weights of a narrow model where they lie, and lets go of the dense ones. A
+// group with a weight in 4 bits is left as it is.
 void extend_weights(Model& model);
 
-// The extended form of one weight in 4 bits, in the device's memory.
-void decode_extended(const Linear& linear, const Device& device, uint16_t* out);
+// The extended weight of a group in out [N + R, K + R], in the device's memory.
+void make_extended(LinearGroup group, const Device& device, uint16_t* out);
 
 // Brings A and B in every extended weight to the present ones.
 void refresh_extended(Model& model);

@@ -208,8 +208,8 @@ void add_lora(Model& model,
   for (Linear* const linear : targets) {
     init.row->run(*linear, context);
     if (settings.dora) add_magnitude(*linear);
-    train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
   }
+  train_pairs(model, static_cast<float>(settings.b_lr_ratio));
   train_modules(model, settings.saved);
   train_rows(model);
 }
@@ -229,8 +229,8 @@ void add_lora_shapes(Model& model, const LoraSettings& settings, Precision preci
       lora.initial_a = empty_f32({lora.rank, linear->in});
       lora.initial_b = empty_f32({linear->out, lora.rank});
     }
-    train_pair(model, *linear, static_cast<float>(settings.b_lr_ratio));
   }
+  train_pairs(model, static_cast<float>(settings.b_lr_ratio));
   for (const BaseTensor& tensor : base_tensors(model)) {
     if (!trains_module(model, tensor, settings.saved)) continue;
     *tensor.value = empty_f32({tensor.count()}).view(tensor.shape);
@@ -245,16 +245,44 @@ void refresh_trained(Model& model) {
   refresh_extended(model);
 }
 
+namespace {
+
+// Of a group's linears; those of A one behind the other.
+void make_gradients(std::span<Linear> group) {
+  const GroupShape shape = shape_of(group);
+  if (shape.rank == 0) return;
+  const at::Tensor grad_a = zeros_f32({shape.rank, shape.in});
+  int64_t row = 0;
+  for (Linear& linear : group) {
+    Lora& lora = linear.lora;
+    if (lora.rank == 0) continue;
+    lora.grad_a = grad_a.narrow(0, row, lora.rank);
+    lora.grad_b = zeros_f32({linear.out, lora.rank});
+    row += lora.rank;
+  }
+}
+
 void train_pair(Model& model, Linear& linear, float b_lr_ratio) {
   Lora& lora = linear.lora;
-  lora.grad_a = zeros_f32({lora.rank, linear.in});
-  lora.grad_b = zeros_f32({linear.out, lora.rank});
   model.trained.push_back({linear.name + ".lora_A.weight", lora.a, lora.grad_a, true});
   model.trained.push_back({linear.name + ".lora_B.weight", lora.b, lora.grad_b, true, b_lr_ratio});
   if (!lora.magnitude.defined()) return;
   lora.grad_magnitude = zeros_f32({linear.out});
   model.trained.push_back(
       {linear.name + ".lora_magnitude_vector", lora.magnitude, lora.grad_magnitude, false});
+}
+
+}  // namespace
+
+void train_pairs(Model& model, float b_lr_ratio) {
+  for (Layer& layer : model.layers) {
+    for (const std::span<Linear> group : layer.groups()) {
+      make_gradients(group);
+      for (Linear& linear : group) {
+        if (linear.lora.rank > 0) train_pair(model, linear, b_lr_ratio);
+      }
+    }
+  }
 }
 
 void load_adapter(Model& model, const std::string& directory) {

@@ -47,8 +47,8 @@ void add_lora_shapes(Model& model, const LoraSettings& settings, Precision preci
 // in their tables. After anything changed them, and before the next forward pass.
 void refresh_trained(Model& model);
 
-// Makes a linear's pair, and its magnitudes, part of Model::trained.
-void train_pair(Model& model, Linear& linear, float b_lr_ratio = 1);
+// Makes every linear's pair, and its magnitudes, part of Model::trained, with their gradients.
+void train_pairs(Model& model, float b_lr_ratio = 1);
 
 // Loads a PEFT directory into the model for inference; the model must have no adapter yet. Its
 // vocabulary grows where the adapter has new tokens.

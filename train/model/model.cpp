@@ -103,16 +103,30 @@ void make_mlps(const ModelConfig& config,
   }
 }
 
-// Calls visit(linear) for each linear of a layer, const or not.
-template <typename AnyLayer, typename Visit>
-void visit_linears(AnyLayer& layer, const Visit& visit) {
-  for (auto& linear : layer.qkv) visit(linear);
-  visit(layer.o);
-  if (layer.router) visit(*layer.router);
+// Calls visit(linears) for each group of a layer, const or not.
+template <typename Group, typename AnyLayer, typename Visit>
+void visit_groups(AnyLayer& layer, const Visit& visit) {
+  visit(Group(layer.qkv));
+  visit(Group(&layer.o, 1));
+  if (layer.router) visit(Group(&*layer.router, 1));
   for (auto& mlp : layer.mlps) {
-    for (auto& linear : mlp.in) visit(linear);
-    visit(mlp.down);
+    visit(Group(mlp.in));
+    visit(Group(&mlp.down, 1));
   }
+}
+
+// Calls visit(linear) for each linear of a layer.
+template <typename Visit>
+void visit_linears(Layer& layer, const Visit& visit) {
+  visit_groups<std::span<Linear>>(layer, [&](std::span<Linear> group) {
+    for (Linear& linear : group) visit(linear);
+  });
+}
+template <typename Visit>
+void visit_linears(const Layer& layer, const Visit& visit) {
+  visit_groups<LinearGroup>(layer, [&](LinearGroup group) {
+    for (const Linear& linear : group) visit(linear);
+  });
 }
 
 }  // namespace
@@ -147,6 +161,18 @@ std::vector<Linear*> Layer::linears() {
 std::vector<const Linear*> Layer::linears() const {
   std::vector<const Linear*> all;
   visit_linears(*this, [&](const Linear& linear) { all.push_back(&linear); });
+  return all;
+}
+
+std::vector<std::span<Linear>> Layer::groups() {
+  std::vector<std::span<Linear>> all;
+  visit_groups<std::span<Linear>>(*this, [&](std::span<Linear> group) { all.push_back(group); });
+  return all;
+}
+
+std::vector<LinearGroup> Layer::groups() const {
+  std::vector<LinearGroup> all;
+  visit_groups<LinearGroup>(*this, [&](LinearGroup group) { all.push_back(group); });
   return all;
 }
 

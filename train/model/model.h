@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,8 @@ struct Parameter {
 struct BaseWeight {
   at::Tensor dense;    // [out, in] of Linear::operands; undefined when quantized
   at::Tensor decoded;  // likewise, of a 4-bit weight that stays decoded; else undefined
-  // Of a narrow model, in the place of both, with the adapter's pair (train/model/extended.h).
+  // Of a narrow model, in the place of both, with the adapters' pairs: the whole group's, at its
+  // first linear (train/model/extended.h).
   at::Tensor extended;
   at::Tensor packed;
   at::Tensor absmax;   // undefined when nested
@@ -51,7 +53,8 @@ struct Lora {
   uint64_t stream = 0;  // names this linear for the dropout mask
   at::Tensor a;         // [rank, in]
   at::Tensor b;         // [out, rank]
-  at::Tensor grad_a;    // undefined when nothing is trained
+  // Undefined when nothing is trained. Those of A of a group lie one behind the other.
+  at::Tensor grad_a;
   at::Tensor grad_b;
   // DoRA (train/model/dora.h), all [out]; undefined without.
   at::Tensor magnitude;  // lengths of the rows of W + scale * B A
@@ -87,6 +90,9 @@ struct Linear {
   int64_t kept_width() const { return lora.rank + (lora.magnitude.defined() ? out : 0); }
 };
 
+// Linears of one input, in order: q, k and v, or gate and up; or one alone.
+using LinearGroup = std::span<const Linear>;
+
 // An RMS norm with a learned weight; `size` 0 where the family has none in this place.
 struct Norm {
   std::string name;
@@ -115,6 +121,9 @@ struct Layer {
 
   std::vector<Linear*> linears();  // in a fixed order: qkv, o, router, gate, up, down
   std::vector<const Linear*> linears() const;
+  std::vector<std::span<Linear>>
+  groups();  // the same in the same order, those of one input at once
+  std::vector<LinearGroup> groups() const;
   bool trains() const;
 };
 

@@ -1,6 +1,9 @@
 #include "train/model/placed.h"
 
 #include <map>
+#include <set>
+
+#include <ATen/ops/from_blob.h>
 
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
@@ -13,15 +16,30 @@ struct Found {
   at::Tensor* tensor;
   bool changes;
   bool extends = false;  // a narrow model has it in another form
+  bool is_part = false;  // of one memory with others, whose order matters
 };
+
+// The linears whose dense weights only make an extended one.
+std::set<const Linear*> extending(const Model& model) {
+  std::set<const Linear*> all;
+  if (!model.narrow) return all;
+  for (const Layer& layer : model.layers) {
+    for (const LinearGroup group : layer.groups()) {
+      if (is_quantized(group)) continue;
+      for (const Linear& linear : group) all.insert(&linear);
+    }
+  }
+  return all;
+}
 
 // Every tensor of the model that kernels reach.
 std::vector<Found> tensors_of(Model& model) {
   std::vector<Found> all;
   const bool grows = model.config.added.count() > 0;  // tables whose new rows follow masters
+  const std::set<const Linear*> extend = extending(model);
   for (const BaseTensor& tensor : base_tensors(model)) {
     all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr),
-                   model.narrow && tensor.linear != nullptr});
+                   extend.count(tensor.linear) > 0});
     all.push_back({tensor.grad, true});
   }
   for (Linear* const linear : model.linears()) {
@@ -31,7 +49,8 @@ std::vector<Found> tensors_of(Model& model) {
       all.push_back({tensor, false});
     }
     Lora& lora = linear->lora;
-    for (at::Tensor* tensor : {&lora.a, &lora.b, &lora.grad_a, &lora.grad_b, &lora.magnitude,
+    all.push_back({&lora.grad_a, true, false, true});
+    for (at::Tensor* tensor : {&lora.a, &lora.b, &lora.grad_b, &lora.magnitude,
                                &lora.grad_magnitude, &lora.gain, &lora.inverse_norm}) {
       all.push_back({tensor, true});
     }
@@ -49,11 +68,33 @@ std::vector<Found> tensors_of(Model& model) {
   return all;
 }
 
+// The memory on the device of host tensors that are parts of one, by the host's.
+using Wholes = std::map<const void*, at::Tensor>;
+
+// As on_device; parts of one memory (gradients of a group) lie there as they do on the host.
+at::Tensor copy_part(const Device& device, const at::Tensor& host, Wholes& wholes) {
+  const c10::Storage& storage = host.storage();
+  if (storage.nbytes() == host.nbytes()) return on_device(device, host);
+  const auto [at, is_new] = wholes.try_emplace(storage.data());
+  at::Tensor& whole = at->second;
+  if (is_new) {
+    whole = empty_on(device, host.scalar_type(),
+                     {static_cast<int64_t>(storage.nbytes() / host.element_size())});
+  }
+  std::byte* const begin = static_cast<std::byte*>(whole.data_ptr()) +
+                           host.storage_offset() * static_cast<int64_t>(host.element_size());
+  at::Tensor part = at::from_blob(
+      begin, host.sizes(), [keeps = whole](void*) {}, whole.options(), whole.device());
+  copy_values(part, host);
+  return part;
+}
+
 }  // namespace
 
 void PlacedModel::place() {
   if (device_.is_host() || placed_) return;
   std::map<const void*, size_t> known;  // host memory -> pair
+  Wholes wholes;
   std::vector<Pair> before = std::move(pairs_);
   pairs_.clear();
   slots_.clear();
@@ -70,7 +111,8 @@ void PlacedModel::place() {
       if (pair.device.defined()) {
         copy_values(pair.device, tensor);
       } else {
-        pair.device = on_device(device_, tensor);
+        pair.device =
+            found.is_part ? copy_part(device_, tensor, wholes) : on_device(device_, tensor);
       }
       pairs_.push_back(std::move(pair));
     }
@@ -99,14 +141,18 @@ void PlacedModel::take_back() {
   }
   for (const Slot& slot : slots_) *slot.tensor = pairs_[slot.pair].host;
   decoded_.clear();
-  for (Linear* const linear : model_.linears()) {
-    BaseWeight& base = linear->base;
-    // Weights that were extended from dense ones are made again.
-    const at::Tensor extended = base.quantized() ? base.extended : at::Tensor();
-    if (base.decoded.defined() || extended.defined()) {
-      decoded_.push_back({linear, base.decoded, extended});
+  for (Layer& layer : model_.layers) {
+    for (const std::span<Linear> group : layer.groups()) {
+      // Weights that were extended from dense ones are made again.
+      if (!is_quantized(group)) group[0].base.extended = at::Tensor();
+      for (Linear& linear : group) {
+        BaseWeight& base = linear.base;
+        if (base.decoded.defined() || base.extended.defined()) {
+          decoded_.push_back({&linear, base.decoded, base.extended});
+        }
+        base.decoded = base.extended = at::Tensor();
+      }
     }
-    base.decoded = base.extended = at::Tensor();
   }
   placed_ = false;
 }

@@ -277,9 +277,19 @@ TEST_CASE("memory: the bytes that are asked for are the plan's, exactly", "[trai
       CHECK(memory.requested == plan.trained + plan.gradients);
       model->narrow = method.narrow;
       if (extends) {
-        // W with room for the pair, in bfloat16.
+        // The linears of one input with room for their pairs of rank 8, in bfloat16.
         int64_t extended = 0;
-        for (const Linear* one : model->linears()) extended += 2 * (one->out + 8) * (one->in + 8);
+        for (const Layer& layer : model->layers) {
+          for (const std::vector<Linear>& linears :
+               {layer.qkv, {layer.o}, layer.mlps[0].in, {layer.mlps[0].down}}) {
+            int64_t out = 0, rank = 0;
+            for (const Linear& one : linears) {
+              out += one.out;
+              rank += 8;
+            }
+            extended += 2 * (out + rank) * (linears[0].in + rank);
+          }
+        }
         memory.requested = 0;
         extend_weights(*model);
         CHECK(memory.requested == extended);
