@@ -23,13 +23,13 @@ if(NOT GRAFT_CUDA STREQUAL "off")
   endif()
 endif()
 
-# graft_cuda_library(name SOURCES files… DEPENDS headers…)
+# graft_cuda_library(name SOURCES files… DEPENDS headers… DIGEST header)
 function(graft_cuda_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
+  cmake_parse_arguments(ARG "" "DIGEST" "SOURCES;DEPENDS" ${ARGN})
   set(log ${CMAKE_BINARY_DIR}/kernels/ptxas.log)
   set(library ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/libgraft_cuda.so)
   # -fmad=false: a product and a sum are rounded apart unless a kernel asks for fma, as on the CPU.
-  set(flags -std=c++20 -O3 -fmad=false -lineinfo --compress-mode=size -Xptxas -v -I${PROJECT_SOURCE_DIR} -I${CMAKE_BINARY_DIR}
+  set(flags -std=c++20 -O3 -fmad=false -lineinfo --compress-mode=size -Xptxas -v -I${PROJECT_SOURCE_DIR}
     -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off
     -gencode arch=compute_80,code=sm_80
     -gencode arch=compute_86,code=sm_86
@@ -42,10 +42,16 @@ function(graft_cuda_library name)
   foreach(source ${ARG_SOURCES})
     get_filename_component(stem ${source} NAME_WE)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/${stem}.cuda.o)
+    set(include)
+    set(digest)
+    if(stem STREQUAL "cuda_library")  # it alone has the digest of all of them
+      set(include -I${CMAKE_BINARY_DIR})
+      set(digest ${ARG_DIGEST})
+    endif()
     add_custom_command(OUTPUT ${object} ${object}.log
       COMMAND sh ${PROJECT_SOURCE_DIR}/cmake/keep_stderr.sh ${object}.log
-        ${CMAKE_CXX_COMPILER_LAUNCHER} ${GRAFT_NVCC} ${flags} -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
-      DEPENDS ${source} ${ARG_DEPENDS}
+        ${CMAKE_CXX_COMPILER_LAUNCHER} ${GRAFT_NVCC} ${flags} ${include} -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
+      DEPENDS ${source} ${ARG_DEPENDS} ${digest}
       COMMENT "Building CUDA object ${stem}" VERBATIM)
     list(APPEND objects ${object})
     list(APPEND logs ${object}.log)
