@@ -80,7 +80,11 @@ struct DeviceTable {
   graft_status (*cross_entropy)(const CrossEntropyRows& call, int64_t rows, graft_stream stream);
   graft_status (*decode_rows)(const DecodeRows& call, graft_stream stream);
   graft_status (*place_pairs)(const LoraPairs& call, graft_stream stream);
-  graft_status (*multiply)(const graft_product& product, graft_stream stream);
+  // d [m, n] of c_type, ldd from row to row: what beta multiplies; c itself or another array.
+  graft_status (*multiply)(const graft_product& product,
+                           const void* d,
+                           int64_t ldd,
+                           graft_stream stream);
   graft_status (*small_product)(const SmallRows& call, graft_stream stream);
   graft_status (*scatter_rows)(const ScatteredRows& call, graft_stream stream);
   graft_status (*loss_sums)(const LossSums& call, graft_stream stream);

@@ -1,8 +1,11 @@
 #include "kernels/product.h"
 
+#include <cstring>
+
 #include "kernels/bf16_product.h"
 #include "kernels/device.h"
 #include "kernels/gemm_chain.h"
+#include "kernels/product_add.h"
 
 namespace graft::kernels {
 namespace {
@@ -31,11 +34,36 @@ graft_status check_product(const char* function, const graft_product& p) {
   return p.k == 0 ? GRAFT_OK : check_pointers(function, {{"a", p.a}, {"b", p.b}});
 }
 
-graft_status multiply(const graft_product& p, graft_device device, graft_stream stream) {
-  if (device != GRAFT_CPU) {
-    return on_device("graft_multiply", device,
-                     [&](const DeviceTable& functions) { return functions.multiply(p, stream); });
+// What beta multiplies.
+struct Addend {
+  const void* values;
+  int64_t stride;
+};
+
+Addend itself(const graft_product& p) {
+  return {p.c, p.ldc};
+}
+
+// C = D.
+void copy_rows(const graft_product& p, const Addend& d) {
+  const size_t element = static_cast<size_t>(size_of(p.c_type));
+  for (int64_t row = 0; row < p.m; ++row) {
+    std::memcpy(static_cast<char*>(p.c) + static_cast<size_t>(row * p.ldc) * element,
+                static_cast<const char*>(d.values) + static_cast<size_t>(row * d.stride) * element,
+                static_cast<size_t>(p.n) * element);
   }
+}
+
+graft_status multiply(const graft_product& p,
+                      const Addend& addend,
+                      graft_device device,
+                      graft_stream stream) {
+  if (device != GRAFT_CPU) {
+    return on_device("graft_multiply", device, [&](const DeviceTable& functions) {
+      return functions.multiply(p, addend.values, addend.stride, stream);
+    });
+  }
+  if (addend.values != p.c && p.beta != 0.0f) copy_rows(p, addend);
   if (p.type == GRAFT_F32) {
     gemm_f32_chain(&p, 1);
     return GRAFT_OK;
@@ -60,7 +88,23 @@ extern "C" graft_status graft_multiply(const graft_product* product,
   const graft_product& p = *product;
   if (const graft_status status = check_product(kName, p)) return status;
   if (p.m == 0 || p.n == 0) return GRAFT_OK;
-  return multiply(p, device, stream);
+  return multiply(p, itself(p), device, stream);
+}
+
+extern "C" graft_status graft_multiply_add(const graft_product* product,
+                                           const void* d,
+                                           int64_t ldd,
+                                           graft_device device,
+                                           graft_stream stream) {
+  constexpr const char* kName = "graft_multiply_add";
+  if (const graft_status status = check_pointers(kName, {{"product", product}})) return status;
+  const graft_product& p = *product;
+  if (const graft_status status = check_product(kName, p)) return status;
+  if (p.m == 0 || p.n == 0) return GRAFT_OK;
+  if (const graft_status status = check_counts(kName, {{"ldd", ldd, p.n}})) return status;
+  if (const graft_status status = check_pointers(kName, {{"d", d}})) return status;
+  if (d == p.c) return fail(GRAFT_BAD_ARGUMENT, kName, "d and c are the same array");
+  return multiply(p, {d, ldd}, device, stream);
 }
 
 extern "C" graft_status graft_multiply_chain(const graft_product* products,
@@ -89,7 +133,8 @@ extern "C" graft_status graft_multiply_chain(const graft_product* products,
     return GRAFT_OK;
   }
   for (int64_t i = 0; i < count; ++i) {
-    if (const graft_status status = multiply(products[i], device, stream)) return status;
+    const graft_product& p = products[i];
+    if (const graft_status status = multiply(p, itself(p), device, stream)) return status;
   }
   return GRAFT_OK;
 }

@@ -36,12 +36,19 @@ graft_status failed(const CublasLt& library, const char* what, cublasStatus_t st
   return fail(GRAFT_DEVICE_ERROR, kName, "cuBLASLt: %s: %s", what, library.status_string(status));
 }
 
+// What beta multiplies: C itself or another array.
+struct Addend {
+  const void* values;
+  int64_t stride;
+};
+
 // Whether a product's pointers and strides are whole 16 bytes.
-bool in_whole_16_bytes(const graft_product& p) {
+bool in_whole_16_bytes(const graft_product& p, const Addend& addend) {
   const auto whole = [](const void* pointer, int64_t stride, graft_float_type type) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride * size_of(type) % 16 == 0;
   };
-  return whole(p.a, p.lda, p.type) && whole(p.b, p.ldb, p.type) && whole(p.c, p.ldc, p.c_type);
+  return whole(p.a, p.lda, p.type) && whole(p.b, p.ldb, p.type) && whole(p.c, p.ldc, p.c_type) &&
+         whole(addend.values, addend.stride, p.c_type);
 }
 
 // What a plan depends on: not the number of rows, or of tokens in a sum over them.
@@ -51,8 +58,9 @@ struct PlanKey {
   graft_float_type type, c_type;
   int64_t first, second;  // n and k, or m and n
   bool aligned;
+  bool adds_another;  // than C
 
-  explicit PlanKey(const graft_product& p, int on_device, bool is_aligned)
+  explicit PlanKey(const graft_product& p, const Addend& addend, int on_device, bool is_aligned)
       : device(on_device),
         ta(p.ta),
         tb(p.tb),
@@ -60,27 +68,32 @@ struct PlanKey {
         c_type(p.c_type),
         first(p.ta == GRAFT_N ? p.n : p.m),
         second(p.ta == GRAFT_N ? p.k : p.n),
-        aligned(is_aligned) {}
+        aligned(is_aligned),
+        adds_another(addend.values != p.c) {}
   bool operator<(const PlanKey& other) const {
     const auto all = [](const PlanKey& key) {
       return std::tie(key.device, key.ta, key.tb, key.type, key.c_type, key.first, key.second,
-                      key.aligned);
+                      key.aligned, key.adds_another);
     };
     return all(*this) < all(other);
   }
 };
 
-// One product as cuBLASLt sees it, on the stack.
+// One product as cuBLASLt sees it, on the stack; column-major: its A is graft's B. It adds what
+// graft calls D and writes C; cuBLASLt has the two names the other way round.
 struct Description {
   cublasLtMatmulDescOpaque_t product;
-  cublasLtMatrixLayoutOpaque_t a, b, c;  // column-major: a is graft's B
+  cublasLtMatrixLayoutOpaque_t a, b, added, result;
 };
 
 cudaDataType data_type(graft_float_type type) {
   return type == GRAFT_F32 ? CUDA_R_32F : CUDA_R_16BF;
 }
 
-graft_status describe_product(const CublasLt& library, const graft_product& p, Description* out) {
+graft_status describe_product(const CublasLt& library,
+                              const graft_product& p,
+                              const Addend& addend,
+                              Description* out) {
   cublasStatus_t status =
       library.product_init(&out->product, sizeof out->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, graft_transpose transpose) {
@@ -102,7 +115,8 @@ graft_status describe_product(const CublasLt& library, const graft_product& p, D
   };
   lay_out(&out->a, p.type, p.tb == GRAFT_N ? p.k : p.n, p.tb == GRAFT_N ? p.n : p.k, p.ldb);
   lay_out(&out->b, p.type, p.ta == GRAFT_N ? p.m : p.k, p.ta == GRAFT_N ? p.k : p.m, p.lda);
-  lay_out(&out->c, p.c_type, p.m, p.n, p.ldc);
+  lay_out(&out->added, p.c_type, p.m, p.n, addend.stride);
+  lay_out(&out->result, p.c_type, p.m, p.n, p.ldc);
   return status == CUBLAS_STATUS_SUCCESS ? GRAFT_OK : failed(library, "description", status);
 }
 
@@ -156,14 +170,15 @@ bool keeps_sums_whole(const CublasLt& library, const cublasLtMatmulAlgo_t& algor
 bool is_usable(const CublasLt& library,
                cublasLtHandle_t handle,
                const graft_product& p,
+               const Addend& addend,
                const cublasLtMatmulAlgo_t& algorithm) {
   if (!keeps_sums_whole(library, algorithm)) return false;
   for (const int64_t rows : kTriedRows) {
     Description tried;
-    if (describe_product(library, with_rows(p, rows), &tried) != GRAFT_OK) return false;
+    if (describe_product(library, with_rows(p, rows), addend, &tried) != GRAFT_OK) return false;
     cublasLtMatmulHeuristicResult_t result{};
-    if (library.check(handle, &tried.product, &tried.a, &tried.b, &tried.c, &tried.c, &algorithm,
-                      &result) != CUBLAS_STATUS_SUCCESS ||
+    if (library.check(handle, &tried.product, &tried.a, &tried.b, &tried.added, &tried.result,
+                      &algorithm, &result) != CUBLAS_STATUS_SUCCESS ||
         result.workspaceSize > kWorkspaceBytes) {
       return false;
     }
@@ -174,23 +189,24 @@ bool is_usable(const CublasLt& library,
 graft_status choose(const CublasLt& library,
                     cublasLtHandle_t handle,
                     graft_product p,
+                    const Addend& addend,
                     bool aligned,
                     cublasLtMatmulAlgo_t* algorithm) {
   p = with_rows(p, kReferenceRows);
   Description reference;
-  if (const graft_status status = describe_product(library, p, &reference)) return status;
+  if (const graft_status status = describe_product(library, p, addend, &reference)) return status;
   cublasLtMatmulPreferenceOpaque_t preference;
   if (const graft_status status = set_preference(library, aligned, p, &preference)) return status;
   std::array<cublasLtMatmulHeuristicResult_t, kOffers> offers{};
   int count = 0;
   const cublasStatus_t status =
-      library.heuristics(handle, &reference.product, &reference.a, &reference.b, &reference.c,
-                         &reference.c, &preference, kOffers, offers.data(), &count);
+      library.heuristics(handle, &reference.product, &reference.a, &reference.b, &reference.added,
+                         &reference.result, &preference, kOffers, offers.data(), &count);
   if (status != CUBLAS_STATUS_SUCCESS) return failed(library, "heuristic", status);
   for (int i = 0; i < count; ++i) {
     const cublasLtMatmulHeuristicResult_t& offer = offers[static_cast<size_t>(i)];
     if (offer.state != CUBLAS_STATUS_SUCCESS) continue;
-    if (!is_usable(library, handle, p, offer.algo)) continue;
+    if (!is_usable(library, handle, p, addend, offer.algo)) continue;
     *algorithm = offer.algo;
     return GRAFT_OK;
   }
@@ -224,11 +240,12 @@ graft_status failed(cudaError_t error) {
 
 graft_status plan_of(const CublasLt& library,
                      const graft_product& p,
+                     const Addend& addend,
                      graft_stream stream,
                      Plan* plan) {
   int device = 0;
   if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return failed(error);
-  const bool aligned = in_whole_16_bytes(p);
+  const bool aligned = in_whole_16_bytes(p, addend);
   Plans& all = plans();
   const std::lock_guard<std::mutex> lock(all.mutex);
   const auto [handle, is_new] = all.handles.try_emplace(device, cublasLtHandle_t{});
@@ -249,13 +266,14 @@ graft_status plan_of(const CublasLt& library,
     }
   }
   plan->workspace = workspace->second;
-  const PlanKey key(p, device, aligned);
+  const PlanKey key(p, addend, device, aligned);
   const auto known = all.algorithms.find(key);
   if (known != all.algorithms.end()) {
     plan->algorithm = known->second;
     return GRAFT_OK;
   }
-  if (const graft_status status = choose(library, plan->handle, p, aligned, &plan->algorithm)) {
+  if (const graft_status status =
+          choose(library, plan->handle, p, addend, aligned, &plan->algorithm)) {
     return status;
   }
   all.algorithms.emplace(key, plan->algorithm);
@@ -264,10 +282,13 @@ graft_status plan_of(const CublasLt& library,
 
 }  // namespace
 
-graft_status multiply(const graft_product& p, graft_stream stream) {
+graft_status multiply(const graft_product& p, const void* d, int64_t ldd, graft_stream stream) {
+  const Addend addend{d, ldd};
   if (p.k == 0 || p.alpha == 0.0f) {
     if (p.beta != 0.0f) {
-      return conversion({p.c, p.c, p.c_type, p.c_type, p.n, p.ldc, p.ldc, p.beta}, p.m, stream);
+      const Conversion scaling{addend.values, p.c,           p.c_type, p.c_type,
+                               p.n,           addend.stride, p.ldc,    p.beta};
+      return conversion(scaling, p.m, stream);
     }
     const size_t element = static_cast<size_t>(size_of(p.c_type));
     const cudaError_t error = cudaMemset2DAsync(
@@ -279,13 +300,15 @@ graft_status multiply(const graft_product& p, graft_stream stream) {
   const CublasLt* const library = cublaslt(&reason);
   if (library == nullptr) return fail(GRAFT_NO_DEVICE, kName, "%s", reason.c_str());
   Plan plan;
-  if (const graft_status status = plan_of(*library, p, stream, &plan)) return status;
+  if (const graft_status status = plan_of(*library, p, addend, stream, &plan)) return status;
   Description description;
-  if (const graft_status status = describe_product(*library, p, &description)) return status;
+  if (const graft_status status = describe_product(*library, p, addend, &description)) {
+    return status;
+  }
   const cublasStatus_t status = library->multiply(
       plan.handle, &description.product, &p.alpha, p.b, &description.a, p.a, &description.b,
-      &p.beta, p.c, &description.c, p.c, &description.c, &plan.algorithm, plan.workspace,
-      kWorkspaceBytes, static_cast<cudaStream_t>(stream));
+      &p.beta, addend.values, &description.added, p.c, &description.result, &plan.algorithm,
+      plan.workspace, kWorkspaceBytes, static_cast<cudaStream_t>(stream));
   return status == CUBLAS_STATUS_SUCCESS ? GRAFT_OK : failed(*library, "product", status);
 }
 

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "kernels/cublaslt.h"
-#include "kernels/product.h"
+#include "kernels/product_add.h"
 
 using graft::kernels::emu::heuristic_calls;
 
@@ -188,9 +188,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t,
                               void* workspace,
                               size_t workspace_bytes,
                               cudaStream_t) {
-  // Split sums would not have the CPU's bits; C and D are one matrix wherever graft multiplies.
-  if (algorithm->split_k != 1 || algorithm->reduction != CUBLASLT_REDUCTION_SCHEME_NONE || c != d ||
-      c_layout->ld != d_layout->ld) {
+  // Split sums would not have the CPU's bits. In place the two layouts are one.
+  if (algorithm->split_k != 1 || algorithm->reduction != CUBLASLT_REDUCTION_SCHEME_NONE ||
+      c_layout->rows != d_layout->rows || c_layout->columns != d_layout->columns ||
+      c_layout->type != d_layout->type || (c == d && c_layout->ld != d_layout->ld)) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
   const size_t needed = workspace_bytes_of(*algorithm, *d_layout);
@@ -226,6 +227,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t,
   rows.ldc = d_layout->ld;
   rows.type = type_of(*a_layout);
   rows.c_type = type_of(*d_layout);
-  return graft_multiply(&rows, GRAFT_CPU, nullptr) == GRAFT_OK ? CUBLAS_STATUS_SUCCESS
-                                                               : CUBLAS_STATUS_INVALID_VALUE;
+  const graft_status status = c == d
+                                  ? graft_multiply(&rows, GRAFT_CPU, nullptr)
+                                  : graft_multiply_add(&rows, c, c_layout->ld, GRAFT_CPU, nullptr);
+  return status == GRAFT_OK ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }

@@ -4,7 +4,7 @@
 
 #include "kernels/linear4.h"
 #include "kernels/lora.h"
-#include "kernels/product.h"
+#include "kernels/product_add.h"
 #include "tests/kernels/cases.h"
 #include "tests/kernels/values.h"
 
@@ -23,7 +23,8 @@ double product_tolerance(const Problem& p) {
   return p.type == GRAFT_F32 ? 2048 * 0x1p-24 : 3 * 0x1p-8;
 }
 
-// a = m, b = n, c = k, d = transposes (1: A, 2: B) + 4 for a beta, + 8 for a float32 C.
+// a = m, b = n, c = k, d = transposes (1: A, 2: B) + 4 for a beta, + 8 for a float32 C, + 16 for a
+// D that is not C.
 Job multiply(graft_device device, const Problem& p) {
   Job job(device, p);
   graft_product product{};
@@ -47,7 +48,15 @@ Job multiply(graft_device device, const Problem& p) {
   Array* const c =
       job.result(product.c_type == GRAFT_F32 ? job.floats(before) : job.elements(before));
   product.c = c->data();
-  job.launch = [=] { need(graft_multiply(&product, device)); };
+  if ((p.d & 16) == 0) {
+    job.launch = [=] { need(graft_multiply(&product, device)); };
+    return job;
+  }
+  const int64_t ldd = p.b + 8;
+  const Values added = random_values(p.a * ldd, 4);
+  Array* const d =
+      job.result(product.c_type == GRAFT_F32 ? job.floats(added) : job.elements(added));
+  job.launch = [=] { need(graft_multiply_add(&product, d->data(), ldd, device)); };
   return job;
 }
 
@@ -172,7 +181,9 @@ std::vector<KernelCase> product_cases() {
        "",
        {sizes(1, 1, 1, 2), sizes(7, 31, 70, 0), sizes(33, 64, 64, 2), sizes(64, 24, 513, 2 + 4 + 8),
         sizes(40, 16, 300, 1 + 8), sizes(16, 40, 600, 1 + 4 + 8), sizes(5, 9, 17, 3),
-        sizes(6, 5, 0, 2 + 4), sizes(6, 5, 0, 2), shifted(sizes(12, 20, 36, 2))},
+        sizes(6, 5, 0, 2 + 4), sizes(6, 5, 0, 2), shifted(sizes(12, 20, 36, 2)),
+        sizes(64, 24, 513, 2 + 4 + 8 + 16), sizes(9, 16, 40, 4 + 16), sizes(6, 5, 0, 2 + 4 + 16),
+        sizes(7, 8, 24, 2 + 16)},
        {Input::kNormal, Input::kOutlier, Input::kLarge},
        kBoth,
        multiply,

@@ -7,7 +7,7 @@
 #include "kernels/emu/cublaslt.h"
 #include "kernels/float16.h"
 #include "kernels/oracle/oracle.h"
-#include "kernels/product.h"
+#include "kernels/product_add.h"
 #include "tests/kernels/support.h"
 
 using namespace graft::kernels;
@@ -298,6 +298,38 @@ TEST_CASE("multiply_chain: the bits of its products in turn, for any number of t
                   in_turn.values()));
 }
 
+TEST_CASE("multiply: an array of its own is added as C would be, and stays as it is",
+          "[kernels][gemm][bf16]") {
+  struct Case {
+    int64_t m, n, k;
+  };
+  const Case c = GENERATE(Case{1, 1, 1}, Case{13, 33, 300}, Case{7, 17, 0});
+  const graft_float_type type = GENERATE(GRAFT_F32, GRAFT_BF16);
+  const graft_device device = GENERATE(GRAFT_CPU, GRAFT_EMU);
+  const float beta = GENERATE(0.0f, 1.0f, 0.5f);
+  const auto a = random_floats(c.m * c.k, 1), b = random_floats(c.n * c.k, 2);
+  const auto a16 = narrow(a), b16 = narrow(b);
+  const auto added = random_floats(c.m * (c.n + 3), 3);
+  graft_product p = dense(GRAFT_N, GRAFT_T, c.m, c.n, c.k);
+  p.type = type;
+  p.beta = beta;
+  p.a = type == GRAFT_F32 ? static_cast<const void*>(a.data()) : a16.data();
+  p.b = type == GRAFT_F32 ? static_cast<const void*>(b.data()) : b16.data();
+  std::vector<float> in_place(at(c.m * c.n));
+  for (int64_t row = 0; row < c.m; ++row) {
+    std::copy_n(added.begin() + row * (c.n + 3), c.n, in_place.begin() + row * c.n);
+  }
+  p.c = in_place.data();
+  REQUIRE(graft_multiply(&p) == GRAFT_OK);
+  // What C held is not read.
+  Guarded<float> out(std::vector<float>(in_place.size(), NAN)), kept(added);
+  p.c = out.data();
+  REQUIRE(graft_multiply_add(&p, kept.data(), c.n + 3, device) == GRAFT_OK);
+  REQUIRE((out.intact() && kept.intact()));
+  CHECK(same_bits(out.values(), in_place));
+  CHECK(same_bits(kept.values(), added));
+}
+
 TEST_CASE("multiply_chain: products of another C are refused", "[kernels][gemm]") {
   float x[4] = {}, c[4] = {1, 2, 3, 4};
   std::array<graft_product, 2> products;
@@ -323,6 +355,12 @@ TEST_CASE("multiply: wrong arguments are named", "[kernels][gemm]") {
   CHECK(graft_multiply(&p) == GRAFT_BAD_SHAPE);
   CHECK(std::string(graft_last_error()).find("lda is 0, expected at least 1") != std::string::npos);
   p.lda = 1;
+  float c[4] = {};
+  p.c = c;
+  CHECK(graft_multiply_add(&p, x, 1) == GRAFT_BAD_SHAPE);
+  CHECK(std::string(graft_last_error()).find("ldd is 1, expected at least 2") != std::string::npos);
+  CHECK(graft_multiply_add(&p, nullptr, 2) == GRAFT_BAD_ARGUMENT);
+  CHECK(graft_multiply_add(&p, c, 2) == GRAFT_BAD_ARGUMENT);
   p.c_type = GRAFT_BF16;
   CHECK(graft_multiply(&p) == GRAFT_BAD_ARGUMENT);
   CHECK(std::string(graft_last_error()).find("c_type is 1") != std::string::npos);

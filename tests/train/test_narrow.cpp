@@ -264,6 +264,14 @@ TEST_CASE("narrow: the linears of one input multiply what is rounded, and sum in
   const at::Tensor y_sum = sum_bound(
       in + rank, x.abs().matmul(parts.w.abs().t()) + u.abs().matmul(parts.scaled_b.abs().t()));
   CHECK(share_of_bound(y, y_exact, wide ? y_sum : rounded_bound(y_exact, y_sum)) <= 1);
+  if (wide) {
+    const at::Tensor stream = random_values({tokens, out}, 3).to(at::kFloat);
+    const at::Tensor sum = at::full({tokens, out}, NAN, at::kFloat);
+    narrow_forward(group, workspace, {bf16(rows), in + rank}, tokens,
+                   {sum.data_ptr(), GRAFT_F32, out}, {f32(stream), 0.5F});
+    CHECK(share_of_bound(sum, stream.to(at::kDouble) + 0.5 * y_exact,
+                         sum_bound(2, stream.abs()) + 0.5 * y_sum) <= 1);
+  }
 
   for (const Linear& linear : group) {
     if (linear.lora.rank == 0) continue;

@@ -39,6 +39,22 @@ NarrowRows narrow_gradient(const Pass& pass, const Linear& last, const float* d)
   return to;
 }
 
+// output = x + residual_scale * f(x), of which `last` gives f's result: in its own product, but
+// where the result is normed.
+void join(const Pass& pass,
+          const Linear& last,
+          const NarrowRows& input,
+          const Norm& out_norm,
+          HalfState& state,
+          const float* x,
+          float* output) {
+  const bool normed = out_norm.size > 0;
+  const NarrowResult result{normed ? state.branch : output, GRAFT_F32, last.out};
+  const NarrowSum sum = normed ? NarrowSum{} : NarrowSum{x, pass.config.residual_scale};
+  narrow_forward({&last, 1}, pass.linear, input, pass.batch.tokens(), result, sum);
+  if (normed) half_join(pass, out_norm, state, x, output);
+}
+
 // Between bfloat16 rows.
 void copy_rows(const Pass& pass, const NarrowRows& from, const NarrowRows& to, int64_t columns) {
   check(graft_convert(from.values, GRAFT_BF16, from.stride, to.values, GRAFT_BF16, to.stride,
@@ -96,7 +112,7 @@ void narrow_attention_forward(const Pass& pass,
                               const float* x,
                               float* output) {
   const LayerConfig& config = pass.config.layers[index];
-  const int64_t tokens = pass.batch.tokens(), hidden = pass.config.hidden_size;
+  const int64_t tokens = pass.batch.tokens();
   const Columns own(pass, layer, state.narrow.qkv);
   const NarrowRows input =
       narrow_input(pass, layer.attention_norm, state.half, x, input_of(layer, state));
@@ -113,9 +129,7 @@ void narrow_attention_forward(const Pass& pass,
                                   pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  float* const target = half_target(layer.attention_out_norm, state.half, output);
-  narrow_forward({&layer.o, 1}, pass.linear, attended, tokens, {target, GRAFT_F32, hidden});
-  half_join(pass, layer.attention_out_norm, state.half, x, output);
+  join(pass, layer.o, attended, layer.attention_out_norm, state.half, x, output);
 }
 
 void narrow_attention_backward(const Pass& pass,
@@ -200,24 +214,18 @@ void inner_forward(const Pass& pass, const Layer& layer, MlpState& state, const 
   pass.clock.lap(Work::kRows);
 }
 
-void down_forward(const Pass& pass, const Mlp& mlp, const MlpState& state, float* target) {
-  narrow_forward({&mlp.down, 1}, pass.linear, product_of(mlp, state), pass.batch.tokens(),
-                 {target, GRAFT_F32, pass.config.hidden_size});
-}
-
 }  // namespace
 
 void narrow_mlp_forward(
     const Pass& pass, const Layer& layer, size_t, MlpState& state, const float* x, float* output) {
   const Mlp& mlp = layer.mlps[0];
   inner_forward(pass, layer, state, x);
-  down_forward(pass, mlp, state, half_target(layer.mlp_out_norm, state.half, output));
+  join(pass, mlp.down, product_of(mlp, state), layer.mlp_out_norm, state.half, x, output);
   if (state.narrow.u_down != nullptr) {
     copy_rows(pass, behind(product_of(mlp, state), mlp.down.in), u_down_of(mlp, state),
               mlp.down.lora.rank);
     pass.clock.lap(Work::kAdapters);
   }
-  half_join(pass, layer.mlp_out_norm, state.half, x, output);
 }
 
 void narrow_mlp_again(
@@ -230,7 +238,8 @@ void narrow_mlp_again(
     pass.clock.lap(Work::kAdapters);
   }
   if (layer.mlp_out_norm.size == 0) return;
-  down_forward(pass, mlp, state, state.half.branch);
+  narrow_forward({&mlp.down, 1}, pass.linear, product_of(mlp, state), pass.batch.tokens(),
+                 {state.half.branch, GRAFT_F32, mlp.down.out});
   norm_branch(pass, layer.mlp_out_norm, state.half, pass.scratch.normed);
 }
 

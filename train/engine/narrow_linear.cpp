@@ -1,6 +1,7 @@
 #include "train/engine/narrow_linear.h"
 
 #include "core/error.h"
+#include "kernels/product_add.h"
 #include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
@@ -43,15 +44,21 @@ struct Size {
   int64_t m, n, k;
 };
 
-// result = alpha * op(a) op(b), or that is added to it.
-enum class Write { kOver, kAdd };
+// What a product is added to.
+struct Added {
+  const float* values = nullptr;  // rows without gaps; nullptr for nothing, or the result itself
+  bool in_place = false;
+};
+constexpr Added kNothing = {nullptr, false};
+constexpr Added kResult = {nullptr, true};
 
+// result = alpha * op(a) op(b) + what is added.
 void multiply(const LinearWorkspace& workspace,
               const Size& size,
               float alpha,
               const Operand& a,
               const Operand& b,
-              Write write,
+              const Added& added,
               const NarrowResult& result,
               Work work) {
   graft_product product{};
@@ -61,7 +68,7 @@ void multiply(const LinearWorkspace& workspace,
   product.n = size.n;
   product.k = size.k;
   product.alpha = alpha;
-  product.beta = write == Write::kAdd ? 1.0F : 0.0F;
+  product.beta = added.in_place || added.values != nullptr ? 1.0F : 0.0F;
   product.a = a.values;
   product.lda = a.stride;
   product.b = b.values;
@@ -70,7 +77,10 @@ void multiply(const LinearWorkspace& workspace,
   product.ldc = result.stride;
   product.type = GRAFT_BF16;
   product.c_type = result.type;
-  check(graft_multiply(&product, workspace.device.kind, workspace.device.stream));
+  const Device& device = workspace.device;
+  check(added.values == nullptr
+            ? graft_multiply(&product, device.kind, device.stream)
+            : graft_multiply_add(&product, added.values, size.n, device.kind, device.stream));
   workspace.clock->lap(work);
 }
 
@@ -100,7 +110,7 @@ void add_gradients(LinearGroup group,
     const uint16_t* const inputs = x.values + begin * x.stride;
     const uint16_t* const gradients = dy.values + begin * dy.stride;
     multiply(workspace, {shape.rank, shape.in, count}, 1,
-             {GRAFT_T, gradients + shape.out, dy.stride}, {GRAFT_N, inputs, x.stride}, Write::kAdd,
+             {GRAFT_T, gradients + shape.out, dy.stride}, {GRAFT_N, inputs, x.stride}, kResult,
              {grad_a, GRAFT_F32, shape.in}, Work::kAdapters);
     int64_t column = 0, low = shape.in;
     for (const Linear& linear : group) {
@@ -108,7 +118,7 @@ void add_gradients(LinearGroup group,
       if (lora.rank > 0) {
         multiply(workspace, {linear.out, lora.rank, count}, lora.scale,
                  {GRAFT_T, gradients + column, dy.stride}, {GRAFT_N, inputs + low, x.stride},
-                 Write::kAdd, {f32(lora.grad_b), GRAFT_F32, lora.rank}, Work::kAdapters);
+                 kResult, {f32(lora.grad_b), GRAFT_F32, lora.rank}, Work::kAdapters);
       }
       column += linear.out;
       low += lora.rank;
@@ -122,16 +132,17 @@ void narrow_forward(LinearGroup group,
                     const LinearWorkspace& workspace,
                     const NarrowRows& x,
                     int64_t tokens,
-                    const NarrowResult& y) {
+                    const NarrowResult& y,
+                    const NarrowSum& sum) {
   const GroupShape shape = shape_of(group);
   const Extended weight = weight_of(group, workspace);
   const Operand rows{GRAFT_N, x.values, x.stride};
   if (shape.rank > 0) {
     multiply(workspace, {tokens, shape.rank, shape.in}, 1, rows, weight.part(GRAFT_T, shape.out, 0),
-             Write::kOver, {x.values + shape.in, GRAFT_BF16, x.stride}, Work::kAdapters);
+             kNothing, {x.values + shape.in, GRAFT_BF16, x.stride}, Work::kAdapters);
   }
-  multiply(workspace, {tokens, shape.out, shape.stride()}, 1, rows, weight.part(GRAFT_T, 0, 0),
-           Write::kOver, y, Work::kProducts);
+  multiply(workspace, {tokens, shape.out, shape.stride()}, sum.scale, rows,
+           weight.part(GRAFT_T, 0, 0), {sum.values}, y, Work::kProducts);
 }
 
 void narrow_backward(LinearGroup group,
@@ -147,12 +158,12 @@ void narrow_backward(LinearGroup group,
   const Operand rows{GRAFT_N, dy.values, dy.stride};
   if (shape.rank > 0) {
     multiply(workspace, {tokens, shape.rank, shape.out}, 1, rows, weight.part(GRAFT_N, 0, shape.in),
-             Write::kOver, {dy.values + shape.out, GRAFT_BF16, dy.stride}, Work::kAdapters);
+             kNothing, {dy.values + shape.out, GRAFT_BF16, dy.stride}, Work::kAdapters);
     add_gradients(group, workspace, x, tokens, dy);
   }
   if (!needs_dx) return;
   multiply(workspace, {tokens, shape.in, shape.wide()}, 1, rows, weight.part(GRAFT_N, 0, 0),
-           Write::kOver, dx, Work::kProducts);
+           kNothing, dx, Work::kProducts);
 }
 
 }  // namespace graft::train

@@ -30,12 +30,20 @@ struct NarrowResult {
   int64_t stride = 0;
 };
 
+// y = values + scale * y, values [tokens, N] without gaps that are not y's; nullptr for none. Of a
+// y in float32.
+struct NarrowSum {
+  const float* values = nullptr;
+  float scale = 1;
+};
+
 // x [tokens, K], y [tokens, N]. Writes u behind the rows of x.
 void narrow_forward(LinearGroup group,
                     const LinearWorkspace& workspace,
                     const NarrowRows& x,
                     int64_t tokens,
-                    const NarrowResult& y);
+                    const NarrowResult& y,
+                    const NarrowSum& sum = {});
 
 // dy [tokens, N]; dx [tokens, K] is overwritten, or left out where it has no values. x with u
 // behind it as the forward pass left it. Writes du behind the rows of dy and adds to the gradients
