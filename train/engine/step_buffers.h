@@ -164,6 +164,12 @@ struct BatchBuffers {
   float* weights = nullptr;
 };
 
+// The rows of a batch on their way from the embedding, [T, D] of its type.
+struct EmbeddingBuffers {
+  std::byte* host_rows = nullptr;  // of an embedding on the host
+  uint16_t* half_rows = nullptr;   // of one in bfloat16, where kernels read them
+};
+
 // Values from row to row of q, k and v, and of gate and up, of a narrow model.
 using NarrowStrides = std::array<int64_t, 3>;
 // What linears of one input need behind its rows.
@@ -176,8 +182,10 @@ struct StepBuffers {
 
   BatchBuffers batch;
   Rotation rotation;
-  uint16_t* half_rows = nullptr;  // [T, D] of an embedding in bfloat16
+  EmbeddingBuffers embedding;
+  EmbeddingBuffers embedding_again;  // where block 0 drops its input
   std::vector<BlockBuffers> forward;
+  std::vector<BlockBuffers> forward_again;  // of blocks that run again; their input is backward's
   std::vector<BlockBuffers> backward;
   std::vector<Scratch> again;      // of an attention half that is computed again
   std::vector<float*> host_input;  // [T, D] of the blocks that send it to the host

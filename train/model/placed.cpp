@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "core/error.h"
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
 #include "train/model/lora.h"
@@ -20,6 +21,7 @@ std::vector<Found> tensors_of(Model& model) {
   std::vector<Found> all;
   const bool grows = model.config.added.count() > 0;  // tables whose new rows follow masters
   for (const BaseTensor& tensor : base_tensors(model)) {
+    if (model.embeds_on_host && tensor.value == &model.embedding) continue;
     all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr),
                    model.narrow && tensor.linear != nullptr});
     all.push_back({tensor.grad, true});
@@ -53,6 +55,9 @@ std::vector<Found> tensors_of(Model& model) {
 
 void PlacedModel::place() {
   if (device_.is_host() || placed_) return;
+  if (model_.embeds_on_host && !model_.can_embed_on_host()) {
+    fail(ExitCode::kBug, "an embedding that is trained, tied or grown cannot stay on the host");
+  }
   std::map<const void*, size_t> known;  // host memory -> pair
   std::vector<Pair> before = std::move(pairs_);
   pairs_.clear();
