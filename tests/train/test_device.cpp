@@ -154,6 +154,56 @@ TEST_CASE("device: a plan and a bench know the device", "[train][job][emu]") {
         plan_on("cpu").at("buffers_by_phase").at("forward").as_int());
 }
 
+TEST_CASE("device: under the least memory a run keeps the embedding on the host, to the same end",
+          "[train][job][emu][slow]") {
+  const Fixture fixture;
+  const RunResult refused = fixture.train("refused", "emu", {"max_memory=1"});
+  CHECK(refused.exit_code == 4);
+  const std::string_view key = "max_memory: ";
+  const size_t at = refused.err.find(key);
+  REQUIRE(at != std::string::npos);
+  const size_t begin = at + key.size();
+  const std::string least = refused.err.substr(begin, refused.err.find(',', begin) - begin);
+  const RunResult small = fixture.train("small", "emu", {"max_memory=" + least});
+  INFO(small.err);
+  REQUIRE(small.exit_code == 0);
+  CHECK(small.err.find("the embedding stays in the host's memory") != std::string::npos);
+  REQUIRE(fixture.train("large", "emu").exit_code == 0);
+  CHECK(fixture.adapter_digest("small") == fixture.adapter_digest("large"));
+  CHECK(fixture.losses("small") == fixture.losses("large"));
+}
+
+TEST_CASE("device: a bench asks the device for what was planned", "[train][job][emu]") {
+  const Fixture fixture;
+  const auto bench = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words = {
+        "graft",          "bench",     "step",  "--shape", fixture.base(), "--device", "emu",
+        "--batch",        "1",         "--seq", "16",      "--steps",      "2",        "--json",
+        "--load-in-4bit", "--compute", "bf16"};
+    words.insert(words.end(), more.begin(), more.end());
+    const RunResult done = test::run(words);
+    INFO(done.err);
+    REQUIRE(done.exit_code == 0);
+    return parse_json(done.out, "bench");
+  };
+  const Json whole = bench({}), small = bench({"--optimizer", "adamw_8bit"});
+  const auto planned = [](const Json& json) { return json.at("planned_bytes").as_int(); };
+  const auto part = [](const Json& json, const char* of, const char* name) {
+    return json.at("planned_parts").at(of).at(name).as_int();
+  };
+  // Besides: AdamW's squares of tiles, and two numbers.
+  CHECK(whole.at("allocated_bytes").as_int() >= planned(whole));
+  CHECK(whole.at("allocated_bytes").as_int() - planned(whole) < 1 << 10);
+  CHECK(part(small, "on_host", "moments of AdamW") == part(small, "bytes", "moments of AdamW"));
+  CHECK(planned(small) == planned(whole) - part(whole, "bytes", "moments of AdamW"));
+  CHECK(small.at("losses").as_array()[0].as_double() ==
+        whole.at("losses").as_array()[0].as_double());
+  const RunResult unknown =
+      test::run({"graft", "bench", "step", "--shape", fixture.base(), "--optimizer", "adam"});
+  CHECK(unknown.exit_code == 2);
+  CHECK(unknown.err.find("unknown optimizer \"adam\"") != std::string::npos);
+}
+
 TEST_CASE("device: what is not there or not known is refused, with the reason", "[train][job]") {
   const Fixture fixture;
   const std::vector<std::string> commands[] = {

@@ -149,7 +149,7 @@ TEST_CASE("doctor: one bit that depends on how a step is computed is found, and 
   }
   SECTION("what a block keeps") {
     const LayerMemory memory = GENERATE(LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock,
-                                        LayerMemory::kOffloadInput);
+                                        LayerMemory::kRecomputeInput, LayerMemory::kOffloadInput);
     check_finds(fixture.run({}, faulty([&](const Model&, const Arrangement& how) {
                               return !how.layers.empty() && how.layers[0].memory == memory;
                             })),

@@ -118,8 +118,8 @@ TEST_CASE("invariance: what a block keeps, recomputes or sends away does not cha
       CAPTURE(family.name, name_of(training));
       const auto model = family_model(family, training);
       const Step kept = run(*model, {});
-      for (const LayerMemory memory :
-           {LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock, LayerMemory::kOffloadInput}) {
+      for (const LayerMemory memory : {LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock,
+                                       LayerMemory::kRecomputeInput, LayerMemory::kOffloadInput}) {
         CAPTURE(kLayerMemoryNames[static_cast<size_t>(memory)]);
         check_same(*model, run(*model, {.layers = {3, LayerPlan{memory, false}}}), kept);
       }
@@ -151,6 +151,51 @@ TEST_CASE("invariance: nor does a plan with another choice for each of four bloc
     WARN(family << ": " << std::lround(100 * flops.again / flops.total())
                 << " % of the mixed plan's work is done twice");
   }
+}
+
+// Runs of one, two and three blocks that drop their inputs, behind each kind of block that has its
+// own, and behind the embedding.
+constexpr LayerMemory kK = LayerMemory::kKeep, kM = LayerMemory::kRecomputeMlp,
+                      kB = LayerMemory::kRecomputeBlock, kI = LayerMemory::kRecomputeInput,
+                      kO = LayerMemory::kOffloadInput;
+const std::vector<LayerMemory> kRuns[] = {{kB, kI, kI, kI}, {kI, kI, kI, kB}, {kI, kI, kI, kI},
+                                          {kO, kI, kI, kK}, {kK, kI, kM, kI}, {kI, kO, kI, kB}};
+
+std::vector<LayerPlan> plans_of(const std::vector<LayerMemory>& memory, bool decodes) {
+  std::vector<LayerPlan> plans;
+  for (const LayerMemory one : memory) plans.push_back({one, decodes && plans.size() % 2 == 1});
+  return plans;
+}
+
+TEST_CASE("invariance: nor do runs of blocks that drop their inputs", "[train][invariance]") {
+  const Training training =
+      GENERATE(Training::kLora, Training::kFull, Training::kBQlora, Training::kBDora);
+  for (const char* family : {"llama", "gemma2", "olmo2", "mixtral"}) {
+    if (weighs(training) && std::string_view(family) == "mixtral") continue;
+    const auto model = family_model(test::tiny_family(family), training, 4);
+    const Step kept = run(*model, {});
+    for (const std::vector<LayerMemory>& memory : kRuns) {
+      StepPlan plan = StepPlan::of(*model, 300, Keep::kForBackward);
+      plan.layers = plans_of(memory, quantizes(training));
+      CAPTURE(family, name_of(training), layers_text(plan));
+      check_same(*model, run(*model, {.rows = 2, .layers = plan.layers}), kept);
+    }
+  }
+}
+
+TEST_CASE("invariance: runs of blocks above the lowest that trains", "[train][invariance]") {
+  const test::RoughBase base(test::tiny_family("llama"), 4);
+  const auto model = base.load(GRAFT_F32, Precision::kFull);
+  add_lora(*model, {.rank = 3, .alpha = 7, .targets = {"all-linear"}, .layers = {1, 2, 3}}, 5);
+  test::spread_pairs(*model);
+  StepPlan plan = StepPlan::of(*model, 300, Keep::kForBackward);
+  REQUIRE(plan.lowest == 1);
+  plan.layers = plans_of({kI, kI, kI, kI}, false);
+  // Block 0 has no backward pass; block 1 keeps its input, as nothing below keeps one.
+  CHECK_FALSE(plan.drops_input(1));
+  CHECK(plan.drops_input(2));
+  CHECK(plan.drops_input(3));
+  check_same(*model, run(*model, {.layers = plan.layers}), run(*model, {}));
 }
 
 TEST_CASE("invariance: heads of 256, 512 and 1024 rows at a time give the same to the bit",
@@ -199,6 +244,25 @@ TEST_CASE("invariance: the emulated GPU gives the processor's gradients to the b
       CAPTURE(family.name, name_of(training));
       const auto model = family_model(family, training);
       check_same(*model, step_on(*model, GRAFT_EMU), step_on(*model, GRAFT_CPU));
+    }
+  }
+}
+
+TEST_CASE("invariance: on the emulated GPU neither dropped inputs nor an embedding on the host do",
+          "[train][invariance][emu]") {
+  const Training training = GENERATE(Training::kLora, Training::kBQlora);
+  const StepRows rows = {.count = 2, .batch = rows_of, .scale = 0.01, .dropout_seed = 77};
+  const std::vector<LayerMemory> runs[] = {{kO, kI, kI}, {kI, kI, kB}, {kI, kO, kI}};
+  for (const char* family : {"llama", "gemma2", "mixtral"}) {
+    CAPTURE(family, name_of(training));
+    const auto model = family_model(test::tiny_family(family), training);
+    const Step kept = test::step_of(*model, rows, {});
+    for (const std::vector<LayerMemory>& memory : runs) {
+      // gemma2's embedding is its head too.
+      model->embeds_on_host = model->can_embed_on_host();
+      CHECK(model->embeds_on_host == (std::string_view(family) != "gemma2"));
+      const Arrangement how = {.rows = 1, .layers = plans_of(memory, false), .device = {GRAFT_EMU}};
+      check_same(*model, test::step_of(*model, rows, how), kept);
     }
   }
 }

@@ -405,6 +405,9 @@ TEST_CASE("narrow: neither threads, micro-batches, heads nor plans change a bit"
     const std::vector<LayerPlan> mixed = {{LayerMemory::kOffloadInput, false},
                                           {LayerMemory::kRecomputeBlock, decodes},
                                           {LayerMemory::kRecomputeMlp, decodes}};
+    const std::vector<LayerPlan> behind = {{LayerMemory::kOffloadInput, false},
+                                           {LayerMemory::kRecomputeInput, decodes},
+                                           {LayerMemory::kRecomputeInput, false}};
     const Arrangement ways[] = {{.rows = 1},
                                 {.rows = 2},
                                 {.threads = 1},
@@ -412,12 +415,32 @@ TEST_CASE("narrow: neither threads, micro-batches, heads nor plans change a bit"
                                 {.head_chunk = 512},
                                 {.layers = all_layers(*model, LayerMemory::kRecomputeMlp)},
                                 {.layers = all_layers(*model, LayerMemory::kRecomputeBlock)},
+                                {.layers = all_layers(*model, LayerMemory::kRecomputeInput)},
                                 {.layers = all_layers(*model, LayerMemory::kOffloadInput)},
-                                {.rows = 2, .layers = mixed}};
+                                {.rows = 2, .layers = mixed},
+                                {.rows = 2, .layers = behind}};
     for (const Arrangement& how : ways) {
       CAPTURE(how.rows, how.threads, how.head_chunk, how.layers.size());
       check_same(*model, run(*model, how), expected);
     }
+  }
+}
+
+TEST_CASE("narrow: on the emulated GPU neither dropped inputs nor an embedding on the host do",
+          "[train][narrow][invariance][emu]") {
+  const Precision precision = GENERATE(Precision::kFull, Precision::kNf4);
+  for (const test::TinyFamily& family : {kFamilies[0], kFamilies[7]}) {  // llama, olmo2
+    CAPTURE(family.name);
+    const auto model = narrow_model(test::RoughBase(family), precision);
+    REQUIRE(model->can_embed_on_host());
+    const Step expected = run(*model, {.device = {GRAFT_EMU}}, 2);
+    model->embeds_on_host = true;
+    const std::vector<LayerPlan> behind = {{LayerMemory::kOffloadInput, false},
+                                           {LayerMemory::kRecomputeInput, false},
+                                           {LayerMemory::kRecomputeInput, false}};
+    check_same(*model, run(*model, {.layers = behind, .device = {GRAFT_EMU}}, 2), expected);
+    const auto dropped = all_layers(*model, LayerMemory::kRecomputeInput);
+    check_same(*model, run(*model, {.layers = dropped, .device = {GRAFT_EMU}}, 2), expected);
   }
 }
 

@@ -16,6 +16,7 @@
 #include "train/engine/optimizer.h"
 #include "train/engine/tensor.h"
 #include "train/job/checkpoint.h"
+#include "train/job/generate.h"
 #include "train/model/lora.h"
 #include "train/model/new_tokens.h"
 #include "train/model/placed.h"
@@ -226,6 +227,72 @@ TEST_CASE("placed: the device has the model, and the host's tensors come back wi
   CHECK(same_bits(a, a_before));
   CHECK(b.eq(0).all().item<bool>());
   CHECK(grad_b.eq(0x1.7e7e7ep-1F).all().item<bool>());  // bytes 3F
+}
+
+TEST_CASE(
+    "placed: an embedding that stays on the host is not copied, and its rows are gathered there",
+    "[train][placed][emu]") {
+  const Kind kind = GENERATE(
+      Kind{"float32", "llama", pairs()},
+      Kind{"bf16", "mixtral", pairs(), false, MomentType::kFloat32, Precision::kNf4, GRAFT_BF16});
+  CAPTURE(kind.name);
+  const auto here = made(kind, 1), there = made(kind, 1);
+  REQUIRE(there->can_embed_on_host());
+  there->embeds_on_host = true;
+  const at::Tensor table = there->embedding;
+  Training cpu(*here, kCpu, kind.moments), emu(*there, kEmu, kind.moments);
+  CHECK(there->embedding.is_same(table));
+  CHECK(place_of(there->head).kind == GRAFT_EMU);
+  for (int step = 0; step < 2; ++step) {
+    CHECK(cpu.step().grad_norm == emu.step().grad_norm);
+    CHECK(cpu.loss() == emu.loss());
+  }
+  check_same(cpu.everything(), emu.everything());
+  // Token by token, with a cache.
+  GenerateOptions options;
+  options.max_new_tokens = 6;
+  const std::vector<int32_t> prompt = {3, 1, 4};
+  Generator on_emu(*there, 12, kEmu), on_cpu(*here, 12);
+  const Generated a = on_emu.generate(prompt, options), b = on_cpu.generate(prompt, options);
+  CHECK(a.ids == b.ids);
+  CHECK(a.logprobs == b.logprobs);
+  emu.placed().take_back();
+  CHECK(there->embedding.is_same(table));
+  emu.placed().place();
+  CHECK(there->embedding.is_same(table));
+}
+
+TEST_CASE("placed: an embedding that is tied, trained or grown is refused to stay on the host",
+          "[train][placed][emu]") {
+  LoraSettings saves = pairs();
+  saves.saved = {"embed_tokens"};
+  const Kind kind = GENERATE_COPY(Kind{"tied", "qwen2", pairs()}, Kind{"trained", "llama", saves},
+                                  Kind{"grown", "llama", pairs(), false, MomentType::kFloat32,
+                                       Precision::kFull, GRAFT_F32, true});
+  CAPTURE(kind.name);
+  const auto model = made(kind, 1);
+  CHECK_FALSE(model->can_embed_on_host());
+  model->embeds_on_host = true;
+  CHECK_THROWS_AS(PlacedModel(*model, kEmu), Error);
+}
+
+TEST_CASE("placed: a plan and a model that disagree about the embedding are refused",
+          "[train][placed][emu]") {
+  const auto model = made({"", "llama", pairs()}, 1);
+  const PlacedModel placed(*model, kEmu);
+  StepPlan plan = StepPlan::of(*model, 8, Keep::kNothing);
+  plan.embeds_on_host = true;
+  CHECK_THROWS_AS(Decoder(*model, plan, kEmu), Error);
+}
+
+TEST_CASE("placed: bytes on the device are counted", "[train][placed][emu]") {
+  const DeviceBytes before = device_bytes();
+  {
+    const at::Tensor one = empty_on(kEmu, at::kFloat, {1000, 3});
+    CHECK(device_bytes().now == before.now + 12000);
+    CHECK(device_bytes().most >= before.now + 12000);
+  }
+  CHECK(device_bytes().now == before.now);
 }
 
 TEST_CASE("placed: again, a tensor has the same place and the values of the host",

@@ -50,7 +50,7 @@ Decoder::Decoder(Model& model,
                  std::shared_ptr<const Arena> arena)
     : model_(model),
       plan_(on(plan, device)),
-      time_(model, plan_),
+      time_(plan_),
       device_(device),
       layout_(plan_layout(model, plan_)),
       arena_(arena != nullptr ? std::move(arena)
@@ -58,6 +58,11 @@ Decoder::Decoder(Model& model,
                                     std::vector<const Layout*>{&layout_}, device, plan_.poison)),
       buffers_(bind(model, plan_, layout_, *arena_)),
       head_(model, buffers_.head, plan_.head_chunk, device_, clock_, plan_.tokens) {
+  const bool on_host = !device.is_host() && place_of(model.embedding).is_host();
+  if (on_host != (plan_.embeds_on_host && plan_.own_memory())) {
+    fail(ExitCode::kBug, on_host ? "the embedding lies on the host, which was not planned"
+                                 : "the embedding was planned to lie on the host");
+  }
   if (model.narrow) {
     flash_ = Flash::load(device, model.config, flash_extent(model, plan_), plan_.deterministic,
                          &no_flash_);
@@ -158,19 +163,12 @@ Pass Decoder::make_pass(const Batch& batch, const Scratch& scratch, KvCache* cac
 
 const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache* cache) {
   check_batch(batch, cache);
-  const ModelConfig& config = model_.config;
   dropout_seed_ = dropout_seed;
   clock_.start();
   place(batch);
   if (arena_->changes_hands(this)) buffers_.rotation.forget();
   buffers_.rotation.prepare(batch, device_);
-  float* embedded = buffers_.forward[0].input;
-  embed(batch, embedded);
-  if (config.embedding_scale != 1) {
-    check(graft_scale(embedded, config.embedding_scale, batch.tokens() * config.hidden_size,
-                      GRAFT_F32, device_.kind, device_.stream));
-  }
-  clock_.lap(Work::kRows);
+  embed(batch, buffers_.embedding, buffers_.forward[0].input);
   const Ways& ways = ways_of(model_);
   for (size_t index = 0; index < model_.layers.size(); ++index) {
     const Layer& layer = model_.layers[index];
@@ -188,22 +186,47 @@ const float* Decoder::forward(const Batch& batch, uint64_t dropout_seed, KvCache
   return buffers_.residual;
 }
 
-void Decoder::embed(const Batch& batch, float* embedded) {
-  const int64_t hidden = model_.config.hidden_size;
-  const bool half = model_.embedding_type == GRAFT_BF16;
-  void* const rows = half ? static_cast<void*>(buffers_.half_rows) : embedded;
-  check(graft_embedding_forward(arrays_.ids, batch.tokens(), model_.embedding.data_ptr(),
-                                model_.config.vocab_size, hidden, rows, model_.embedding_type,
-                                device_.kind, device_.stream));
-  if (!half) return;
-  check(graft_convert(rows, GRAFT_BF16, hidden, embedded, GRAFT_F32, hidden, batch.tokens(), hidden,
-                      1, device_.kind, device_.stream));
+void Decoder::embed(const Batch& batch, const EmbeddingBuffers& buffers, float* embedded) {
+  const int64_t hidden = model_.config.hidden_size, tokens = batch.tokens();
+  const graft_float_type type = model_.embedding_type;
+  void* const rows =
+      type == GRAFT_BF16 ? static_cast<void*>(buffers.half_rows) : static_cast<void*>(embedded);
+  const auto gather = [&](const int32_t* ids, void* to, const Device& where) {
+    check(graft_embedding_forward(ids, tokens, model_.embedding.data_ptr(),
+                                  model_.config.vocab_size, hidden, to, type, where.kind,
+                                  where.stream));
+  };
+  if (buffers.host_rows != nullptr) {
+    // The copies of a step before may still read what lies there.
+    device_.wait();
+    gather(batch.ids.data(), buffers.host_rows, {});
+    device_.copy(rows, buffers.host_rows, static_cast<size_t>(tokens * hidden * size_of(type)));
+    clock_.lap(Work::kCopies);
+  } else {
+    gather(arrays_.ids, rows, device_);
+  }
+  if (type == GRAFT_BF16) {
+    check(graft_convert(rows, GRAFT_BF16, hidden, embedded, GRAFT_F32, hidden, tokens, hidden, 1,
+                        device_.kind, device_.stream));
+  }
+  if (model_.config.embedding_scale != 1) {
+    check(graft_scale(embedded, model_.config.embedding_scale, tokens * hidden, GRAFT_F32,
+                      device_.kind, device_.stream));
+  }
+  clock_.lap(Work::kRows);
 }
 
 void Decoder::send_to_host(size_t index, const Batch& batch) {
   const size_t bytes =
       static_cast<size_t>(batch.tokens() * model_.config.hidden_size) * sizeof(float);
   device_.copy(buffers_.host_input[index], buffers_.forward[index].input, bytes);
+  clock_.lap(Work::kCopies);
+}
+
+void Decoder::bring_from_host(size_t index, const Batch& batch) {
+  const size_t bytes =
+      static_cast<size_t>(batch.tokens() * model_.config.hidden_size) * sizeof(float);
+  device_.copy(buffers_.backward[index].input, buffers_.host_input[index], bytes);
   clock_.lap(Work::kCopies);
 }
 
@@ -222,21 +245,38 @@ HeadResult Decoder::head_loss(const Batch& batch,
   return sums;
 }
 
+void Decoder::make_inputs(const Batch& batch, size_t last) {
+  const Ways& ways = ways_of(model_);
+  const size_t first = plan_.run_begin(last);
+  if (plan_.drops_input(first)) {
+    embed(batch, buffers_.embedding_again, buffers_.backward[first].input);
+  } else if (buffers_.host_input[first] != nullptr) {
+    bring_from_host(first, batch);
+  }
+  for (size_t index = first; index < last; ++index) {
+    const Layer& layer = model_.layers[index];
+    BlockBuffers& block = buffers_.forward_again[index];
+    ways.attention_forward(make_pass(batch, block.attention_scratch, nullptr), layer, index,
+                           block.attention, buffers_.backward[index].input, block.middle);
+    end_phase(time_.again_attention(index));
+    ways.mlp_forward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
+                     block.middle, buffers_.backward[index + 1].input);
+    end_phase(time_.again_mlp(index));
+  }
+}
+
 void Decoder::run_again(const Batch& batch, size_t index) {
-  const LayerMemory memory = plan_.layers[index].memory;
-  if (memory == LayerMemory::kKeep) return;
+  if (plan_.layers[index].memory == LayerMemory::kKeep) return;
   const Layer& layer = model_.layers[index];
   const Ways& ways = ways_of(model_);
   BlockBuffers& block = buffers_.backward[index];
-  if (memory == LayerMemory::kOffloadInput) {
-    const size_t bytes =
-        static_cast<size_t>(batch.tokens() * model_.config.hidden_size) * sizeof(float);
-    device_.copy(block.input, buffers_.host_input[index], bytes);
-    clock_.lap(Work::kCopies);
+  if (buffers_.host_input[index] != nullptr && !plan_.runs_again(index)) {
+    bring_from_host(index, batch);
   }
-  if (memory != LayerMemory::kRecomputeMlp) {
+  if (plan_.attends_again(index)) {
     ways.attention_forward(make_pass(batch, buffers_.again[index], nullptr), layer, index,
                            block.attention, block.input, block.middle);
+    end_phase(time_.backward_begin(index));
   }
   ways.mlp_again(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
                  block.middle);
@@ -250,6 +290,7 @@ void Decoder::backward(const Batch& batch, float* d_residual) {
   for (size_t index = model_.layers.size(); index-- > plan_.lowest;) {
     const Layer& layer = model_.layers[index];
     BlockBuffers& block = buffers_.backward[index];
+    if (plan_.ends_run(index)) make_inputs(batch, index);
     run_again(batch, index);
     ways.mlp_backward(make_pass(batch, block.mlp_scratch, nullptr), layer, index, block.mlp,
                       block.middle, d_residual);

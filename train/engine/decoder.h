@@ -87,9 +87,13 @@ class Decoder {
   Pass make_pass(const Batch& batch, const Scratch& scratch, KvCache* cache);
   void check_batch(const Batch& batch, const KvCache* cache) const;
   void keep_decoded(std::span<Linear> group) const;
-  void embed(const Batch& batch, float* embedded);
+  // The rows of the batch's ids, scaled.
+  void embed(const Batch& batch, const EmbeddingBuffers& rows, float* embedded);
   void add_row_gradients(const Batch& batch, const float* d_embedded);
   void send_to_host(size_t index, const Batch& batch);
+  void bring_from_host(size_t index, const Batch& batch);
+  // The inputs that a run of blocks dropped, of which `last` is the last.
+  void make_inputs(const Batch& batch, size_t last);
   // What the block did not keep, into its backward buffers.
   void run_again(const Batch& batch, size_t index);
   void end_phase(int phase) const { arena_->end_phase(layout_, phase); }

@@ -1,9 +1,11 @@
 // AdamW over the trained parameters, the learning-rate schedule and clipping.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -20,6 +22,8 @@ enum class MomentType {
   kFloat32,
   k8Bit,  // 8-bit codes by blocks of 256, of tensors of 4,096 values and more (kernels/optimizer.h)
 };
+// As a config and --optimizer spell them.
+constexpr std::array<std::string_view, 2> kOptimizerNames = {"adamw", "adamw_8bit"};
 
 struct OptimizerSettings {
   MomentType moments = MomentType::kFloat32;

@@ -16,6 +16,7 @@ StepPlan StepPlan::of(const Model& model, int64_t tokens, Keep keep) {
   plan.layers.resize(model.layers.size());
   plan.head_chunk = kHeadChain;
   plan.trains_head = model.trains_head();
+  plan.embeds_on_host = model.embeds_on_host;
   // No gradient is needed below the first block that trains something.
   while (!model.trains_embedding() && plan.lowest < model.layers.size() &&
          !model.layers[plan.lowest].trains()) {
@@ -24,15 +25,48 @@ StepPlan StepPlan::of(const Model& model, int64_t tokens, Keep keep) {
   return plan;
 }
 
-std::string phase_name(const Timeline& timeline, int phase) {
-  const auto half = [](int at) { return at % 2 == 0 ? ", attention" : ", MLP"; };
-  if (phase < timeline.head()) {
-    return "forward of block " + std::to_string(phase / 2) + half(phase);
+Timeline::Timeline(const StepPlan& plan)
+    : again_(plan.layers.size(), -1),
+      begin_(plan.layers.size(), -1),
+      backward_(plan.layers.size(), -1),
+      end_(head()) {
+  if (plan.keep == Keep::kNothing) return;
+  for (size_t layer = plan.layers.size(); layer-- > 0;) {
+    if (plan.ends_run(layer)) {
+      for (size_t again = plan.run_begin(layer); again < layer; ++again) {
+        again_[again] = end_ + 1;
+        end_ += 2;
+      }
+    }
+    begin_[layer] = end_ + 1;
+    if (plan.attends_again(layer)) ++end_;
+    backward_[layer] = end_ + 1;
+    end_ += 2;
   }
-  if (phase == timeline.head()) return "head and loss";
-  if (phase == timeline.end()) return "end";
-  const int at = phase - timeline.head() - 1;
-  return "backward of block " + std::to_string(timeline.layers - 1 - at / 2) + half(at + 1);
+  ++end_;
+}
+
+std::string Timeline::name(int phase) const {
+  const auto half = [](const char* what, size_t layer, const char* of) {
+    return what + std::to_string(layer) + of;
+  };
+  if (phase == head()) return "head and loss";
+  for (size_t layer = 0; layer < backward_.size(); ++layer) {
+    if (phase == forward_attention(layer)) return half("forward of block ", layer, ", attention");
+    if (phase == forward_mlp(layer)) return half("forward of block ", layer, ", MLP");
+    if (again_[layer] >= 0 && phase == again_attention(layer)) {
+      return half("forward again of block ", layer, ", attention");
+    }
+    if (again_[layer] >= 0 && phase == again_mlp(layer)) {
+      return half("forward again of block ", layer, ", MLP");
+    }
+    if (phase == backward_begin(layer) && phase != backward_mlp(layer)) {
+      return half("backward of block ", layer, ", attention again");
+    }
+    if (phase == backward_mlp(layer)) return half("backward of block ", layer, ", MLP");
+    if (phase == backward_attention(layer)) return half("backward of block ", layer, ", attention");
+  }
+  return "end";
 }
 
 Layout plan_layout(const Model& model, const StepPlan& plan) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <set>
+#include <utility>
 
 #include "train/engine/head.h"
+#include "train/engine/tensor.h"
 #include "train/model/extended.h"
 
 namespace graft::train {
@@ -20,13 +22,13 @@ struct Costs {
   // The products of a micro-batch with fewer tokens take as long as with so many.
   double full_rate;
   // Head chunks in the order of preference: the product runs at its full rate from the first on.
-  std::array<int64_t, 4> head_chunks;
+  std::array<int64_t, 5> head_chunks;  // 0 = there is none after it
 };
 // Measured on two cores of a Zen 3.
-constexpr Costs kProcessor = {20, 256, {256, 256, 128, 64}};
+constexpr Costs kProcessor = {20, 256, {256, 128, 64}};
 // Of an H200's 4.3 TB/s for 2.5 bytes a weight and 770 TFLOP/s; its products of fewer rows do not
 // fill it.
-constexpr Costs kGpu = {225, 4096, {2048, 1024, 512, 256}};
+constexpr Costs kGpu = {225, 4096, {2048, 1024, 512, 256, 128}};
 
 const Costs& costs_of(graft_device device) {
   return device == GRAFT_CUDA ? kGpu : kProcessor;
@@ -64,6 +66,10 @@ int64_t weight_bytes(const Model& model, const StepPlan& plan) {
     }
   }
   return bytes;
+}
+
+int64_t embedding_bytes(const Model& model) {
+  return model.config.vocab_size * model.config.hidden_size * size_of(model.embedding_type);
 }
 
 // Pairs, with DoRA magnitudes and what belongs to them, and the rows of added tokens.
@@ -171,6 +177,7 @@ StepFlops step_flops(const Model& model, const PlanRequest& request, const StepP
     if (index < plan.lowest) continue;
     flops.backward += block.backward;
     flops.again += flops_again(model, block, plan.layers[index].memory);
+    if (plan.runs_again(index)) flops.again += block.forward();
   }
   const double head = 2 * static_cast<double>(plan.tokens) *
                       static_cast<double>(model.config.vocab_size) *
@@ -184,15 +191,42 @@ StepFlops step_flops(const Model& model, const PlanRequest& request, const StepP
 int64_t kept_bytes(const Model& model, StepPlan plan, LayerMemory memory) {
   for (LayerPlan& layer : plan.layers) layer.memory = memory;
   const Layout layout = plan_layout(model, plan);
-  return layout.live(Timeline(model, plan).head(), Place::kDevice);
+  return layout.live(Timeline(plan).head(), Place::kDevice);
 }
 
-// Steps from keeping everything to keeping the least: each lets one block keep less, cheaper bytes
-// first, lower blocks first, as what they keep is held longest. Of a device with memory of its own
-// the inputs go to the host last.
-std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
-                                                    const PlanRequest& request,
-                                                    const StepPlan& plan) {
+using Layers = std::vector<LayerMemory>;
+
+Layers memory_of(const StepPlan& plan) {
+  Layers layers;
+  for (const LayerPlan& layer : plan.layers) layers.push_back(layer.memory);
+  return layers;
+}
+
+// `layers`, with the fewest inputs dropped so that at most `most` blocks have theirs at a time, be
+// it kept or made again; the last block keeps its own. Empty when that cannot be.
+//
+// While a run of blocks goes backward, those below it have kept theirs, and the run has all of its
+// own: with the g-th block that keeps its input come at most `most` - g that drop it. So m inputs
+// at a time are enough for m (m + 1) / 2 blocks.
+Layers drop_inputs(Layers layers, size_t lowest, size_t most) {
+  size_t to_drop = layers.size() - lowest - most, kept = 0, index = lowest;
+  const auto drop = [&](size_t run) {
+    for (; run > 0 && to_drop > 0 && index + 1 < layers.size(); --run, --to_drop) {
+      layers[index++] = LayerMemory::kRecomputeInput;
+    }
+  };
+  if (lowest == 0) drop(most);  // from the embedding
+  for (; index < layers.size() && kept < most; drop(most - kept)) {
+    ++index;
+    ++kept;
+  }
+  return to_drop == 0 && index == layers.size() ? layers : Layers();
+}
+
+// From keeping everything to keeping the least that needs no other memory: each lets one block keep
+// less, cheaper bytes first, lower blocks first, as what they keep is held longest; then one more
+// block drop its input.
+std::vector<Layers> savings(const Model& model, const PlanRequest& request, const StepPlan& plan) {
   double mlp = 0, block = 0;
   for (size_t index = plan.lowest; index < model.layers.size(); ++index) {
     const BlockFlops flops = block_flops(model, request, index);
@@ -207,19 +241,56 @@ std::vector<std::pair<size_t, LayerMemory>> savings(const Model& model,
   if (mlp * (keep - with_block) < block * (keep - with_mlp)) {
     order.insert(order.begin(), LayerMemory::kRecomputeMlp);
   }
-  std::vector<std::pair<size_t, LayerMemory>> steps;
+  std::vector<Layers> steps = {memory_of(plan)};
   for (const LayerMemory memory : order) {
     // The last block goes backward first: what it does not keep it needs again at once, while all
     // others hold what they keep.
     const size_t end = model.layers.size() - (memory == LayerMemory::kRecomputeBlock ? 1 : 0);
-    for (size_t index = plan.lowest; index < end; ++index) steps.emplace_back(index, memory);
+    for (size_t index = plan.lowest; index < end; ++index) {
+      steps.push_back(steps.back());
+      steps.back()[index] = memory;
+    }
   }
-  // Where the host has other memory: nothing more is computed, but the copies take time.
-  if (!plan.own_memory()) return steps;
-  for (size_t index = plan.lowest; index + 1 < model.layers.size(); ++index) {
-    steps.emplace_back(index, LayerMemory::kOffloadInput);
+  const Layers all = steps.back();
+  for (size_t most = all.size() - plan.lowest; most-- > 1;) {
+    Layers layers = drop_inputs(all, plan.lowest, most);
+    if (layers.empty()) break;
+    steps.push_back(std::move(layers));
   }
   return steps;
+}
+
+// Going on where the host has other memory: inputs go there, as many as leave fewer on the device
+// than the above. Nothing more is computed, but the copies take time.
+std::vector<Layers> offloads(const StepPlan& plan, const std::vector<Layers>& before) {
+  Layers layers = before.back();
+  const auto drops =
+      static_cast<size_t>(std::count(layers.begin(), layers.end(), LayerMemory::kRecomputeInput));
+  std::replace(layers.begin(), layers.end(), LayerMemory::kRecomputeInput,
+               LayerMemory::kRecomputeBlock);
+  std::vector<Layers> steps;
+  for (size_t index = plan.lowest; index + 1 < layers.size(); ++index) {
+    layers[index] = LayerMemory::kOffloadInput;
+    if (index - plan.lowest >= drops) steps.push_back(layers);
+  }
+  return steps;
+}
+
+// One kind of saving: steps of which each needs less memory, and more time.
+struct Stage {
+  std::vector<Layers> steps;
+  bool embeds_on_host = false;
+};
+
+// The fastest first. What needs the host's memory comes last: a run on the device alone does not
+// depend on how fast the host is.
+std::vector<Stage> stages_of(const Model& model, const PlanRequest& request, const StepPlan& plan) {
+  std::vector<Stage> stages = {{savings(model, request, plan)}};
+  if (!plan.own_memory()) return stages;
+  const bool may_move = model.can_embed_on_host() && !request.trains_everything;
+  if (may_move) stages.push_back({stages[0].steps, true});
+  stages.push_back({offloads(plan, stages[0].steps), may_move});
+  return stages;
 }
 
 StepPlan first_plan(const Model& model, const PlanRequest& request) {
@@ -235,30 +306,59 @@ StepPlan first_plan(const Model& model, const PlanRequest& request) {
   return plan;
 }
 
-// The fewest savings that fit; all of them when nothing does.
-MemoryPlan fit_layers(const Model& model,
-                      const PlanRequest& request,
-                      const StepPlan& first,
-                      const std::vector<std::pair<size_t, LayerMemory>>& steps) {
-  const auto with = [&](size_t count) {
+// A plan, and how far down the stages it is.
+struct Choice {
+  MemoryPlan plan;
+  size_t stage = 0;
+  size_t step = 0;
+
+  bool better_than(const Choice& other) const {
+    if (plan.fits != other.plan.fits) return plan.fits;
+    if (!plan.fits) return plan.on_device() < other.plan.on_device();
+    return std::pair(stage, step) < std::pair(other.stage, other.step);
+  }
+};
+
+// The fewest steps of a stage that fit; all of them when nothing does.
+Choice fit_steps(const Model& model,
+                 const PlanRequest& request,
+                 const StepPlan& first,
+                 const Stage& stage) {
+  const auto with = [&](size_t step) {
     StepPlan plan = first;
-    for (size_t i = 0; i < count; ++i) plan.layers[steps[i].first].memory = steps[i].second;
-    return price_plan(model, request, plan);
+    plan.embeds_on_host = stage.embeds_on_host;
+    for (size_t i = 0; i < plan.layers.size(); ++i) plan.layers[i].memory = stage.steps[step][i];
+    return Choice{price_plan(model, request, plan), 0, step};
   };
-  MemoryPlan best = with(0);
-  if (best.fits) return best;
-  best = with(steps.size());
-  if (!best.fits) return best;
-  size_t low = 1, high = steps.size();
+  Choice best = with(0);
+  if (best.plan.fits) return best;
+  best = with(stage.steps.size() - 1);
+  if (!best.plan.fits) return best;
+  size_t low = 1, high = stage.steps.size() - 1;
   while (low < high) {
     const size_t middle = (low + high) / 2;
-    MemoryPlan plan = with(middle);
-    if (plan.fits) {
-      best = std::move(plan);
+    Choice choice = with(middle);
+    if (choice.plan.fits) {
+      best = std::move(choice);
       high = middle;
     } else {
       low = middle + 1;
     }
+  }
+  return best;
+}
+
+// Of the first stage that has one that fits; the smallest of all when none has.
+Choice fit_stages(const Model& model,
+                  const PlanRequest& request,
+                  const StepPlan& first,
+                  const std::vector<Stage>& stages) {
+  Choice best;
+  for (size_t stage = 0; stage < stages.size() && (stage == 0 || !best.plan.fits); ++stage) {
+    if (stages[stage].steps.empty()) continue;
+    Choice choice = fit_steps(model, request, first, stages[stage]);
+    choice.stage = stage;
+    if (stage == 0 || choice.better_than(best)) best = std::move(choice);
   }
   return best;
 }
@@ -319,6 +419,10 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
     plan.gradients += static_cast<int64_t>(model.head_rows.grad.nbytes());
   }
   plan.moments = moments_of(model, request);
+  if (training.own_memory()) {
+    plan.host_moments = request.moments == MomentType::k8Bit ? plan.moments : 0;
+    plan.host_weights = training.embeds_on_host ? embedding_bytes(model) : 0;
+  }
   plan.flops = step_flops(model, request, training);
   plan.fits = request.cap == 0 || plan.on_device() <= request.cap;
   return plan;
@@ -326,21 +430,18 @@ MemoryPlan price_plan(const Model& model, const PlanRequest& request, const Step
 
 MemoryPlan choose_plan(const Model& model, const PlanRequest& request) {
   StepPlan first = first_plan(model, request);
-  const auto steps = savings(model, request, first);
+  const std::vector<Stage> stages = stages_of(model, request, first);
   // A smaller chunk of the head costs little but helps only where the head needs the most.
-  MemoryPlan best;
+  Choice best;
   const auto& chunks = costs_of(request.device).head_chunks;
   for (const int64_t chunk : chunks) {
-    if (first.trains_head && chunk < kHeadChain) break;
+    if (chunk == 0 || (first.trains_head && chunk < kHeadChain)) break;
     first.head_chunk = chunk;
-    MemoryPlan plan = fit_layers(model, request, first, steps);
-    const bool better = chunk == chunks[0] || (plan.fits && !best.fits) ||
-                        (plan.fits == best.fits && (plan.fits ? plan.flops.again < best.flops.again
-                                                              : plan.total() < best.total()));
-    if (better) best = std::move(plan);
-    if (best.fits && best.flops.again == 0) break;
+    Choice choice = fit_stages(model, request, first, stages);
+    if (chunk == chunks[0] || choice.better_than(best)) best = std::move(choice);
+    if (best.plan.fits && best.stage == 0 && best.step == 0) break;
   }
-  return best.fits ? keep_decoded(model, request, std::move(best)) : best;
+  return best.plan.fits ? keep_decoded(model, request, std::move(best.plan)) : best.plan;
 }
 
 MemoryPlan choose_rows(const Model& model, PlanRequest& request, int64_t step_rows) {

@@ -42,18 +42,25 @@ struct MemoryPlan {
   int64_t gradients = 0;
   int64_t moments = 0;       // of AdamW
   int64_t device_bytes = 0;  // of the arena
-  int64_t host_bytes = 0;
+  int64_t host_bytes = 0;    // likewise, in the host's memory
+  // Of the above, on the host where a device has memory of its own: an embedding whose rows are
+  // gathered there, and moments in 8 bits.
+  int64_t host_weights = 0;
+  int64_t host_moments = 0;
   StepFlops flops;
   bool fits = true;
 
   int64_t buffers() const { return device_bytes + host_bytes; }
   int64_t total() const { return weights + decoded + trained + gradients + moments + buffers(); }
-  // What the device has to hold: without what lies in the host's memory where that is another.
-  int64_t on_device() const { return total() - (training.own_memory() ? host_bytes : 0); }
+  // What lies in the host's memory where that is another, and what the device has to hold.
+  int64_t on_host() const {
+    return training.own_memory() ? host_bytes + host_weights + host_moments : 0;
+  }
+  int64_t on_device() const { return total() - on_host(); }
 };
 
-// The fastest plan that fits; when none does, the smallest one, with `fits` false. `model` may have
-// weights or only names, shapes and adapters.
+// The fastest plan that fits, with nothing on the host if that fits; when none does, the smallest
+// one, with `fits` false. `model` may have weights or only names, shapes and adapters.
 MemoryPlan choose_plan(const Model& model, const PlanRequest& request);
 
 // How many of the `step_rows` rows of an optimizer step to compute at once, and the plan for them:

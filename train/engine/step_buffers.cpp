@@ -333,9 +333,11 @@ class BlockMaker {
  public:
   BlockMaker(const Model& model, const StepPlan& plan, size_t index, Buffers& buffers)
       : shape_(model, plan, index),
-        time_(model, plan),
+        time_(plan),
         index_(index),
         memory_(plan.layers[index].memory),
+        drops_input_(plan.drops_input(index)),
+        runs_again_(plan.runs_again(index)),
         goes_back_(plan.keep == Keep::kForBackward && index >= plan.lowest),
         buffers_(buffers) {}
 
@@ -346,10 +348,11 @@ class BlockMaker {
     const bool keeps_inner = memory_ == LayerMemory::kKeep;
     const bool offloads = memory_ == LayerMemory::kOffloadInput;
     const int in = time_.forward_attention(index_), out = time_.forward_mlp(index_);
-    const int mlp = time_.backward_mlp(index_), end = time_.backward_attention(index_);
+    const int begin = time_.backward_begin(index_), mlp = time_.backward_mlp(index_);
+    const int end = time_.backward_attention(index_);
 
     // The block before writes the input.
-    region("input", std::max(in - 1, 0), in, end, !offloads);
+    region("input", std::max(in - 1, 0), in, end, !offloads && !drops_input_);
     forward.input = buffers_.f32(shape_.hidden());
     region("middle", in, out, mlp, keeps_block);
     forward.middle = buffers_.f32(shape_.hidden());
@@ -381,17 +384,23 @@ class BlockMaker {
 
     backward = forward;
     if (offloads) {
-      buffers_.region(name("input on the host"), in, mlp, Place::kHost);
+      const int needed = runs_again_ ? time_.again_attention(index_) : begin;
+      buffers_.region(name("input on the host"), in, needed, Place::kHost);
       step.host_input[index_] = buffers_.f32(shape_.hidden());
-      buffers_.region(name("input from the host"), mlp, end);
+      buffers_.region(name("input from the host"), needed, end);
       backward.input = buffers_.f32(shape_.hidden());
     }
+    if (drops_input_) {
+      buffers_.region(name("input again"), input_again(), end);
+      backward.input = buffers_.f32(shape_.hidden());
+    }
+    if (runs_again_) make_forward_again(step.forward_again[index_], forward);
     if (!keeps_block) {
-      buffers_.region(name("middle again"), mlp, mlp);
+      buffers_.region(name("middle again"), begin, mlp);
       backward.middle = buffers_.f32(shape_.hidden());
-      buffers_.region(name("attention again"), mlp, end);
+      buffers_.region(name("attention again"), begin, end);
       make_attention_state(shape_, backward.attention, buffers_);
-      buffers_.region(name("attention's scratch again"), mlp, mlp);
+      buffers_.region(name("attention's scratch again"), begin, begin);
       step.again[index_] = make_attention_scratch(shape_, false, buffers_);
       buffers_.region(name("MLP's norms and routing again"), mlp, mlp);
       make_routing(shape_, backward.mlp, buffers_);
@@ -411,6 +420,34 @@ class BlockMaker {
   }
 
  private:
+  // The phase that makes a dropped input again.
+  int input_again() const {
+    if (index_ > 0) return time_.again_mlp(index_ - 1);
+    return runs_again_ ? time_.again_attention(0) : time_.backward_begin(0);
+  }
+  // Nothing of it lasts but its output, the next block's input.
+  void make_forward_again(BlockBuffers& block, const BlockBuffers& forward) {
+    const int in = time_.again_attention(index_), out = time_.again_mlp(index_);
+    // What `down` keeps is kept, and will be the same.
+    block.mlp.kept_down = forward.mlp.kept_down;
+    block.mlp.narrow.u_down = forward.mlp.narrow.u_down;
+    buffers_.region(name("middle, forward again"), in, out);
+    block.middle = buffers_.f32(shape_.hidden());
+    buffers_.region(name("attention, forward again"), in, in);
+    make_attention_state(shape_, block.attention, buffers_);
+    buffers_.region(name("attention's scratch, forward again"), in, in);
+    block.attention_scratch = make_attention_scratch(shape_, false, buffers_);
+    buffers_.region(name("MLP, forward again"), out, out);
+    make_routing(shape_, block.mlp, buffers_);
+    make_inner(shape_, block.mlp, buffers_);
+    if (shape_.routes && shape_.own_memory) {
+      buffers_.region(name("routing on the host, forward again"), out, out, Place::kHost);
+      make_sorted_rows(shape_, block.mlp.sorted, buffers_);
+    }
+    buffers_.region(name("MLP's scratch, forward again"), out, out);
+    block.mlp_scratch = make_mlp_scratch(shape_, false, buffers_);
+  }
+
   std::string name(const char* what) const {
     return "block " + std::to_string(index_) + ", " + what;
   }
@@ -423,15 +460,17 @@ class BlockMaker {
   Timeline time_;
   size_t index_;
   LayerMemory memory_;
+  bool drops_input_;
+  bool runs_again_;
   bool goes_back_;
   Buffers& buffers_;
 };
 
 // All the time.
-BatchBuffers make_batch(const Model& model, const StepPlan& plan, Buffers& buffers) {
+BatchBuffers make_batch(const StepPlan& plan, Buffers& buffers) {
   BatchBuffers batch;
   if (!plan.own_memory()) return batch;
-  buffers.region("batch", 0, Timeline(model, plan).end());
+  buffers.region("batch", 0, Timeline(plan).end());
   batch.ids = buffers.make<int32_t>(plan.tokens);
   batch.cu_seqlens = buffers.make<int32_t>(plan.tokens + 1);
   batch.token_index = buffers.make<int64_t>(plan.tokens);
@@ -442,8 +481,26 @@ BatchBuffers make_batch(const Model& model, const StepPlan& plan, Buffers& buffe
 }
 
 Rotation make_rotation(const Model& model, const StepPlan& plan, Buffers& buffers) {
-  buffers.region("rotations", 0, Timeline(model, plan).end());
+  buffers.region("rotations", 0, Timeline(plan).end());
   return Rotation(model.config, plan.tokens, buffers);
+}
+
+// In one phase.
+EmbeddingBuffers make_embedding(const Model& model,
+                                const StepPlan& plan,
+                                int phase,
+                                Buffers& buffers) {
+  EmbeddingBuffers rows;
+  const int64_t values = plan.tokens * model.config.hidden_size;
+  if (plan.embeds_on_host && plan.own_memory()) {
+    buffers.region("embeddings on the host", phase, phase, Place::kHost);
+    rows.host_rows = buffers.make<std::byte>(values * size_of(model.embedding_type));
+  }
+  if (model.embedding_type == GRAFT_BF16) {
+    buffers.region("embeddings in bfloat16", phase, phase);
+    rows.half_rows = buffers.make<uint16_t>(values);
+  }
+  return rows;
 }
 
 }  // namespace
@@ -463,16 +520,18 @@ FlashExtent flash_extent(const Model& model, const StepPlan& plan) {
 }
 
 StepBuffers::StepBuffers(const Model& model, const StepPlan& plan, Buffers& buffers)
-    : batch(make_batch(model, plan, buffers)),
+    : batch(make_batch(plan, buffers)),
       rotation(make_rotation(model, plan, buffers)),
+      embedding(make_embedding(model, plan, 0, buffers)),
       forward(model.layers.size()),
+      forward_again(model.layers.size()),
       backward(model.layers.size()),
       again(model.layers.size()),
       host_input(model.layers.size()) {
-  const Timeline time(model, plan);
-  if (model.embedding_type == GRAFT_BF16) {
-    buffers.region("embeddings in bfloat16", 0, 0);
-    half_rows = buffers.make<uint16_t>(plan.tokens * model.config.hidden_size);
+  const Timeline time(plan);
+  if (!plan.layers.empty() && plan.drops_input(0)) {
+    const int phase = plan.runs_again(0) ? time.again_attention(0) : time.backward_begin(0);
+    embedding_again = make_embedding(model, plan, phase, buffers);
   }
   for (size_t index = 0; index < model.layers.size(); ++index) {
     BlockMaker(model, plan, index, buffers).make(*this);

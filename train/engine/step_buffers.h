@@ -160,6 +160,12 @@ struct BatchBuffers {
   float* weights = nullptr;
 };
 
+// The rows of a batch on their way from the embedding, [T, D] of its type.
+struct EmbeddingBuffers {
+  std::byte* host_rows = nullptr;  // of an embedding on the host
+  uint16_t* half_rows = nullptr;   // of one in bfloat16, where kernels read them
+};
+
 // The largest batch of a plan, for a library's attention.
 FlashExtent flash_extent(const Model& model, const StepPlan& plan);
 
@@ -168,8 +174,10 @@ struct StepBuffers {
 
   BatchBuffers batch;
   Rotation rotation;
-  uint16_t* half_rows = nullptr;  // [T, D] of an embedding in bfloat16
+  EmbeddingBuffers embedding;
+  EmbeddingBuffers embedding_again;  // where block 0 drops its input
   std::vector<BlockBuffers> forward;
+  std::vector<BlockBuffers> forward_again;  // of blocks that run again; their input is backward's
   std::vector<BlockBuffers> backward;
   std::vector<Scratch> again;      // of an attention half that is computed again
   std::vector<float*> host_input;  // [T, D] of the blocks that send it to the host

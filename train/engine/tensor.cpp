@@ -1,5 +1,7 @@
 #include "train/engine/tensor.h"
 
+#include <atomic>
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
@@ -53,6 +55,17 @@ namespace {
 // graft_device.
 constexpr c10::DeviceType kOwnDevice = c10::DeviceType::PrivateUse1;
 
+// Of the process, as the memory is.
+std::atomic<int64_t> bytes_now{0};
+std::atomic<int64_t> bytes_most{0};
+
+void count_bytes(int64_t more) {
+  const int64_t now = bytes_now += more;
+  int64_t most = bytes_most;
+  while (now > most && !bytes_most.compare_exchange_weak(most, now)) {
+  }
+}
+
 }  // namespace
 
 Device place_of(const at::Tensor& tensor) {
@@ -66,13 +79,21 @@ at::Tensor empty_on(const Device& device, at::ScalarType type, at::IntArrayRef s
   }
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
+  const size_t bytes = static_cast<size_t>(count) * c10::elementSize(type);
   void* memory = nullptr;
-  check(graft_device_allocate(static_cast<size_t>(count) * c10::elementSize(type), device.kind,
-                              &memory));
+  check(graft_device_allocate(bytes, device.kind, &memory));
+  count_bytes(static_cast<int64_t>(bytes));
   const at::Device place(kOwnDevice, static_cast<c10::DeviceIndex>(device.kind));
-  const auto release = [kind = device.kind](void* begin) { graft_device_release(begin, kind); };
+  const auto release = [kind = device.kind, bytes](void* begin) {
+    graft_device_release(begin, kind);
+    count_bytes(-static_cast<int64_t>(bytes));
+  };
   return at::from_blob(memory, shape, release, at::TensorOptions().dtype(type).device(place),
                        place);
+}
+
+DeviceBytes device_bytes() {
+  return {bytes_now, bytes_most};
 }
 
 at::Tensor zeros_on(const Device& device, at::ScalarType type, at::IntArrayRef shape) {

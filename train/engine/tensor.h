@@ -27,6 +27,14 @@ at::Tensor empty_of(graft_float_type type, std::initializer_list<int64_t> shape)
 at::Tensor empty_on(const Device& device, at::ScalarType type, at::IntArrayRef shape);
 at::Tensor zeros_on(const Device& device, at::ScalarType type, at::IntArrayRef shape);
 
+// Bytes of all tensors that lie in the memory of a device that is not the processor, and the most
+// that they ever were together: what graft asked for, without what its libraries take.
+struct DeviceBytes {
+  int64_t now = 0;
+  int64_t most = 0;
+};
+DeviceBytes device_bytes();
+
 // Where a tensor lies, and the default stream there.
 Device place_of(const at::Tensor& tensor);
 // A copy of a host tensor in the device's memory; the tensor itself for the processor.

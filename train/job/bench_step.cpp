@@ -92,6 +92,24 @@ class RandomWeights {
                               : make<float>(stream, at::kFloat, shape, weight);
   }
 
+  // In host memory, for a device: copies too.
+  at::Tensor dense_on_host(uint64_t stream, graft_float_type type, at::IntArrayRef shape) {
+    const int64_t rows = std::min(shape[0], std::max<int64_t>(kPool / shape[1], 1));
+    const at::ScalarType scalar = type == GRAFT_BF16 ? at::kBFloat16 : at::kFloat;
+    at::Tensor tensor = empty_on({}, scalar, shape);
+    at::Tensor first = tensor.narrow(0, 0, rows);
+    if (type == GRAFT_BF16) {
+      fill<at::BFloat16>(stream, first, weight);
+    } else {
+      fill<float>(stream, first, weight);
+    }
+    auto* const bytes = static_cast<std::byte*>(tensor.data_ptr());
+    for (size_t done = first.nbytes(); done < tensor.nbytes(); done += first.nbytes()) {
+      std::memcpy(bytes + done, bytes, std::min(first.nbytes(), tensor.nbytes() - done));
+    }
+    return tensor;
+  }
+
   at::Tensor norm(uint64_t stream, at::IntArrayRef shape) {
     at::Tensor values = empty_on({}, at::kFloat, shape);
     fill<float>(stream, values, weight);
@@ -160,6 +178,7 @@ class RandomWeights {
   std::map<at::ScalarType, at::Tensor> pools_;
 };
 
+// On the device, but for an embedding that may stay on the host.
 std::unique_ptr<Model> random_model(const ModelConfig& config,
                                     Precision precision,
                                     graft_float_type operands,
@@ -174,8 +193,11 @@ std::unique_ptr<Model> random_model(const ModelConfig& config,
     } else if (tensor.shape.size() == 1) {
       *tensor.value = random.norm(stream, tensor.shape);
     } else {
-      *tensor.value =
-          random.dense(stream, tensor.type != nullptr ? *tensor.type : GRAFT_F32, tensor.shape);
+      const graft_float_type type = tensor.type != nullptr ? *tensor.type : GRAFT_F32;
+      const bool may_stay = tensor.value == &model->embedding && model->can_embed_on_host();
+      *tensor.value = may_stay && !device.is_host()
+                          ? random.dense_on_host(stream, type, tensor.shape)
+                          : random.dense(stream, type, tensor.shape);
     }
   }
   if (config.tied_embeddings) model->head = model->embedding;
@@ -249,6 +271,26 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
+MomentType moments_of(const Args& args) {
+  const std::string name = args.text("--optimizer");
+  const auto* const found = std::find(kOptimizerNames.begin(), kOptimizerNames.end(), name);
+  if (found == kOptimizerNames.end()) {
+    fail(ExitCode::kUsage, unknown_name("optimizer", name, kOptimizerNames), "--optimizer");
+  }
+  return static_cast<MomentType>(found - kOptimizerNames.begin());
+}
+
+// "base weights 3.3 GiB, adapters 80 MiB, ...", with what of it lies on the host.
+std::string parts_text(const MemoryPlan& plan) {
+  std::string text;
+  for (const MemoryPart& part : parts_of(plan)) {
+    if (part.bytes == 0) continue;
+    text += (text.empty() ? "" : ", ") + part.name + " " + format_bytes(part.bytes);
+    if (part.on_host > 0) text += " (" + format_bytes(part.on_host) + " on the host)";
+  }
+  return text;
+}
+
 int run_bench_step(const Args& args) {
   const Device device = device_of(args);
   const int64_t memory_before = memory_in_use(device), free_before = free_memory(device);
@@ -288,9 +330,9 @@ int run_bench_step(const Args& args) {
     train_everything(*model);
   }
   choose_width(*model, device);
-  const PlacedModel placed(*model, device);
   PlanRequest request;
   request.device = device.kind;
+  request.moments = moments_of(args);
   request.deterministic = !args.flag("--any-order");
   request.rows = rows;
   request.sequence_len = length;
@@ -308,8 +350,10 @@ int run_bench_step(const Args& args) {
              format_bytes(request.cap) + " are allowed",
          "memory plan", "lower --batch or --seq");
   }
+  model->embeds_on_host = plan.training.embeds_on_host;
+  const PlacedModel placed(*model, device);
   Decoder decoder(*model, plan.training, device);
-  AdamW optimizer(model->trained);
+  AdamW optimizer(model->trained, request.moments);
   const Tokens tokens(args.text("--ids"), model->config.vocab_size);
   const double first_begins = process_age();
   bool clock_waits = false;
@@ -319,7 +363,7 @@ int run_bench_step(const Args& args) {
   double wall = 0;              // of those whose parts are told apart
   Json losses = Json::array();
   double first_ends = 0, data_seconds = 0, optimizer_seconds = 0;
-  int64_t peak = 0;
+  int64_t peak = 0, allocated = 0;
   const auto since = [](Clock::time_point from) {
     return std::chrono::duration<double>(Clock::now() - from).count();
   };
@@ -344,6 +388,7 @@ int run_bench_step(const Args& args) {
     optimizer_seconds += since(update);
     losses.push_back(head.loss_sum * scale);
     peak = std::max(peak, memory_in_use(device) - memory_before);
+    allocated = std::max(allocated, device_bytes().now);
     return since(start);
   };
   const auto clear_parts = [&] {
@@ -390,6 +435,10 @@ int run_bench_step(const Args& args) {
                                                 {"step_s", step_seconds},
                                                 {"peak_rss_bytes", peak},
                                                 {"planned_bytes", planned},
+                                                {"allocated_bytes", allocated},
+                                                {"most_allocated_bytes", device_bytes().most},
+                                                {"planned_parts", parts_to_json(plan)},
+                                                {"embedding_on_host", plan.training.embeds_on_host},
                                                 {"fullest_phase", fullest_phase(*model, plan)},
                                                 {"first_step_begins_s", first_begins},
                                                 {"first_step_s", first_ends},
@@ -413,6 +462,12 @@ int run_bench_step(const Args& args) {
       format_bytes(peak).c_str(), format_bytes(planned).c_str(),
       fullest_phase(*model, plan).c_str(), format_fixed(first_begins, 2).c_str(),
       format_fixed(first_ends, 2).c_str());
+  if (!device.is_host()) {
+    std::printf("       %s of the device asked for by graft itself, %s while loading\n",
+                format_bytes(allocated).c_str(), format_bytes(device_bytes().most).c_str());
+  }
+  std::printf("parts  %s\n", parts_text(plan).c_str());
+  std::printf("blocks %s\n", layers_text(plan.training).c_str());
   std::vector<std::vector<std::string>> table = {{"part of a step", "ms", "share"}};
   for (const auto& [name, value] : breakdown.as_object()) {
     if (value.as_double() == 0) continue;
@@ -447,6 +502,7 @@ Command bench_step_command() {
            {"--steps", "N", "20", "steps; the first is not counted"},
            {"--ids", "FILE", "", "safetensors file with input_ids I64 [steps, batch, length]"},
            {"--max-memory", "SIZE", "", "what weights, optimizer and buffers may take"},
+           {"--optimizer", "adamw|adamw_8bit", "adamw", "as a config's optimizer"},
            compute_option("auto"),
            kDeviceOption,
            {"--any-order", "", "",

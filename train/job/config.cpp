@@ -107,8 +107,8 @@ constexpr ConfigKey kKeys[] = {
      "bits then differ from run to run"},
     {"max_memory", "size", "",
      "bytes for weights, optimizer and buffers, such as 8GiB; absent: what is free. Blocks keep "
-     "less "
-     "and compute again what does not fit; the result is the same to the bit"},
+     "less and compute again what does not fit; last, beside a GPU the embedding and inputs of "
+     "blocks lie in the host's memory. The result is the same to the bit"},
 };
 
 constexpr ConfigKey kDatasetKeys[] = {
@@ -144,7 +144,6 @@ constexpr std::pair<std::string_view, std::string_view> kFieldKeys[] = {
 
 constexpr std::string_view kMethods[] = {"lora", "qlora", "none"};
 constexpr std::string_view kWeights[] = {"pretrained", "random"};
-constexpr std::string_view kOptimizers[] = {"adamw", "adamw_8bit"};  // of MomentType
 constexpr std::string_view kSchedules[] = {"cosine", "linear", "constant"};
 constexpr int64_t kManySteps = 1'000'000'000;
 
@@ -363,7 +362,8 @@ void read_compute(ConfigReader& reader, TrainConfig& config) {
 
 void read_optimizer(ConfigReader& reader, TrainConfig& config) {
   OptimizerSettings& optimizer = config.optimizer;
-  optimizer.moments = static_cast<MomentType>(choose(reader, "optimizer", "adamw", kOptimizers));
+  optimizer.moments =
+      static_cast<MomentType>(choose(reader, "optimizer", "adamw", kOptimizerNames));
   optimizer.learning_rate = reader.get_float("learning_rate", 2e-4, {0, 10});
   optimizer.schedule = static_cast<Schedule>(choose(reader, "lr_scheduler", "cosine", kSchedules));
   optimizer.min_lr_ratio = reader.get_float("cosine_min_lr_ratio", 0, {0, 1});
@@ -658,7 +658,7 @@ Json config_to_json(const TrainConfig& config) {
       {"gradient_accumulation_steps", config.gradient_accumulation_steps},
       {"num_epochs", config.num_epochs},
       {"max_steps", config.max_steps},
-      {"optimizer", kOptimizers[static_cast<size_t>(optimizer.moments)]},
+      {"optimizer", kOptimizerNames[static_cast<size_t>(optimizer.moments)]},
       {"learning_rate", optimizer.learning_rate},
       {"lr_scheduler", kSchedules[static_cast<size_t>(optimizer.schedule)]},
       {"cosine_min_lr_ratio", optimizer.min_lr_ratio},

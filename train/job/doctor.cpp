@@ -263,8 +263,8 @@ Outcome Doctor::packing() {
 
 Outcome Doctor::plan() {
   std::vector<Variant> variants;
-  for (const LayerMemory memory :
-       {LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock, LayerMemory::kOffloadInput}) {
+  for (const LayerMemory memory : {LayerMemory::kRecomputeMlp, LayerMemory::kRecomputeBlock,
+                                   LayerMemory::kRecomputeInput, LayerMemory::kOffloadInput}) {
     const std::vector<LayerPlan> layers(model_->layers.size(), LayerPlan{memory, false});
     variants.push_back({kLayerMemoryNames[static_cast<size_t>(memory)], {.layers = layers}});
   }

@@ -168,7 +168,7 @@ struct PhaseUse {
 };
 
 std::vector<PhaseUse> phase_uses(const Model& model, const MemoryPlan& plan) {
-  const Timeline time(model, plan.training);
+  const Timeline time(plan.training);
   const Layout layout = plan_layout(model, plan.training);
   std::vector<PhaseUse> uses = {{"forward", 0}, {"head and loss", 0}, {"backward", 0}};
   for (int phase = 0; phase < layout.phases; ++phase) {
@@ -176,12 +176,6 @@ std::vector<PhaseUse> phase_uses(const Model& model, const MemoryPlan& plan) {
     use.bytes = std::max(use.bytes, bytes_in_use(layout, phase));
   }
   return uses;
-}
-
-std::vector<std::pair<std::string, int64_t>> parts_of(const MemoryPlan& plan) {
-  return {{"base weights", plan.weights},     {"weights kept decoded", plan.decoded},
-          {"adapters", plan.trained},         {"gradients", plan.gradients},
-          {"moments of AdamW", plan.moments}, {"buffers", plan.buffers()}};
 }
 
 }  // namespace
@@ -304,16 +298,37 @@ double product_rate(graft_float_type operands, const Device& device) {
   return best;
 }
 
+std::vector<MemoryPart> parts_of(const MemoryPlan& plan) {
+  const bool apart = plan.training.own_memory();
+  return {{"base weights", plan.weights, plan.host_weights},
+          {"weights kept decoded", plan.decoded},
+          {"adapters", plan.trained},
+          {"gradients", plan.gradients},
+          {"moments of AdamW", plan.moments, plan.host_moments},
+          {"buffers", plan.buffers(), apart ? plan.host_bytes : 0}};
+}
+
+Json parts_to_json(const MemoryPlan& plan) {
+  Json bytes = Json::object(), on_host = Json::object();
+  for (const MemoryPart& part : parts_of(plan)) {
+    bytes.set(part.name, part.bytes);
+    if (part.on_host > 0) on_host.set(part.name, part.on_host);
+  }
+  return Json::object({{"bytes", bytes}, {"on_host", on_host}});
+}
+
 Json plan_to_json(const MemoryPlan& plan) {
-  Json bytes = Json::object();
-  for (const auto& [name, count] : parts_of(plan)) bytes.set(name, count);
+  const Json parts = parts_to_json(plan);
   Json layers = Json::array();
   for (const LayerPlan& layer : plan.training.layers) {
     layers.push_back(Json::object({{"memory", kLayerMemoryNames[static_cast<size_t>(layer.memory)]},
                                    {"decoded", layer.resident}}));
   }
   return Json::object({{"total_bytes", plan.total()},
-                       {"bytes", bytes},
+                       {"on_device_bytes", plan.on_device()},
+                       {"bytes", parts.at("bytes")},
+                       {"on_host", parts.at("on_host")},
+                       {"embedding_on_host", plan.training.embeds_on_host},
                        {"fits", plan.fits},
                        {"layers", layers},
                        {"head_rows", plan.training.head_chunk},
@@ -329,7 +344,7 @@ std::string fullest_phase(const Model& model, const MemoryPlan& plan) {
   for (int phase = 1; phase < layout.phases; ++phase) {
     if (bytes_in_use(layout, phase) > bytes_in_use(layout, fullest)) fullest = phase;
   }
-  return phase_name(Timeline(model, plan.training), fullest);
+  return Timeline(plan.training).name(fullest);
 }
 
 int run_plan(const Args& args) {
@@ -362,10 +377,15 @@ int run_plan(const Args& args) {
     return 0;
   }
   std::vector<std::vector<std::string>> rows = {{"memory", "bytes", ""}};
-  for (const auto& [name, bytes] : parts_of(memory)) {
+  const auto add = [&](const std::string& name, int64_t bytes) {
     if (bytes > 0) rows.push_back({name, format_count(bytes), format_bytes(bytes)});
+  };
+  for (const MemoryPart& part : parts_of(memory)) {
+    add(part.name, part.bytes);
+    add("  of them on the host", part.on_host);
   }
-  rows.push_back({"together", format_count(memory.total()), format_bytes(memory.total())});
+  add("together", memory.total());
+  if (memory.on_host() > 0) add("together on the device", memory.on_device());
   for (const PhaseUse& use : uses) {
     rows.push_back({"buffers in " + use.name, format_count(use.bytes), format_bytes(use.bytes)});
   }
@@ -379,6 +399,9 @@ int run_plan(const Args& args) {
               format_count(config.rows_per_step()).c_str(),
               config.micro_batch_size > 0 ? "" : " (micro_batch_size: auto)");
   std::printf("blocks   %s\n", layers_text(memory.training).c_str());
+  if (memory.training.embeds_on_host) {
+    std::printf("tables   the embedding stays in the host's memory\n");
+  }
   std::printf("head     %s rows of logits at a time\n",
               format_count(memory.training.head_chunk).c_str());
   std::printf("work     %s GFLOP a micro-batch of %s tokens, %s %% of it computed twice\n",

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/args.h"
 #include "core/json.h"
@@ -56,6 +57,15 @@ void refuse_unfit(const TrainConfig& config, const ModelConfig& model, const Run
 // Operations a second of a large matrix product, measured for about a tenth of a second.
 double product_rate(graft_float_type operands, const Device& device = {});
 
+// One part of what a plan needs.
+struct MemoryPart {
+  std::string name;  // "base weights"
+  int64_t bytes = 0;
+  int64_t on_host = 0;  // of them, in the host's memory where the device has its own
+};
+std::vector<MemoryPart> parts_of(const MemoryPlan& plan);
+// {"base weights": bytes, ...}, and {"buffers": bytes, ...} of what lies on the host.
+Json parts_to_json(const MemoryPlan& plan);
 Json plan_to_json(const MemoryPlan& plan);
 
 // The phase of a training step in which the most bytes of buffers are in use: "forward of block 3,

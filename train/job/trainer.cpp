@@ -168,6 +168,7 @@ void Training::prepare_model() {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
   choose_width(*model_, config_.device);
+  model_->embeds_on_host = plan_.memory.training.embeds_on_host;
   placed_ = std::make_unique<PlacedModel>(*model_, config_.device);
   text_ = load_run_text(config_, vocabulary, path("tokenizer"));
   optimizer_ = std::make_unique<AdamW>(model_->trained, config_.optimizer.moments);
@@ -289,6 +290,9 @@ void Training::print_plan() {
                format_count(plan_.request.rows).c_str(),
                format_bytes(plan_.memory.on_device()).c_str());
   std::fprintf(stderr, "blocks  %s\n", layers_text(plan_.memory.training).c_str());
+  if (model_->embeds_on_host) {
+    std::fprintf(stderr, "tables  the embedding stays in the host's memory\n");
+  }
   if (model_->narrow) {
     std::fprintf(stderr, "attention  %s\n", decoder_->attention_text().c_str());
   }

@@ -140,6 +140,9 @@ struct Model {
   // and the residual stream are float32 in any case. Of models that can be
   // (train/model/extended.h).
   bool narrow = false;
+  // Whether the embedding stays in host memory when a device with its own has the model: the rows
+  // of a batch are gathered there. Of models that can_embed_on_host().
+  bool embeds_on_host = false;
   at::Tensor embedding;  // [vocab, hidden] of embedding_type
   at::Tensor embedding_grad;
   graft_float_type embedding_type = GRAFT_F32;
@@ -160,6 +163,10 @@ struct Model {
   std::vector<const Linear*> linears() const;
   bool trains_embedding() const {
     return embedding_grad.defined() || embedding_rows.grad.defined();
+  }
+  // A frozen table that is nothing else than the embedding, and that nothing rewrites.
+  bool can_embed_on_host() const {
+    return !config.tied_embeddings && !trains_embedding() && config.added.count() == 0;
   }
   bool trains_head() const { return head_grad.defined() || head_rows.grad.defined(); }
   bool quantized() const;     // any linear: a checkpoint may leave some of them dense

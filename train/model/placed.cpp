@@ -5,6 +5,7 @@
 
 #include <ATen/ops/from_blob.h>
 
+#include "core/error.h"
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
 #include "train/model/lora.h"
@@ -38,6 +39,7 @@ std::vector<Found> tensors_of(Model& model) {
   const bool grows = model.config.added.count() > 0;  // tables whose new rows follow masters
   const std::set<const Linear*> extend = extending(model);
   for (const BaseTensor& tensor : base_tensors(model)) {
+    if (model.embeds_on_host && tensor.value == &model.embedding) continue;
     all.push_back({tensor.value, tensor.grad->defined() || (grows && tensor.linear == nullptr),
                    extend.count(tensor.linear) > 0});
     all.push_back({tensor.grad, true});
@@ -93,6 +95,9 @@ at::Tensor copy_part(const Device& device, const at::Tensor& host, Wholes& whole
 
 void PlacedModel::place() {
   if (device_.is_host() || placed_) return;
+  if (model_.embeds_on_host && !model_.can_embed_on_host()) {
+    fail(ExitCode::kBug, "an embedding that is trained, tied or grown cannot stay on the host");
+  }
   std::map<const void*, size_t> known;  // host memory -> pair
   Wholes wholes;
   std::vector<Pair> before = std::move(pairs_);

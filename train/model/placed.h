@@ -11,7 +11,8 @@
 
 namespace graft::train {
 
-// Puts what a step reads and writes into the device's memory: weights, adapters, gradients. The
+// Puts what a step reads and writes into the device's memory: weights, adapters, gradients; but
+// not the embedding of a model that embeds_on_host, whose rows a decoder gathers on the host. The
 // host keeps its tensors, and take_back() gives them to the model again, with the trained values,
 // their gradients and what follows from them as the device left them. For the processor all of it
 // is nothing.
@@ -22,7 +23,7 @@ namespace graft::train {
 // computed on the host in between (DoRA's gains) is computed again there.
 class PlacedModel {
  public:
-  // Errors: kDevice.
+  // Errors: kDevice, kBug (embeds_on_host of a model that cannot).
   PlacedModel(Model& model, const Device& device) : model_(model), device_(device) { place(); }
   // Of a model that an error leaves behind nothing is read any more, and the device may have
   // failed.

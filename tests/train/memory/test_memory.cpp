@@ -177,7 +177,7 @@ std::unique_ptr<Model> made(const test::TinyFamily& family, const Method& method
 // Choices that use every kind of buffer.
 void mix(StepPlan& plan, bool decodes) {
   plan.layers[0].memory = LayerMemory::kOffloadInput;
-  plan.layers[1].memory = LayerMemory::kRecomputeBlock;
+  plan.layers[1].memory = LayerMemory::kRecomputeInput;
   plan.layers[2] = {LayerMemory::kRecomputeMlp, decodes};
 }
 
