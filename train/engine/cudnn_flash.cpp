@@ -133,6 +133,7 @@ class CudnnFlash final : public Flash {
         extent_(extent),
         in_order_(std::move(in_order)),
         room_(device),
+        dense_(device),
         ends_(device) {}
   CudnnFlash(const CudnnFlash&) = delete;
   CudnnFlash& operator=(const CudnnFlash&) = delete;
@@ -173,7 +174,7 @@ class CudnnFlash final : public Flash {
   FlashExtent extent_;
   std::unique_ptr<Flash> in_order_;  // takes the batches whose order would cost cuDNN too much
   std::map<Key, Graph> forward_, backward_;
-  Room room_, ends_;
+  Room room_, dense_, ends_;
 
   // Of the batch.
   bool defers_ = false;  // to in_order_
@@ -423,7 +424,7 @@ void CudnnFlash::backward(const graft_attention_shape& shape,
   std::byte* workspace = gradients.workspace;
   int64_t bytes = gradients.workspace_bytes;
   if (bytes < dense_bytes) {
-    workspace = room_.get(dense_bytes + extent_.tokens * 4);
+    workspace = dense_.get(dense_bytes);
     bytes = dense_bytes;
   }
   auto* const dense_dk = reinterpret_cast<uint16_t*>(workspace);
