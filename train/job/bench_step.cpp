@@ -426,6 +426,7 @@ int run_bench_step(const Args& args) {
   }
   const double step_seconds = median(seconds);
   const auto per_step = static_cast<double>(rows * length);
+  const int64_t most_allocated = device_bytes().most;  // before the rate's own matrices
   const double rate = product_rate(operands, device);
   const double mfu = plan.flops.total() / step_seconds / rate;
   const int64_t planned =
@@ -436,7 +437,7 @@ int run_bench_step(const Args& args) {
                                                 {"peak_rss_bytes", peak},
                                                 {"planned_bytes", planned},
                                                 {"allocated_bytes", allocated},
-                                                {"most_allocated_bytes", device_bytes().most},
+                                                {"most_allocated_bytes", most_allocated},
                                                 {"planned_parts", parts_to_json(plan)},
                                                 {"embedding_on_host", plan.training.embeds_on_host},
                                                 {"fullest_phase", fullest_phase(*model, plan)},
@@ -464,7 +465,7 @@ int run_bench_step(const Args& args) {
       format_fixed(first_ends, 2).c_str());
   if (!device.is_host()) {
     std::printf("       %s of the device asked for by graft itself, %s while loading\n",
-                format_bytes(allocated).c_str(), format_bytes(device_bytes().most).c_str());
+                format_bytes(allocated).c_str(), format_bytes(most_allocated).c_str());
   }
   std::printf("parts  %s\n", parts_text(plan).c_str());
   std::printf("blocks %s\n", layers_text(plan.training).c_str());
