@@ -90,8 +90,8 @@ void attention_half_backward(const Pass& pass,
       scratch.attention_workspace, static_cast<size_t>(scratch.attention_workspace_bytes),
       pass.device.kind, pass.device.stream));
   pass.clock.lap(Work::kAttention);
-  const auto backward = [&](const Turned& x, float* d_x, float* unnormed) {
-    return static_cast<const float*>(turn_backward(pass, shape, x, d_x, unnormed));
+  const auto backward = [&](const Turned& turned, float* d_turned, float* unnormed) {
+    return static_cast<const float*>(turn_backward(pass, shape, turned, d_turned, unnormed));
   };
   const float* const d_planes[] = {backward(q, scratch.d_q, scratch.d_q_unnormed),
                                    backward(k, scratch.d_k, scratch.d_k_unnormed), scratch.d_v};

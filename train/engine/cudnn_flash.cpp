@@ -139,6 +139,10 @@ class CudnnFlash final : public Flash {
   CudnnFlash& operator=(const CudnnFlash&) = delete;
   ~CudnnFlash() override { fe::detail::destroy_handle(handle_); }
 
+  // Builds graphs as batches will need them: an Error where this GPU has none, such as one of
+  // compute capability 8 for a fixed order.
+  void try_out() const;
+
   std::string name() const override { return "cuDNN's attention"; }
   void begin(const Batch& batch) override;
   void forward(const graft_attention_shape& shape,
@@ -297,6 +301,22 @@ Graph CudnnFlash::build_backward(const Key& key) const {
   set_result(*dk, kDK, key, key.kv_heads, width, counts(g, kDKEnds, ends));
   set_result(*dv, kDV, key, key.kv_heads, width, counts(g, kDVEnds, ends));
   return finish(std::move(graph));
+}
+
+void CudnnFlash::try_out() const {
+  const int64_t width = extent_.kv_heads * extent_.head_dim;
+  Key key{};
+  key.documents = 1;
+  key.longest = kTile;
+  key.heads = extent_.heads;
+  key.kv_heads = extent_.kv_heads;
+  key.head_dim = extent_.head_dim;
+  key.q_stride = extent_.q_stride;
+  key.k_stride = key.v_stride = width;
+  key.out_stride = extent_.heads * extent_.head_dim;
+  key.scale = 1;
+  build_forward(key);
+  build_backward(key);
 }
 
 // To add in a fixed order cuDNN writes the gradients of all scores out, [documents, heads, longest,
@@ -491,7 +511,9 @@ std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
     check_cudnn(fe::detail::create_handle(&handle), "its start");
     check_cudnn(fe::detail::set_stream(handle, static_cast<cudaStream_t>(device.stream)),
                 "its stream");
-    return std::make_unique<CudnnFlash>(device, handle, extent, std::move(in_order));
+    auto flash = std::make_unique<CudnnFlash>(device, handle, extent, std::move(in_order));
+    flash->try_out();
+    return flash;
   } catch (const std::exception& error) {
     *reason = error.what();
     return nullptr;

@@ -168,10 +168,12 @@ void narrow_attention_backward(const Pass& pass,
                                    pass.device.kind, pass.device.stream));
   }
   pass.clock.lap(Work::kAttention);
-  const auto backward = [&](const Turned& x, uint16_t* d_x, uint16_t* unnormed, uint16_t* to) {
-    auto* const d_projected = static_cast<uint16_t*>(turn_backward(pass, config, x, d_x, unnormed));
+  const auto backward = [&](const Turned& turned, uint16_t* d_turned, uint16_t* unnormed,
+                            uint16_t* to) {
+    auto* const d_projected =
+        static_cast<uint16_t*>(turn_backward(pass, config, turned, d_turned, unnormed));
     if (d_projected == to) return;
-    const int64_t width = x.heads * pass.config.head_dim;
+    const int64_t width = turned.heads * pass.config.head_dim;
     copy_rows(pass, {d_projected, width}, {to, d_own.stride}, width);
     pass.clock.lap(Work::kRows);
   };

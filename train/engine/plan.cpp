@@ -72,7 +72,7 @@ std::string Timeline::name(int phase) const {
 Layout plan_layout(const Model& model, const StepPlan& plan) {
   Layout layout;
   Buffers buffers(layout);
-  StepBuffers(model, plan, buffers);
+  [[maybe_unused]] const StepBuffers declared(model, plan, buffers);
   pack(layout);
   return layout;
 }
