@@ -12,7 +12,10 @@ mkdir -p $stage/bin $stage/lib
 # Installing rewrites the run paths to $ORIGIN/../lib.
 cmake --install "$build" --prefix "$PWD/$stage" > /dev/null
 rm -rf $stage/share
-for program in "$build"/bin/test_*; do [ ! -x "$program" ] || { mkdir -p $stage/tests; cp "$program" $stage/tests/; }; done
+# The tests that have something to do on another machine, with a GPU or other instructions.
+for program in test_kernels test_kernel_cases test_gpu; do
+  [ ! -x "$build/bin/$program" ] || { mkdir -p $stage/tests; cp "$build/bin/$program" $stage/tests/; }
+done
 # What `make gpu-check` does, for a machine without a toolchain: tests/gpu_check.sh.
 if [ -x "$build/bin/graft-kernel-check" ]; then
   mkdir -p $stage/tests $stage/docs
