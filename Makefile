@@ -69,7 +69,7 @@ asan: setup-test ## the kernels' tests under AddressSanitizer and UBSan, in buil
 
 gpu-check: setup-test ## on a GPU: results, compute-sanitizer, speed (needs no toolchain from the bundle)
 	@$(MAKE) --no-print-directory configure TESTS=ON
-	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check $$(grep -q GRAFT_NVCC:FILEPATH=/ $(BUILD)/CMakeCache.txt && echo graft_cuda)
+	@cmake --build $(BUILD) -j $(JOBS) --target graft-kernel-check test_gpu $$(grep -q GRAFT_NVCC:FILEPATH=/ $(BUILD)/CMakeCache.txt && echo graft_cuda)
 	@GRAFT_BUILD=$(BUILD) tests/kernels/gpu_check.sh
 
 install: build ## copy programs to PREFIX (default /usr/local)

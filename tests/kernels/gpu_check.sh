@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What has to hold on a GPU: every operator's results, compute-sanitizer's four tools, and speed.
+# What has to hold on a GPU: every operator's results, attention of the libraries, compute-sanitizer's
+# four tools, and speed.
 # Runs from a build (`make gpu-check`) and from the bundle of `make dist`, which needs no toolchain.
 # Usage: gpu_check.sh [--device cuda|emu] [--only CASE] [--out FILE] [--kept FILE]
 #   --device emu  rehearses the script where there is no GPU; the speed is then of tiny shapes
@@ -16,7 +17,7 @@ while [ $# -gt 0 ]; do
     --only) only=(--only "$2") ;;
     --out) out=$2 ;;
     --kept) kept=$2 ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -38,6 +39,16 @@ code=0
 "$check" cases --device "$device" "${quick[@]}" "${only[@]}" || code=$?
 [ $code = 4 ] && { echo "gpu-check: NOT RUN, there is no GPU"; exit 4; }
 [ $code = 0 ] || complain "results (exit $code)"
+
+if [ "$device" = cuda ] && [ ${#only[@]} = 0 ]; then
+  echo "== attention of cuDNN and LibTorch"
+  tests=$(dirname "$check")/test_gpu
+  if [ ! -x "$tests" ] || ldd "$tests" | grep -q 'not found'; then
+    echo "NOT RUN: test_gpu needs LibTorch's lib folder in LD_LIBRARY_PATH"
+  else
+    "$tests" || complain "attention (exit $?)"
+  fi
+fi
 
 echo "== compute-sanitizer"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1 || true)
