@@ -164,6 +164,10 @@ class CudnnFlash final : public Flash {
   using Arrays = std::unordered_map<int64_t, void*>;
 
   Key key_of(const graft_attention_shape& shape, const Group& group) const;
+  // The known graph, or one that is built now.
+  const Graph& graph_of(std::map<Key, Graph>& known,
+                        const Key& key,
+                        Graph (CudnnFlash::*build)(const Key&) const) const;
   Graph build_forward(const Key& key) const;
   Graph build_backward(const Key& key) const;
   Graph finish(std::shared_ptr<fe::graph::Graph> graph) const;
@@ -171,6 +175,14 @@ class CudnnFlash final : public Flash {
   // Where the group's documents begin in an array with rows `stride` values apart; their lengths
   // for 0.
   void* ends_of(const Group& group, int64_t stride);
+  // What both passes are given.
+  Arrays arrays_of(const graft_attention_shape& shape,
+                   const Group& group,
+                   const uint16_t* q,
+                   const uint16_t* k,
+                   const uint16_t* v,
+                   const uint16_t* out,
+                   const float* lse);
   void run(const Graph& graph, Arrays& arrays, std::byte* workspace, int64_t bytes);
 
   Device device_;
@@ -187,19 +199,6 @@ class CudnnFlash final : public Flash {
   std::vector<int32_t> begins_;   // of the documents, and the end of the last
   std::vector<int64_t> strides_;  // whose ends are in the device's memory
 };
-
-TensorPtr values(fe::graph::Graph& graph,
-                 Name name,
-                 const Key& key,
-                 int64_t heads,
-                 int64_t stride,
-                 const TensorPtr& ends) {
-  return graph.tensor(fe::graph::Tensor_attributes()
-                          .set_uid(name)
-                          .set_dim({key.documents, heads, key.longest, key.head_dim})
-                          .set_stride({key.longest * stride, key.head_dim, stride, 1})
-                          .set_ragged_offset(ends));
-}
 
 TensorPtr counts(fe::graph::Graph& graph, Name name, int64_t count) {
   return graph.tensor(fe::graph::Tensor_attributes()
@@ -225,19 +224,42 @@ void set_sums(fe::graph::Tensor_attributes& sums, const Key& key, const TensorPt
       .set_ragged_offset(ends);
 }
 
-// An output whose rows are `stride` values apart.
-void set_result(fe::graph::Tensor_attributes& result,
-                Name name,
-                const Key& key,
-                int64_t heads,
-                int64_t stride,
-                const TensorPtr& ends) {
-  result.set_output(true)
-      .set_uid(name)
+// [documents, heads, longest, head_dim] with rows `stride` values apart.
+void place(fe::graph::Tensor_attributes& attributes,
+           Name name,
+           const Key& key,
+           int64_t heads,
+           int64_t stride,
+           const TensorPtr& ends) {
+  attributes.set_uid(name)
       .set_dim({key.documents, heads, key.longest, key.head_dim})
       .set_stride({key.longest * stride, key.head_dim, stride, 1})
       .set_ragged_offset(ends);
 }
+
+TensorPtr values(fe::graph::Graph& graph,
+                 Name name,
+                 const Key& key,
+                 int64_t heads,
+                 int64_t stride,
+                 const TensorPtr& ends) {
+  fe::graph::Tensor_attributes attributes;
+  place(attributes, name, key, heads, stride, ends);
+  return graph.tensor(attributes);
+}
+
+// What both passes read.
+struct Inputs {
+  Inputs(fe::graph::Graph& graph, const Key& key)
+      : q_ends(counts(graph, kQEnds, key.documents + 1)),
+        q(values(graph, kQ, key, key.heads, key.q_stride, q_ends)),
+        k(values(
+            graph, kK, key, key.kv_heads, key.k_stride, counts(graph, kKEnds, key.documents + 1))),
+        v(values(
+            graph, kV, key, key.kv_heads, key.v_stride, counts(graph, kVEnds, key.documents + 1))) {
+  }
+  TensorPtr q_ends, q, k, v;
+};
 
 template <typename Attributes>
 void mask(Attributes& attributes, const Key& key, const TensorPtr& lengths) {
@@ -263,13 +285,12 @@ Graph CudnnFlash::build_forward(const Key& key) const {
   auto graph = new_graph();
   fe::graph::Graph& g = *graph;
   const int64_t ends = key.documents + 1;
-  const TensorPtr q = values(g, kQ, key, key.heads, key.q_stride, counts(g, kQEnds, ends));
-  const TensorPtr k = values(g, kK, key, key.kv_heads, key.k_stride, counts(g, kKEnds, ends));
-  const TensorPtr v = values(g, kV, key, key.kv_heads, key.v_stride, counts(g, kVEnds, ends));
+  const Inputs in(g, key);
   auto attributes = fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(true);
   mask(attributes, key, counts(g, kLengths, key.documents));
-  auto [out, sums] = g.sdpa(q, k, v, attributes);
-  set_result(*out, kOut, key, key.heads, key.out_stride, counts(g, kOutEnds, ends));
+  auto [out, sums] = g.sdpa(in.q, in.k, in.v, attributes);
+  out->set_output(true);
+  place(*out, kOut, key, key.heads, key.out_stride, counts(g, kOutEnds, ends));
   sums->set_output(true);
   set_sums(*sums, key, counts(g, kSumsEnds, ends));
   return finish(std::move(graph));
@@ -279,10 +300,8 @@ Graph CudnnFlash::build_backward(const Key& key) const {
   auto graph = new_graph();
   fe::graph::Graph& g = *graph;
   const int64_t ends = key.documents + 1, width = key.kv_heads * key.head_dim;
-  const TensorPtr q_ends = counts(g, kQEnds, ends), out_ends = counts(g, kOutEnds, ends);
-  const TensorPtr q = values(g, kQ, key, key.heads, key.q_stride, q_ends);
-  const TensorPtr k = values(g, kK, key, key.kv_heads, key.k_stride, counts(g, kKEnds, ends));
-  const TensorPtr v = values(g, kV, key, key.kv_heads, key.v_stride, counts(g, kVEnds, ends));
+  const Inputs in(g, key);
+  const TensorPtr out_ends = counts(g, kOutEnds, ends);
   const TensorPtr out = values(g, kOut, key, key.heads, key.out_stride, out_ends);
   const TensorPtr dout = values(g, kDOut, key, key.heads, key.out_stride, out_ends);
   fe::graph::Tensor_attributes kept;
@@ -294,12 +313,13 @@ Graph CudnnFlash::build_backward(const Key& key) const {
                         .set_max_total_seq_len_q(extent_.tokens)
                         .set_max_total_seq_len_kv(extent_.tokens);
   mask(attributes, key, counts(g, kLengths, key.documents));
-  auto [dq, dk, dv] = g.sdpa_backward(q, k, v, out, dout, sums, attributes);
-  set_result(*dq, kDQ, key, key.heads, key.q_stride, q_ends);
+  auto [dq, dk, dv] = g.sdpa_backward(in.q, in.k, in.v, out, dout, sums, attributes);
+  for (const TensorPtr& result : {dq, dk, dv}) result->set_output(true);
+  place(*dq, kDQ, key, key.heads, key.q_stride, in.q_ends);
   // Without gaps: cuDNN's sums of all query heads have the same ones, as many times as heads share
   // a key.
-  set_result(*dk, kDK, key, key.kv_heads, width, counts(g, kDKEnds, ends));
-  set_result(*dv, kDV, key, key.kv_heads, width, counts(g, kDVEnds, ends));
+  place(*dk, kDK, key, key.kv_heads, width, counts(g, kDKEnds, ends));
+  place(*dv, kDV, key, key.kv_heads, width, counts(g, kDVEnds, ends));
   return finish(std::move(graph));
 }
 
@@ -395,6 +415,14 @@ Key CudnnFlash::key_of(const graft_attention_shape& shape, const Group& group) c
           shape.out_stride, shape.window,   shape.scale};
 }
 
+const Graph& CudnnFlash::graph_of(std::map<Key, Graph>& known,
+                                  const Key& key,
+                                  Graph (CudnnFlash::*build)(const Key&) const) const {
+  auto found = known.find(key);
+  if (found == known.end()) found = known.emplace(key, (this->*build)(key)).first;
+  return found->second;
+}
+
 void CudnnFlash::run(const Graph& graph, Arrays& arrays, std::byte* workspace, int64_t bytes) {
   std::byte* const at = graph.workspace <= bytes ? workspace : room_.get(graph.workspace);
   check_cudnn(graph.graph->execute(handle_, arrays, at), "execution");
@@ -402,6 +430,26 @@ void CudnnFlash::run(const Graph& graph, Arrays& arrays, std::byte* workspace, i
 
 void* plain(const void* values) {
   return const_cast<void*>(values);
+}
+
+CudnnFlash::Arrays CudnnFlash::arrays_of(const graft_attention_shape& shape,
+                                         const Group& group,
+                                         const uint16_t* q,
+                                         const uint16_t* k,
+                                         const uint16_t* v,
+                                         const uint16_t* out,
+                                         const float* lse) {
+  return {{kQ, plain(q)},
+          {kK, plain(k)},
+          {kV, plain(v)},
+          {kOut, plain(out)},
+          {kSums, plain(lse)},
+          {kLengths, ends_of(group, 0)},
+          {kQEnds, ends_of(group, shape.q_stride)},
+          {kKEnds, ends_of(group, shape.k_stride)},
+          {kVEnds, ends_of(group, shape.v_stride)},
+          {kOutEnds, ends_of(group, shape.out_stride)},
+          {kSumsEnds, ends_of(group, shape.heads)}};
 }
 
 void CudnnFlash::forward(const graft_attention_shape& shape,
@@ -412,21 +460,8 @@ void CudnnFlash::forward(const graft_attention_shape& shape,
                          float* lse) {
   if (defers_) return in_order_->forward(shape, q, k, v, out, lse);
   for (const Group& group : groups_) {
-    const Key key = key_of(shape, group);
-    auto found = forward_.find(key);
-    if (found == forward_.end()) found = forward_.emplace(key, build_forward(key)).first;
-    Arrays arrays = {{kQ, plain(q)},
-                     {kK, plain(k)},
-                     {kV, plain(v)},
-                     {kOut, out},
-                     {kSums, lse},
-                     {kLengths, ends_of(group, 0)},
-                     {kQEnds, ends_of(group, shape.q_stride)},
-                     {kKEnds, ends_of(group, shape.k_stride)},
-                     {kVEnds, ends_of(group, shape.v_stride)},
-                     {kOutEnds, ends_of(group, shape.out_stride)},
-                     {kSumsEnds, ends_of(group, shape.heads)}};
-    run(found->second, arrays, nullptr, 0);
+    Arrays arrays = arrays_of(shape, group, q, k, v, out, lse);
+    run(graph_of(forward_, key_of(shape, group), &CudnnFlash::build_forward), arrays, nullptr, 0);
   }
 }
 
@@ -450,27 +485,15 @@ void CudnnFlash::backward(const graft_attention_shape& shape,
   auto* const dense_dk = reinterpret_cast<uint16_t*>(workspace);
   auto* const dense_dv = reinterpret_cast<uint16_t*>(workspace + dense_bytes / 2);
   for (const Group& group : groups_) {
-    const Key key = key_of(shape, group);
-    auto found = backward_.find(key);
-    if (found == backward_.end()) found = backward_.emplace(key, build_backward(key)).first;
-    Arrays arrays = {{kQ, plain(q)},
-                     {kK, plain(k)},
-                     {kV, plain(v)},
-                     {kOut, plain(out)},
-                     {kSums, plain(lse)},
-                     {kDOut, plain(dout)},
-                     {kDQ, gradients.dq},
-                     {kDK, dense_dk},
-                     {kDV, dense_dv},
-                     {kLengths, ends_of(group, 0)},
-                     {kQEnds, ends_of(group, shape.q_stride)},
-                     {kKEnds, ends_of(group, shape.k_stride)},
-                     {kVEnds, ends_of(group, shape.v_stride)},
-                     {kOutEnds, ends_of(group, shape.out_stride)},
-                     {kSumsEnds, ends_of(group, shape.heads)},
-                     {kDKEnds, ends_of(group, width)},
-                     {kDVEnds, ends_of(group, width)}};
-    run(found->second, arrays, workspace + dense_bytes, bytes - dense_bytes);
+    Arrays arrays = arrays_of(shape, group, q, k, v, out, lse);
+    arrays.insert({{kDOut, plain(dout)},
+                   {kDQ, gradients.dq},
+                   {kDK, dense_dk},
+                   {kDV, dense_dv},
+                   {kDKEnds, ends_of(group, width)},
+                   {kDVEnds, ends_of(group, width)}});
+    run(graph_of(backward_, key_of(shape, group), &CudnnFlash::build_backward), arrays,
+        workspace + dense_bytes, bytes - dense_bytes);
   }
   const auto put = [&](const uint16_t* from, uint16_t* to, int64_t stride) {
     check(graft_convert(from, GRAFT_BF16, width, to, GRAFT_BF16, stride, shape.tokens, width, 1,
