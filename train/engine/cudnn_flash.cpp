@@ -93,8 +93,6 @@ enum Name : int64_t {
   kVEnds,
   kOutEnds,
   kSumsEnds,
-  kDKEnds,
-  kDVEnds,
 };
 
 // What a graph is built for.
@@ -139,11 +137,7 @@ class CudnnFlash final : public Flash {
   CudnnFlash& operator=(const CudnnFlash&) = delete;
   ~CudnnFlash() override { fe::detail::destroy_handle(handle_); }
 
-  // Builds graphs as batches will need them: an Error where this GPU has none, such as one of
-  // compute capability 8 for a fixed order.
-  void try_out() const;
-
-  std::string name() const override { return "cuDNN's attention"; }
+  std::string name() const override;
   void begin(const Batch& batch) override;
   void forward(const graft_attention_shape& shape,
                const uint16_t* q,
@@ -163,6 +157,14 @@ class CudnnFlash final : public Flash {
  private:
   using Arrays = std::unordered_map<int64_t, void*>;
 
+  // Arrays without gaps, [tokens, kv_heads, head_dim], and cuDNN's own workspace behind them.
+  struct Dense {
+    uint16_t *k, *v, *dk, *dv;
+    std::byte* workspace;
+    int64_t workspace_bytes;
+  };
+
+  Dense dense_of(const FlashGradients& gradients);
   Key key_of(const graft_attention_shape& shape, const Group& group) const;
   // The known graph, or one that is built now.
   const Graph& graph_of(std::map<Key, Graph>& known,
@@ -252,13 +254,12 @@ TensorPtr values(fe::graph::Graph& graph,
 struct Inputs {
   Inputs(fe::graph::Graph& graph, const Key& key)
       : q_ends(counts(graph, kQEnds, key.documents + 1)),
+        k_ends(counts(graph, kKEnds, key.documents + 1)),
+        v_ends(counts(graph, kVEnds, key.documents + 1)),
         q(values(graph, kQ, key, key.heads, key.q_stride, q_ends)),
-        k(values(
-            graph, kK, key, key.kv_heads, key.k_stride, counts(graph, kKEnds, key.documents + 1))),
-        v(values(
-            graph, kV, key, key.kv_heads, key.v_stride, counts(graph, kVEnds, key.documents + 1))) {
-  }
-  TensorPtr q_ends, q, k, v;
+        k(values(graph, kK, key, key.kv_heads, key.k_stride, k_ends)),
+        v(values(graph, kV, key, key.kv_heads, key.v_stride, v_ends)) {}
+  TensorPtr q_ends, k_ends, v_ends, q, k, v;
 };
 
 template <typename Attributes>
@@ -299,7 +300,7 @@ Graph CudnnFlash::build_forward(const Key& key) const {
 Graph CudnnFlash::build_backward(const Key& key) const {
   auto graph = new_graph();
   fe::graph::Graph& g = *graph;
-  const int64_t ends = key.documents + 1, width = key.kv_heads * key.head_dim;
+  const int64_t ends = key.documents + 1;
   const Inputs in(g, key);
   const TensorPtr out_ends = counts(g, kOutEnds, ends);
   const TensorPtr out = values(g, kOut, key, key.heads, key.out_stride, out_ends);
@@ -316,27 +317,15 @@ Graph CudnnFlash::build_backward(const Key& key) const {
   auto [dq, dk, dv] = g.sdpa_backward(in.q, in.k, in.v, out, dout, sums, attributes);
   for (const TensorPtr& result : {dq, dk, dv}) result->set_output(true);
   place(*dq, kDQ, key, key.heads, key.q_stride, in.q_ends);
-  // Without gaps: cuDNN's sums of all query heads have the same ones, as many times as heads share
-  // a key.
-  place(*dk, kDK, key, key.kv_heads, width, counts(g, kDKEnds, ends));
-  place(*dv, kDV, key, key.kv_heads, width, counts(g, kDVEnds, ends));
+  place(*dk, kDK, key, key.kv_heads, key.k_stride, in.k_ends);
+  place(*dv, kDV, key, key.kv_heads, key.v_stride, in.v_ends);
   return finish(std::move(graph));
 }
 
-void CudnnFlash::try_out() const {
-  const int64_t width = extent_.kv_heads * extent_.head_dim;
-  Key key{};
-  key.documents = 1;
-  key.longest = kTile;
-  key.heads = extent_.heads;
-  key.kv_heads = extent_.kv_heads;
-  key.head_dim = extent_.head_dim;
-  key.q_stride = extent_.q_stride;
-  key.k_stride = key.v_stride = width;
-  key.out_stride = extent_.heads * extent_.head_dim;
-  key.scale = 1;
-  build_forward(key);
-  build_backward(key);
+std::string CudnnFlash::name() const {
+  const size_t version = fe::detail::get_backend_version();  // 91900 is 9.19.0
+  return "cuDNN " + std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) +
+         "'s attention";
 }
 
 // To add in a fixed order cuDNN writes the gradients of all scores out, [documents, heads, longest,
@@ -465,6 +454,20 @@ void CudnnFlash::forward(const graft_attention_shape& shape,
   }
 }
 
+CudnnFlash::Dense CudnnFlash::dense_of(const FlashGradients& gradients) {
+  const int64_t dense_bytes = extent_.dense_bytes();
+  std::byte* workspace = gradients.workspace;
+  int64_t bytes = gradients.workspace_bytes;
+  if (bytes < dense_bytes) {
+    workspace = dense_.get(dense_bytes);
+    bytes = dense_bytes;
+  }
+  const auto part = [&](int64_t index) {
+    return reinterpret_cast<uint16_t*>(workspace + index * dense_bytes / 4);
+  };
+  return {part(0), part(1), part(2), part(3), workspace + dense_bytes, bytes - dense_bytes};
+}
+
 void CudnnFlash::backward(const graft_attention_shape& shape,
                           const FlashGradients& gradients,
                           const uint16_t* q,
@@ -474,33 +477,26 @@ void CudnnFlash::backward(const graft_attention_shape& shape,
                           const float* lse,
                           const uint16_t* dout) {
   if (defers_) return in_order_->backward(shape, gradients, q, k, v, out, lse, dout);
-  const int64_t width = shape.kv_heads * shape.head_dim;
-  const int64_t dense_bytes = extent_.dense_bytes();
-  std::byte* workspace = gradients.workspace;
-  int64_t bytes = gradients.workspace_bytes;
-  if (bytes < dense_bytes) {
-    workspace = dense_.get(dense_bytes);
-    bytes = dense_bytes;
-  }
-  auto* const dense_dk = reinterpret_cast<uint16_t*>(workspace);
-  auto* const dense_dv = reinterpret_cast<uint16_t*>(workspace + dense_bytes / 2);
-  for (const Group& group : groups_) {
-    Arrays arrays = arrays_of(shape, group, q, k, v, out, lse);
-    arrays.insert({{kDOut, plain(dout)},
-                   {kDQ, gradients.dq},
-                   {kDK, dense_dk},
-                   {kDV, dense_dv},
-                   {kDKEnds, ends_of(group, width)},
-                   {kDVEnds, ends_of(group, width)}});
-    run(graph_of(backward_, key_of(shape, group), &CudnnFlash::build_backward), arrays,
-        workspace + dense_bytes, bytes - dense_bytes);
-  }
-  const auto put = [&](const uint16_t* from, uint16_t* to, int64_t stride) {
-    check(graft_convert(from, GRAFT_BF16, width, to, GRAFT_BF16, stride, shape.tokens, width, 1,
-                        device_.kind, device_.stream));
+  const Dense dense = dense_of(gradients);
+  // Keys, values and their gradients without gaps. cuDNN's sums of all query heads have the
+  // gradients' gaps, as many times as heads share a key; and gradients have to lie as the keys do:
+  // cuDNN 9.14 puts them where the keys' documents begin, whatever other places they were given.
+  graft_attention_shape packed = shape;
+  packed.k_stride = packed.v_stride = shape.kv_heads * shape.head_dim;
+  const auto copy = [&](const uint16_t* from, int64_t from_stride, uint16_t* to, int64_t stride) {
+    check(graft_convert(from, GRAFT_BF16, from_stride, to, GRAFT_BF16, stride, shape.tokens,
+                        packed.k_stride, 1, device_.kind, device_.stream));
   };
-  put(dense_dk, gradients.dk, shape.k_stride);
-  put(dense_dv, gradients.dv, shape.v_stride);
+  copy(k, shape.k_stride, dense.k, packed.k_stride);
+  copy(v, shape.v_stride, dense.v, packed.v_stride);
+  for (const Group& group : groups_) {
+    Arrays arrays = arrays_of(packed, group, q, dense.k, dense.v, out, lse);
+    arrays.insert({{kDOut, plain(dout)}, {kDQ, gradients.dq}, {kDK, dense.dk}, {kDV, dense.dv}});
+    run(graph_of(backward_, key_of(packed, group), &CudnnFlash::build_backward), arrays,
+        dense.workspace, dense.workspace_bytes);
+  }
+  copy(dense.dk, packed.k_stride, gradients.dk, shape.k_stride);
+  copy(dense.dv, packed.v_stride, gradients.dv, shape.v_stride);
 }
 
 }  // namespace
@@ -513,11 +509,13 @@ std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
     *reason = "cuDNN's backward pass takes heads of at most 128";
     return nullptr;
   }
-  void* library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
-  // LibTorch finds its own.
-  if (library == nullptr && dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) {
-    library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
+  // LibTorch's own, where it is there: loading LibTorch loads it, and a process has only one. A
+  // system's can be years older.
+  void* library = nullptr;
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) {
+    library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
   }
+  if (library == nullptr) library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) {
     const char* const words = dlerror();
     *reason = words != nullptr ? words : "libcudnn.so.9 cannot be loaded";
@@ -534,9 +532,7 @@ std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
     check_cudnn(fe::detail::create_handle(&handle), "its start");
     check_cudnn(fe::detail::set_stream(handle, static_cast<cudaStream_t>(device.stream)),
                 "its stream");
-    auto flash = std::make_unique<CudnnFlash>(device, handle, extent, std::move(in_order));
-    flash->try_out();
-    return flash;
+    return std::make_unique<CudnnFlash>(device, handle, extent, std::move(in_order));
   } catch (const std::exception& error) {
     *reason = error.what();
     return nullptr;

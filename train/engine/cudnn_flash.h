@@ -12,7 +12,8 @@
 namespace graft::train {
 
 // nullptr, with the reason, where it cannot be had: built without it, no libcudnn, heads wider than
-// 128, a GPU for which cuDNN has no such graph. Where `deterministic`, LibTorch's takes the batches
+// 128. Where cuDNN has no such graph for this GPU (compute capability 8 and a fixed order), the first
+// call is an Error: flash_agrees tells. Where `deterministic`, LibTorch's takes the batches
 // for which cuDNN's fixed order would take too much memory, and has to be there.
 std::unique_ptr<Flash> load_cudnn_flash(const Device& device,
                                         const FlashExtent& extent,

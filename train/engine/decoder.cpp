@@ -94,7 +94,8 @@ void Decoder::keep_decoded(std::span<Linear> group) const {
 std::string Decoder::attention_text() const {
   if (flash_ == nullptr) return "graft's own kernel (" + no_flash_ + ")";
   return flash_->name() +
-         (plan_.deterministic ? ", deterministic" : ", gradients added in any order");
+         (plan_.deterministic ? ", deterministic" : ", gradients added in any order") +
+         (no_flash_.empty() ? "" : " (" + no_flash_ + ")");
 }
 
 int64_t Decoder::buffer_bytes() const {

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "train/engine/cudnn_flash.h"
+#include "train/engine/flash_check.h"
 #include "train/engine/torch_flash.h"
 
 namespace graft::train {
@@ -49,8 +50,13 @@ std::unique_ptr<Flash> Flash::load(const Device& device,
     *reason = "the model's scores are capped, or its heads not a multiple of 8 up to 256 wide";
     return nullptr;
   }
+  const auto agrees = [&](const std::unique_ptr<Flash>& flash) {
+    return flash != nullptr && flash_agrees(*flash, device, extent, reason);
+  };
   std::unique_ptr<Flash> flash = load_cudnn_flash(device, extent, deterministic, reason);
-  return flash != nullptr ? std::move(flash) : load_torch_flash(device, deterministic, reason);
+  if (agrees(flash)) return flash;
+  flash = load_torch_flash(device, deterministic, reason);
+  return agrees(flash) ? std::move(flash) : nullptr;
 }
 
 int64_t longest_document(const Batch& batch) {

@@ -22,8 +22,8 @@ struct FlashExtent {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   int64_t q_stride = 0;  // values from token to token of q and its gradient
 
-  // Gradients of keys and values without gaps, bfloat16.
-  int64_t dense_bytes() const { return 4 * tokens * kv_heads * head_dim; }
+  // Keys, values and their gradients without gaps, bfloat16.
+  int64_t dense_bytes() const { return 8 * tokens * kv_heads * head_dim; }
   // Gradients of all scores of `documents` of `length` tokens, bfloat16, and how much a backward
   // pass in a fixed order takes for them at a time.
   int64_t order_bytes(int64_t documents, int64_t length) const {
@@ -49,8 +49,8 @@ class Flash {
   // Whether a library can take a model's attention: scores that are not capped, a head size that is
   // a multiple of 8 up to 256.
   static bool takes(const ModelConfig& config);
-  // nullptr, with the reason, where none can be had: no GPU, no library, a model that they do not
-  // take. `deterministic`: the backward pass adds in a fixed order.
+  // One that flash_agrees with (flash_check.h). nullptr, with the reason, where none can be had: no
+  // GPU, no library, a model that they do not take. `deterministic`: the backward pass adds in a fixed order.
   static std::unique_ptr<Flash> load(const Device& device,
                                      const ModelConfig& config,
                                      const FlashExtent& extent,
@@ -58,7 +58,7 @@ class Flash {
                                      std::string* reason);
 
   virtual ~Flash() = default;
-  virtual std::string name() const = 0;  // "cuDNN's attention"
+  virtual std::string name() const = 0;  // "cuDNN 9.19's attention"
 
   // Before the first call with a batch. May wait for the device and allocate.
   virtual void begin(const Batch& batch) = 0;

@@ -1,4 +1,5 @@
 // Attention of the libraries against graft's own kernel. Needs a GPU.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <iostream>
@@ -11,6 +12,7 @@
 #include "kernels/memory.h"
 #include "train/engine/cudnn_flash.h"
 #include "train/engine/flash.h"
+#include "train/engine/flash_check.h"
 #include "train/engine/torch_flash.h"
 
 namespace {
@@ -20,6 +22,7 @@ using namespace graft::kernels;  // NOLINT(google-build-using-namespace)
 using namespace graft::train;    // NOLINT(google-build-using-namespace)
 
 constexpr Device kGpu{GRAFT_CUDA, nullptr};
+constexpr Device kEmulated{GRAFT_EMU, nullptr};
 
 struct Problem {
   std::vector<int32_t> lengths;
@@ -192,6 +195,8 @@ void check_library(const std::string& name, const std::function<Load>& load) {
         std::cout << "SKIPPED: " << name << ": " << reason << "\n";
         return;
       }
+      CHECK(flash_agrees(*flash, kGpu, extent, &reason));
+      if (!reason.empty()) std::cout << flash->name() << ": " << reason << "\n";
       INFO(name << (deterministic ? ", deterministic: " : ", any order: ") << p);
       Arrays own = make_arrays(shape), first = own, second = own;
       run_processor(shape, own);
@@ -220,6 +225,87 @@ TEST_CASE("flash: libraries' attention is that of graft's own kernel", "[train][
   check_library("LibTorch", [](const FlashExtent&, bool deterministic, std::string* reason) {
     return load_torch_flash(kGpu, deterministic, reason);
   });
+}
+
+namespace {
+
+// Graft's own kernel on the emulated GPU in the place of a library, with a fault.
+class Faulty final : public Flash {
+ public:
+  enum class Fault { kNone, kPlace, kNan, kError };
+
+  explicit Faulty(Fault fault) : fault_(fault) {}
+  std::string name() const override { return "another's attention"; }
+  void begin(const Batch& /*batch*/) override {}
+  void forward(const graft_attention_shape& shape,
+               const uint16_t* q,
+               const uint16_t* k,
+               const uint16_t* v,
+               uint16_t* out,
+               float* lse) override {
+    if (fault_ == Fault::kError) fail(ExitCode::kDevice, "no such graph");
+    check(graft_attention_forward(&shape, q, k, v, out, lse, kEmulated.kind));
+  }
+  void backward(const graft_attention_shape& shape,
+                const FlashGradients& gradients,
+                const uint16_t* q,
+                const uint16_t* k,
+                const uint16_t* v,
+                const uint16_t* out,
+                const float* lse,
+                const uint16_t* dout) override {
+    const size_t bytes = graft_attention_workspace_bytes(&shape, kEmulated.kind);
+    void* workspace = nullptr;
+    check(graft_device_allocate(bytes, kEmulated.kind, &workspace));
+    check(graft_attention_backward(&shape, q, k, v, out, lse, dout, gradients.dq, gradients.dk,
+                                   gradients.dv, workspace, bytes, kEmulated.kind));
+    graft_device_release(workspace, kEmulated.kind);
+    // The host does not reach into a device's memory.
+    const auto change = [&](uint16_t* values, const std::function<void(Values&)>& body) {
+      Values copy(static_cast<size_t>(shape.tokens * shape.k_stride));
+      const size_t size = copy.size() * sizeof(uint16_t);
+      kEmulated.copy(copy.data(), values, size);
+      body(copy);
+      kEmulated.copy(values, copy.data(), size);
+    };
+    // As cuDNN 9.14 did: another document's gradients not where they belong.
+    if (fault_ == Fault::kPlace) {
+      change(gradients.dk, [&](Values& dk) {
+        std::rotate(dk.begin() + dk.size() / 2, dk.end() - shape.k_stride, dk.end());
+      });
+    }
+    if (fault_ == Fault::kNan) change(gradients.dq, [](Values& dq) { dq[0] = 0x7fc0; });
+  }
+
+ private:
+  Fault fault_;
+};
+
+}  // namespace
+
+TEST_CASE("flash: a library that puts a gradient elsewhere is not taken", "[train]") {
+  FlashExtent extent;
+  extent.tokens = extent.longest = 256;
+  extent.heads = 4;
+  extent.kv_heads = 2;
+  extent.head_dim = 16;
+  extent.q_stride = 128;
+  const auto reason_for = [&](Faulty::Fault fault) {
+    Faulty flash(fault);
+    std::string reason;
+    const bool agrees = flash_agrees(flash, kEmulated, extent, &reason);
+    CHECK(agrees == reason.empty());
+    return reason;
+  };
+  CHECK(reason_for(Faulty::Fault::kNone).empty());
+  using Catch::Matchers::StartsWith;
+  CHECK_THAT(reason_for(Faulty::Fault::kPlace),
+             StartsWith("another's attention gives another dk than graft's own, "));
+  CHECK_THAT(reason_for(Faulty::Fault::kNan),
+             StartsWith("another's attention gives another dq than graft's own, nan"));
+  CHECK_THAT(reason_for(Faulty::Fault::kError), Catch::Matchers::Contains("no such graph"));
+  extent.tokens = extent.longest = 1;
+  CHECK(reason_for(Faulty::Fault::kNone).empty());
 }
 
 TEST_CASE("flash: without a GPU there is none, and the reason is told", "[train]") {
