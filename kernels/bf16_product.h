@@ -15,6 +15,10 @@ namespace graft::kernels {
 // cache.
 constexpr int64_t kBf16TaskColumns = 256;
 
+// So few columns that they are one task, and the least rows that are worth packing them for.
+constexpr int64_t kBf16FewColumns = 64;
+constexpr int64_t kBf16ShareRows = 96;
+
 struct Bf16Operands {
   int64_t m, n, k;
   const void* a;
@@ -44,6 +48,14 @@ void bf16_product_of(const Bf16Operands& operands,
                      const uint16_t* b,
                      int64_t ldb);
 
+// The same where A is stored [k, m] and has many more columns than B, with the operands in each
+// other's place: no column of A is read alone, and no lane is idle. Float32 C, beta 0 or 1.
+bool bf16_swaps(const Bf16Operands& operands);
+void bf16_product_swapped(const Bf16Operands& operands,
+                          graft_transpose tb,
+                          const uint16_t* b,
+                          int64_t ldb);
+
 // C = beta C.
 void bf16_scale_only(const Bf16Operands& o);
 
@@ -55,32 +67,37 @@ void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf&
   if (o.k == 0 || o.alpha == 0.0f) return bf16_scale_only(o);
   const Bf16Rows a = bf16_rows(o);
   const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
-  // Narrower tasks where there are more threads than tasks; a column's value does not change.
-  int64_t columns = std::min(o.n, kBf16TaskColumns);
+  // Narrower tasks where there are more threads than tasks; a column's value does not change. A few
+  // columns are one task for each share of the rows.
+  int64_t columns = std::min(o.n, kBf16TaskColumns), rows = o.m;
   const int64_t share = (o.n + 3 * threads - 1) / (3 * threads);
-  if (threads > 1 && share < columns) {
+  if (threads > 1 && o.n <= kBf16FewColumns && o.m >= kBf16ShareRows * threads) {
+    rows = (o.m / threads + kBf16ShareRows - 1) / kBf16ShareRows * kBf16ShareRows;
+  } else if (threads > 1 && share < columns) {
     columns = (share + kBf16PanelColumns - 1) / kBf16PanelColumns * kBf16PanelColumns;
   }
-  const int64_t tasks = (o.n + columns - 1) / columns;
+  const int64_t row_tasks = (o.m + rows - 1) / rows;
+  const int64_t tasks = (o.n + columns - 1) / columns * row_tasks;
   // A bfloat16 C is summed in float32 and rounded once at the end.
   const bool rounds = o.c_type == GRAFT_BF16;
   for_tasks(tasks, threads > 1, [&](int64_t task) {
-    const int64_t j = task * columns, width = std::min(columns, o.n - j);
-    const int64_t sum_floats = rounds ? o.m * width : 0;
+    const int64_t j = task / row_tasks * columns, width = std::min(columns, o.n - j);
+    const int64_t i = task % row_tasks * rows, height = std::min(rows, o.m - i);
+    const int64_t sum_floats = rounds ? height * width : 0;
     float* const scratch = thread_scratch(scratch_floats + sum_floats);
-    void* const c = static_cast<char*>(o.c) + j * size_of(o.c_type);
+    void* const c = static_cast<char*>(o.c) + (i * o.ldc + j) * size_of(o.c_type);
     Bf16Block block;
     block.c = rounds ? scratch + scratch_floats : static_cast<float*>(c);
     block.ldc = rounds ? width : o.ldc;
     if (rounds && o.beta != 0.0f) {
-      isa.conversion({c, block.c, GRAFT_BF16, GRAFT_F32, width, o.ldc, width, 1.0f}, 0, o.m);
+      isa.conversion({c, block.c, GRAFT_BF16, GRAFT_F32, width, o.ldc, width, 1.0f}, 0, height);
     }
     for (int64_t p = 0; p < o.k; p += kBf16Depth) {
       const int64_t depth = std::min(kBf16Depth, o.k - p);
-      block.a = a.values + p;
+      block.a = a.values + i * a.row + p;
       block.a_row = a.row;
       block.panels = panels_of(j, width, p, depth, reinterpret_cast<uint16_t*>(scratch));
-      block.m = o.m;
+      block.m = height;
       block.n = width;
       block.depth = depth;
       block.alpha = o.alpha;
@@ -88,7 +105,7 @@ void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf&
       isa.weights->bf16_block(block);
     }
     if (rounds) {
-      isa.conversion({block.c, c, GRAFT_F32, GRAFT_BF16, width, width, o.ldc, 1.0f}, 0, o.m);
+      isa.conversion({block.c, c, GRAFT_F32, GRAFT_BF16, width, width, o.ldc, 1.0f}, 0, height);
     }
   });
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/check.h"
+#include "kernels/decode_targets.h"
 #include "kernels/device.h"
 #include "kernels/parallel.h"
 
@@ -12,54 +13,6 @@ namespace {
 
 size_t size_of(DecodedType type) {
   return type == DecodedType::kF32 ? 4 : 2;
-}
-
-graft_status check_targets(const char* function,
-                           const graft_decode_target* targets,
-                           int64_t target_count) {
-  if (const graft_status status = check_counts(function, {{"target_count", target_count}})) {
-    return status;
-  }
-  if (target_count > GRAFT_DECODE_TARGETS) {
-    return fail(GRAFT_BAD_SHAPE, function, "target_count is %lld, expected at most %d",
-                static_cast<long long>(target_count), GRAFT_DECODE_TARGETS);
-  }
-  if (target_count == 0) return GRAFT_OK;
-  if (const graft_status status = check_pointers(function, {{"targets", targets}})) return status;
-  for (int64_t i = 0; i < target_count; ++i) {
-    const graft_decode_target& t = targets[i];
-    const graft_nf4_weight& w = t.weight;
-    if (const graft_status status = check_counts(function, {{"count", w.count},
-                                                            {"columns", t.columns, 1},
-                                                            {"tail_columns", t.tail_columns},
-                                                            {"block_size", w.block_size, 32}})) {
-      return status;
-    }
-    const int64_t width = t.columns + (t.tail != nullptr ? t.tail_columns : 0);
-    if (const graft_status status = check_counts(function, {{"row_stride", t.row_stride, width}})) {
-      return status;
-    }
-    if (w.count % t.columns != 0 || (w.block_size & (w.block_size - 1)) != 0 ||
-        w.block_size > 4096) {
-      return fail(
-          GRAFT_BAD_SHAPE, function,
-          "target %lld has %lld weights, %lld columns and blocks of %d; expected whole rows "
-          "and a power of two in 32..4096",
-          static_cast<long long>(i), static_cast<long long>(w.count),
-          static_cast<long long>(t.columns), w.block_size);
-    }
-    if (w.count == 0) continue;
-    if (const graft_status status =
-            check_pointers(function, {{"packed", w.packed}, {"out", t.out}})) {
-      return status;
-    }
-    if ((w.absmax == nullptr) == (w.absmax8 == nullptr || w.nested_absmax == nullptr)) {
-      return fail(GRAFT_BAD_ARGUMENT, function,
-                  "target %lld: expected either absmax or absmax8 with nested_absmax",
-                  static_cast<long long>(i));
-    }
-  }
-  return GRAFT_OK;
 }
 
 graft_status decode_piece(const graft_nf4_weight& piece, DecodedType type, void* out) {
@@ -107,14 +60,8 @@ graft_status decode_rows(const char* function,
                          const DecodeRows& call,
                          graft_device device,
                          graft_stream stream) {
-  if (const graft_status status = check_targets(function, call.targets, call.count)) return status;
-  for (int64_t i = 0; i < call.count; ++i) {
-    const graft_quant4_type type = call.targets[i].weight.type;
-    if (type != GRAFT_NF4 && type != GRAFT_FP4) {
-      return fail(GRAFT_BAD_ARGUMENT, function,
-                  "targets[%lld].weight.type is %d, expected nf4 (0) or fp4 (1)",
-                  static_cast<long long>(i), static_cast<int>(type));
-    }
+  if (const graft_status status = check_decode_targets(function, call.targets, call.count)) {
+    return status;
   }
   if (device != GRAFT_CPU) {
     return on_device(function, device, [&](const DeviceTable& functions) {
@@ -140,6 +87,60 @@ graft_status decode_rows(const char* function,
 }
 
 }  // namespace
+
+graft_status check_decode_targets(const char* function,
+                                  const graft_decode_target* targets,
+                                  int64_t target_count) {
+  if (const graft_status status = check_counts(function, {{"target_count", target_count}})) {
+    return status;
+  }
+  if (target_count > GRAFT_DECODE_TARGETS) {
+    return fail(GRAFT_BAD_SHAPE, function, "target_count is %lld, expected at most %d",
+                static_cast<long long>(target_count), GRAFT_DECODE_TARGETS);
+  }
+  if (target_count == 0) return GRAFT_OK;
+  if (const graft_status status = check_pointers(function, {{"targets", targets}})) return status;
+  for (int64_t i = 0; i < target_count; ++i) {
+    const graft_decode_target& t = targets[i];
+    const graft_nf4_weight& w = t.weight;
+    if (w.type != GRAFT_NF4 && w.type != GRAFT_FP4) {
+      return fail(GRAFT_BAD_ARGUMENT, function,
+                  "targets[%lld].weight.type is %d, expected nf4 (0) or fp4 (1)",
+                  static_cast<long long>(i), static_cast<int>(w.type));
+    }
+    if (const graft_status status = check_counts(function, {{"count", w.count},
+                                                            {"columns", t.columns, 1},
+                                                            {"tail_columns", t.tail_columns},
+                                                            {"block_size", w.block_size, 32}})) {
+      return status;
+    }
+    const int64_t width = t.columns + (t.tail != nullptr ? t.tail_columns : 0);
+    if (const graft_status status = check_counts(function, {{"row_stride", t.row_stride, width}})) {
+      return status;
+    }
+    if (w.count % t.columns != 0 || (w.block_size & (w.block_size - 1)) != 0 ||
+        w.block_size > 4096) {
+      return fail(
+          GRAFT_BAD_SHAPE, function,
+          "target %lld has %lld weights, %lld columns and blocks of %d; expected whole rows "
+          "and a power of two in 32..4096",
+          static_cast<long long>(i), static_cast<long long>(w.count),
+          static_cast<long long>(t.columns), w.block_size);
+    }
+    if (w.count == 0) continue;
+    if (const graft_status status =
+            check_pointers(function, {{"packed", w.packed}, {"out", t.out}})) {
+      return status;
+    }
+    if ((w.absmax == nullptr) == (w.absmax8 == nullptr || w.nested_absmax == nullptr)) {
+      return fail(GRAFT_BAD_ARGUMENT, function,
+                  "target %lld: expected either absmax or absmax8 with nested_absmax",
+                  static_cast<long long>(i));
+    }
+  }
+  return GRAFT_OK;
+}
+
 }  // namespace graft::kernels
 
 using namespace graft::kernels;

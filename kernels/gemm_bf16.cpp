@@ -92,6 +92,7 @@ void bf16_product_of(const Bf16Operands& operands,
                      graft_transpose tb,
                      const uint16_t* b,
                      int64_t ldb) {
+  if (bf16_swaps(operands)) return bf16_product_swapped(operands, tb, b, ldb);
   const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
   const WeightTable& isa = *table().weights;
   bf16_product(operands, kBf16TaskColumns * kBf16Depth / 2,
@@ -99,6 +100,48 @@ void bf16_product_of(const Bf16Operands& operands,
                  isa.bf16_pack(b + p * b_row + j * b_col, b_row, b_col, depth, width, scratch);
                  return scratch;
                });
+}
+
+bool bf16_swaps(const Bf16Operands& o) {
+  return o.ta == GRAFT_T && o.a_type == GRAFT_BF16 && o.c_type == GRAFT_F32 &&
+         o.n <= kBf16FewColumns && o.m >= 4 * o.n && o.k > 0 && o.alpha != 0.0f &&
+         (o.beta == 0.0f || o.beta == 1.0f);
+}
+
+void bf16_product_swapped(const Bf16Operands& o,
+                          graft_transpose tb,
+                          const uint16_t* b,
+                          int64_t ldb) {
+  const WeightTable& isa = *table().weights;
+  // op(B)^T as rows.
+  const int64_t row = o.k + o.k % 2;
+  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
+  uint16_t* const rows = rows_scratch(o.n * row);
+  for (int64_t j = 0; j < o.n; ++j) {
+    for (int64_t p = 0; p < o.k; ++p) rows[j * row + p] = b[p * b_row + j * b_col];
+    if (row > o.k) rows[j * row + o.k] = 0;
+  }
+  constexpr int64_t kPanels = kBf16TaskColumns * kBf16Depth / 2;  // floats
+  const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
+  const int64_t tasks = (o.m + kBf16TaskColumns - 1) / kBf16TaskColumns;
+  for_tasks(tasks, threads > 1 && o.m * o.n * o.k > kParallelWork, [&](int64_t task) {
+    const int64_t i = task * kBf16TaskColumns, width = std::min(kBf16TaskColumns, o.m - i);
+    float* const sums = thread_scratch(kPanels + o.n * width) + kPanels;
+    auto* const panels = reinterpret_cast<uint16_t*>(sums - kPanels);
+    float* const c = static_cast<float*>(o.c) + i * o.ldc;
+    for (int64_t p = 0; p < o.k; p += kBf16Depth) {
+      const int64_t depth = std::min(kBf16Depth, o.k - p);
+      isa.bf16_pack(static_cast<const uint16_t*>(o.a) + p * o.lda + i, o.lda, 1, depth, width,
+                    panels);
+      isa.bf16_block({rows + p, row, panels, o.n, width, depth, sums, width, o.alpha, 0.0f});
+      const bool adds = p > 0 || o.beta != 0.0f;
+      for (int64_t q = 0; q < width; ++q) {
+        for (int64_t j = 0; j < o.n; ++j) {
+          c[q * o.ldc + j] = adds ? sums[j * width + q] + c[q * o.ldc + j] : sums[j * width + q];
+        }
+      }
+    }
+  });
 }
 
 void bf16_scale_only(const Bf16Operands& o) {

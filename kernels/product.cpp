@@ -1,11 +1,14 @@
 #include "kernels/product.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/bf16_product.h"
+#include "kernels/decode_targets.h"
 #include "kernels/device.h"
 #include "kernels/gemm_chain.h"
 #include "kernels/product_add.h"
+#include "kernels/product_decode.h"
 
 namespace graft::kernels {
 namespace {
@@ -54,6 +57,13 @@ void copy_rows(const graft_product& p, const Addend& d) {
   }
 }
 
+Bf16Operands bf16_operands(const graft_product& p) {
+  Bf16Operands operands{p.m, p.n, p.k, p.a, p.type, p.lda, p.beta, p.c, p.ldc, p.c_type};
+  operands.ta = p.ta;
+  operands.alpha = p.alpha;
+  return operands;
+}
+
 graft_status multiply(const graft_product& p,
                       const Addend& addend,
                       graft_device device,
@@ -68,11 +78,62 @@ graft_status multiply(const graft_product& p,
     gemm_f32_chain(&p, 1);
     return GRAFT_OK;
   }
-  Bf16Operands operands{p.m, p.n, p.k, p.a, p.type, p.lda, p.beta, p.c, p.ldc, p.c_type};
-  operands.ta = p.ta;
-  operands.alpha = p.alpha;
-  bf16_product_of(operands, p.tb, static_cast<const uint16_t*>(p.b), p.ldb);
+  bf16_product_of(bf16_operands(p), p.tb, static_cast<const uint16_t*>(p.b), p.ldb);
   return GRAFT_OK;
+}
+
+// Rows of b, some of them in 4 bits.
+class PartlyPacked {
+ public:
+  PartlyPacked(const graft_product& p, const graft_decode_target* targets, int64_t count)
+      : b_(static_cast<const uint16_t*>(p.b)), ldb_(p.ldb), targets_(targets), count_(count) {}
+
+  // The first row of a target in b; negative where it is not a row's beginning.
+  int64_t first_row(const graft_decode_target& target) const {
+    const std::ptrdiff_t at = static_cast<const uint16_t*>(target.out) - b_;
+    return at >= 0 && at % ldb_ == 0 ? at / ldb_ : -1;
+  }
+
+  // b's row `row`, columns [begin, end).
+  void read(int64_t row, int64_t begin, int64_t end, uint16_t* out) const {
+    int64_t column = begin;
+    for (int64_t i = 0; i < count_; ++i) {
+      const graft_decode_target& target = targets_[i];
+      const int64_t inside = row - first_row(target);
+      if (inside < 0 || inside * target.columns >= target.weight.count) continue;
+      column = std::clamp(target.columns, begin, end);
+      table().weights->quant4_decode_bf16(target.weight, inside * target.columns + begin,
+                                          inside * target.columns + column, out, Stores::kCached);
+      break;
+    }
+    std::copy_n(b_ + row * ldb_ + column, end - column, out + column - begin);
+  }
+
+ private:
+  const uint16_t* b_;
+  int64_t ldb_;
+  const graft_decode_target* targets_;
+  int64_t count_;
+};
+
+void multiply_decoding(const graft_product& p, const PartlyPacked& b) {
+  constexpr int64_t kValues = kBf16TaskColumns * kBf16Depth;
+  const bool rows_are_columns = p.tb == GRAFT_T;  // b's rows are those of op(B)^T
+  // The piece of b first, the panels behind it; half a float each.
+  bf16_product(bf16_operands(p), kValues,
+               [&](int64_t j, int64_t width, int64_t q, int64_t depth, uint16_t* piece) {
+                 const int64_t row = rows_are_columns ? j : q;
+                 const int64_t rows = rows_are_columns ? width : depth;
+                 const int64_t column = rows_are_columns ? q : j;
+                 const int64_t columns = rows_are_columns ? depth : width;
+                 for (int64_t r = 0; r < rows; ++r) {
+                   b.read(row + r, column, column + columns, piece + r * columns);
+                 }
+                 uint16_t* const panels = piece + kValues;
+                 table().weights->bf16_pack(piece, rows_are_columns ? 1 : columns,
+                                            rows_are_columns ? columns : 1, depth, width, panels);
+                 return panels;
+               });
 }
 
 }  // namespace
@@ -136,5 +197,46 @@ extern "C" graft_status graft_multiply_chain(const graft_product* products,
     const graft_product& p = products[i];
     if (const graft_status status = multiply(p, itself(p), device, stream)) return status;
   }
+  return GRAFT_OK;
+}
+
+extern "C" graft_status graft_multiply_decoding(const graft_product* product,
+                                                const void* d,
+                                                int64_t ldd,
+                                                const graft_decode_target* targets,
+                                                int64_t target_count) {
+  constexpr const char* kName = "graft_multiply_decoding";
+  if (const graft_status status = check_pointers(kName, {{"product", product}})) return status;
+  const graft_product& p = *product;
+  if (const graft_status status = check_product(kName, p)) return status;
+  if (p.type != GRAFT_BF16) {
+    return fail(GRAFT_BAD_ARGUMENT, kName, "the type is %d, expected 1 (bfloat16)",
+                static_cast<int>(p.type));
+  }
+  if (d != nullptr) {
+    if (const graft_status status = check_counts(kName, {{"ldd", ldd, p.n}})) return status;
+    if (d == p.c) return fail(GRAFT_BAD_ARGUMENT, kName, "d and c are the same array");
+  }
+  if (const graft_status status = check_decode_targets(kName, targets, target_count)) {
+    return status;
+  }
+  if (p.m == 0 || p.n == 0) return GRAFT_OK;
+  const PartlyPacked b(p, targets, target_count);
+  const int64_t rows = p.tb == GRAFT_T ? p.n : p.k;
+  for (int64_t i = 0; i < target_count; ++i) {
+    const graft_decode_target& target = targets[i];
+    const int64_t first = b.first_row(target);
+    if (first < 0 || target.row_stride != p.ldb || target.tail != nullptr) {
+      return fail(GRAFT_BAD_SHAPE, kName,
+                  "target %lld does not lie in rows of b, %lld values from one to the next",
+                  static_cast<long long>(i), static_cast<long long>(p.ldb));
+    }
+    if (target.weight.count / target.columns > rows - first) {
+      return fail(GRAFT_BAD_SHAPE, kName, "target %lld ends behind b's %lld rows",
+                  static_cast<long long>(i), static_cast<long long>(rows));
+    }
+  }
+  if (d != nullptr && p.beta != 0.0f) copy_rows(p, {d, ldd});
+  multiply_decoding(p, b);
   return GRAFT_OK;
 }

@@ -25,12 +25,14 @@ uint32_t word_at(const uint16_t* p) {
 
 #if defined(__AVX512BF16__)
 
-// 12 x 2 accumulators, two columns of B and one broadcast of A.
+// 12 x 2 accumulators, two columns of B and one broadcast of A; one column where there are no more.
 constexpr int kRows = 12;
+constexpr int64_t kLinePairs = 16;  // of a cache line
 
 struct PairTile {
   const uint16_t* a;
   int64_t a_row;
+  const uint16_t* next_a;  // what is multiplied next: asked for ahead
   const uint16_t* b;
   int64_t pairs;
   float* c;
@@ -45,27 +47,43 @@ GRAFT_LANES_INLINE __m512bh all_pairs(uint32_t pair) {
   return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)));
 }
 
-template <int kHeight>
+template <int kHeight, int kVectors>
 void multiply(const PairTile& tile, int64_t columns) {
-  Lanes sum[kHeight][2];
+  Lanes sum[kHeight][kVectors];
 #pragma GCC unroll 12
-  for (int i = 0; i < kHeight; ++i) sum[i][0] = sum[i][1] = all(0.0f);
+  for (int i = 0; i < kHeight; ++i) {
+    for (Lanes& lanes : sum[i]) lanes = all(0.0f);
+  }
   constexpr int kGroups = (kHeight + 3) / 4;  // rows in groups of four share their strides
   const uint16_t* group[kGroups];
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) group[g] = tile.a + 4 * g * tile.a_row;
   const int64_t stride[4] = {0, tile.a_row, 2 * tile.a_row, 3 * tile.a_row};
   const uint16_t* b = tile.b;
-  for (int64_t p = 0; p < tile.pairs; ++p) {
-    const __m512bh b0 = load_pairs(b), b1 = load_pairs(b + 2 * kLanes);
+  const auto add = [&](int64_t p) __attribute__((always_inline)) {
+    const __m512bh b0 = load_pairs(b), b1 = load_pairs(b + (kVectors - 1) * 2 * kLanes);
     b += 2 * kColumns;
 #pragma GCC unroll 12
     for (int i = 0; i < kHeight; ++i) {
       const __m512bh row = all_pairs(word_at(group[i / 4] + stride[i % 4] + 2 * p));
       sum[i][0] = _mm512_dpbf16_ps(sum[i][0], row, b0);
-      sum[i][1] = _mm512_dpbf16_ps(sum[i][1], row, b1);
+      if constexpr (kVectors > 1) sum[i][1] = _mm512_dpbf16_ps(sum[i][1], row, b1);
     }
+  };
+#pragma GCC unroll 12
+  for (int i = 0; i < kHeight; ++i) {
+    __builtin_prefetch(tile.c + i * tile.ldc, 1);
+    __builtin_prefetch(tile.c + i * tile.ldc + kLanes, 1);
   }
+  int64_t p = 0;
+  for (; p + kLinePairs <= tile.pairs; p += kLinePairs) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kHeight; ++i) {
+      __builtin_prefetch(tile.next_a + (group[i / 4] - tile.a) + stride[i % 4] + 2 * p);
+    }
+    for (int64_t q = 0; q < kLinePairs; ++q) add(p + q);
+  }
+  for (; p < tile.pairs; ++p) add(p);
   const int64_t first = smaller_of(columns, kLanes), second = columns - first;
 #pragma GCC unroll 12
   for (int i = 0; i < kHeight; ++i) {
@@ -77,22 +95,23 @@ void multiply(const PairTile& tile, int64_t columns) {
       store_upto(to, value, lanes);
     };
     put(c, sum[i][0], first);
-    put(c + kLanes, sum[i][1], second);
+    if constexpr (kVectors > 1) put(c + kLanes, sum[i][1], second);
   }
 }
 
 using MultiplyFunction = void (*)(const PairTile&, int64_t);
+struct Heights {
+  MultiplyFunction multiply[2][kRows];  // [one vector of columns, two][height - 1]
+};
 template <int kHeight>
-constexpr void fill(MultiplyFunction (&heights)[kRows]) {
-  heights[kHeight - 1] = multiply<kHeight>;
+constexpr void fill(Heights& heights) {
+  heights.multiply[0][kHeight - 1] = multiply<kHeight, 1>;
+  heights.multiply[1][kHeight - 1] = multiply<kHeight, 2>;
   if constexpr (kHeight < kRows) fill<kHeight + 1>(heights);
 }
-struct Heights {
-  MultiplyFunction multiply[kRows];
-};
 constexpr Heights make_heights() {
   Heights heights{};
-  fill<1>(heights.multiply);
+  fill<1>(heights);
   return heights;
 }
 constexpr Heights kHeights = make_heights();
@@ -194,6 +213,8 @@ void pack_columns(const uint16_t* b, int64_t b_col, int64_t depth, int64_t width
   done_depth = depth / (2 * kSquare) * (2 * kSquare);
   for (int64_t j = 0; j < done_columns; j += kSquare) {
     for (int64_t p = 0; p < done_depth; p += 2 * kSquare) {
+      const uint16_t* const next = b + (j + kSquare) * b_col + p;
+      for (int64_t i = 0; i < kSquare; ++i) __builtin_prefetch(next + i * b_col, 0, 2);
       transpose_words(b + j * b_col + p, b_col, panel + p * kColumns + 2 * j);
     }
   }
@@ -207,6 +228,22 @@ void pack_columns(const uint16_t* b, int64_t b_col, int64_t depth, int64_t width
   }
 }
 
+#if defined(__AVX512BW__)
+
+// to[2 j] = even[j], to[2 j + 1] = odd[j], of a panel's columns.
+void interleave(const uint16_t* even, const uint16_t* odd, uint16_t* to) {
+  alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                    37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                    11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
+  _mm512_storeu_si512(to + kColumns, _mm512_permutex2var_epi16(a, high, b));
+}
+
+#endif
+
 // Rows are contiguous in j: two rows interleave.
 void pack_rows(const uint16_t* b, int64_t b_row, int64_t depth, int64_t width, uint16_t* panel) {
   static constexpr uint16_t kZeros[kColumns] = {};
@@ -214,6 +251,14 @@ void pack_rows(const uint16_t* b, int64_t b_row, int64_t depth, int64_t width, u
     const uint16_t* const even = b + p * b_row;
     const uint16_t* const odd = p + 1 < depth ? even + b_row : kZeros;
     uint16_t* const to = panel + p * kColumns;
+    __builtin_prefetch(even + kColumns, 0, 2);  // of the next panel
+    __builtin_prefetch(odd + kColumns, 0, 2);
+#if defined(__AVX512BW__)
+    if (width == kColumns) {
+      interleave(even, odd, to);
+      continue;
+    }
+#endif
     for (int64_t j = 0; j < width; ++j) {
       const uint32_t pair = even[j] | static_cast<uint32_t>(odd[j]) << 16;
       __builtin_memcpy(to + 2 * j, &pair, sizeof pair);
@@ -242,21 +287,28 @@ void bf16_pack(
 
 #if defined(__AVX512BF16__)
 
+// Rows of A that stay in the second-level cache while all columns pass.
+constexpr int64_t kBlockRows = 11 * kRows;
+
 void bf16_block(const Bf16Block& block) {
   const int64_t pairs = ceil_div(block.depth, 2);
-  for (int64_t j = 0; j < block.n; j += kColumns) {
-    const int64_t width = smaller_of(kColumns, block.n - j);
-    for (int64_t i = 0; i < block.m; i += kRows) {
-      PairTile tile;
-      tile.a = block.a + i * block.a_row;
-      tile.a_row = block.a_row;
-      tile.b = block.panels + j * 2 * pairs;
-      tile.pairs = pairs;
-      tile.c = block.c + i * block.ldc + j;
-      tile.ldc = block.ldc;
-      tile.alpha = block.alpha;
-      tile.beta = block.beta;
-      kHeights.multiply[smaller_of(kRows, block.m - i) - 1](tile, width);
+  for (int64_t i0 = 0; i0 < block.m; i0 += kBlockRows) {
+    const int64_t end = smaller_of(block.m, i0 + kBlockRows);
+    for (int64_t j = 0; j < block.n; j += kColumns) {
+      const int64_t width = smaller_of(kColumns, block.n - j);
+      for (int64_t i = i0; i < end; i += kRows) {
+        PairTile tile;
+        tile.a = block.a + i * block.a_row;
+        tile.a_row = block.a_row;
+        tile.next_a = block.a + (i + kRows < end ? i + kRows : i0) * block.a_row;
+        tile.b = block.panels + j * 2 * pairs;
+        tile.pairs = pairs;
+        tile.c = block.c + i * block.ldc + j;
+        tile.ldc = block.ldc;
+        tile.alpha = block.alpha;
+        tile.beta = block.beta;
+        kHeights.multiply[width > kLanes][smaller_of(kRows, end - i) - 1](tile, width);
+      }
     }
   }
 }

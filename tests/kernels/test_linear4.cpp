@@ -6,6 +6,8 @@
 #include "kernels/gemm_bf16.h"
 #include "kernels/linear4.h"
 #include "kernels/oracle/oracle.h"
+#include "kernels/product_add.h"
+#include "kernels/product_decode.h"
 #include "tests/kernels/support.h"
 
 using namespace graft::kernels;
@@ -250,4 +252,124 @@ TEST_CASE("linear4: a device takes few rows only, and says so", "[kernels][linea
   CHECK(std::string(graft_last_error()).find("m is 5, expected at most 4") != std::string::npos);
   CHECK(graft_linear4_forward(&weight.view, 16, 64, 1, x.data(), GRAFT_F32, 64, 0, y.data(), 16,
                               GRAFT_BF16) == GRAFT_BAD_ARGUMENT);
+}
+
+namespace {
+
+// B [rows, stride] of a product: two weights in 4 bits with rows of others around them, and columns
+// of others behind all.
+struct PartlyPacked {
+  static constexpr int64_t kBefore = 2, kBetween = 3, kAfter = 5, kBehind = 8;
+  int64_t in;
+  Packed first, second;
+  int64_t rows, stride;
+  std::vector<uint16_t> b;        // what lies where the weights belong is not to be read
+  std::vector<uint16_t> decoded;  // with the weights in it
+  std::vector<graft_decode_target> targets;
+
+  PartlyPacked(int64_t columns, int64_t first_rows, int64_t second_rows, bool double_quant)
+      : in(columns),
+        first(first_rows, in, 64, GRAFT_NF4, double_quant),
+        second(second_rows, in, 32, GRAFT_FP4, false),
+        rows(kBefore + first_rows + kBetween + second_rows + kAfter),
+        stride(in + kBehind),
+        b(rounded(random_floats(rows * stride, 5))),
+        decoded(b) {
+    place(kBefore, first_rows, first);
+    place(kBefore + first_rows + kBetween, second_rows, second);
+  }
+  void place(int64_t row, int64_t count, const Packed& weight) {
+    graft_decode_target target{};
+    target.weight = weight.view;
+    target.columns = in;
+    target.row_stride = stride;
+    target.out = b.data() + row * stride;
+    targets.push_back(target);
+    for (int64_t r = 0; r < count; ++r) {
+      std::copy_n(weight.bf16.begin() + r * in, in, decoded.begin() + (row + r) * stride);
+      std::fill_n(b.begin() + (row + r) * stride, in, uint16_t{0x7fff});
+    }
+  }
+};
+
+}  // namespace
+
+TEST_CASE("multiply decoding: the bits of weights that were decoded before",
+          "[kernels][linear4][bf16]") {
+  const bool double_quant = GENERATE(false, true);
+  const graft_transpose tb = GENERATE(GRAFT_N, GRAFT_T);
+  const graft_float_type c_type = GENERATE(GRAFT_F32, GRAFT_BF16);
+  const int64_t in = GENERATE(24, 600), m = GENERATE(1, 30, 250);
+  const bool adds = GENERATE(false, true);
+  PartlyPacked w(in, 40, 270, double_quant);
+  CAPTURE(double_quant, tb, c_type, in, m, adds);
+  graft_product p{};
+  p.tb = tb;
+  p.m = m;
+  p.n = tb == GRAFT_T ? w.rows : w.stride;
+  p.k = tb == GRAFT_T ? w.stride : w.rows;
+  p.alpha = 1.5f;
+  p.beta = adds ? 0.5f : 0.0f;
+  p.lda = p.k;
+  p.ldb = w.stride;
+  p.ldc = p.n;
+  p.type = GRAFT_BF16;
+  p.c_type = c_type;
+  const auto a = rounded(random_floats(m * p.k, 6));
+  p.a = a.data();
+  const std::vector<float> d = random_floats(m * p.n, 7);
+  const auto product = [&](bool decodes) {
+    return same_everywhere([&] {
+      const auto before = w.b;
+      Guarded<float> out(at(m * p.n), 0.0f);
+      p.c = out.data();
+      p.b = decodes ? w.b.data() : w.decoded.data();
+      REQUIRE((decodes ? graft_multiply_decoding(&p, d.data(), p.n, w.targets.data(), 2)
+                       : graft_multiply_add(&p, d.data(), p.n)) == GRAFT_OK);
+      REQUIRE(out.intact());
+      REQUIRE(w.b == before);
+      return out.values();
+    });
+  };
+  const std::vector<float> before = product(false);
+  CHECK(same_bits(product(true), before));
+}
+
+TEST_CASE("multiply decoding: wrong arguments are named", "[kernels][linear4]") {
+  PartlyPacked w(24, 40, 40, false);
+  const auto a = rounded(random_floats(2 * w.stride, 6));
+  std::vector<float> c(at(2 * w.rows));
+  graft_product p{};
+  p.tb = GRAFT_T;
+  p.m = 2;
+  p.n = w.rows;
+  p.k = p.lda = p.ldb = w.stride;
+  p.ldc = w.rows;
+  p.alpha = 1;
+  p.a = a.data();
+  p.b = w.b.data();
+  p.c = c.data();
+  p.type = GRAFT_BF16;
+  const auto refused = [&](graft_status status, const char* text) {
+    CHECK(graft_multiply_decoding(&p, nullptr, 0, w.targets.data(), 2) == status);
+    CHECK_THAT(graft_last_error(), Catch::Contains(text));
+  };
+  CHECK(graft_multiply_decoding(&p, nullptr, 0, w.targets.data(), 2) == GRAFT_OK);
+  CHECK(graft_multiply_decoding(nullptr, nullptr, 0, w.targets.data(), 2) == GRAFT_BAD_ARGUMENT);
+  CHECK(graft_multiply_decoding(&p, c.data(), w.rows, w.targets.data(), 2) == GRAFT_BAD_ARGUMENT);
+  const std::vector<graft_decode_target> good = w.targets;
+  w.targets[1].out = w.b.data() + 1;
+  refused(GRAFT_BAD_SHAPE, "target 1 does not lie in rows of b");
+  w.targets = good;
+  w.targets[0].row_stride += 1;
+  refused(GRAFT_BAD_SHAPE, "target 0 does not lie in rows of b");
+  w.targets = good;
+  w.targets[1].out = w.b.data() + (w.rows - 39) * w.stride;
+  refused(GRAFT_BAD_SHAPE, "target 1 ends behind b's 90 rows");
+  w.targets = good;
+  w.targets[0].weight.type = static_cast<graft_quant4_type>(7);
+  refused(GRAFT_BAD_ARGUMENT, "targets[0].weight.type is 7");
+  w.targets = good;
+  p.type = GRAFT_F32;
+  refused(GRAFT_BAD_ARGUMENT, "expected 1 (bfloat16)");
 }

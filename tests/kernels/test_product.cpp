@@ -330,6 +330,41 @@ TEST_CASE("multiply: an array of its own is added as C would be, and stays as it
   CHECK(same_bits(kept.values(), added));
 }
 
+TEST_CASE("multiply: bfloat16 sums are the same for a transposed A and few columns",
+          "[kernels][gemm][bf16]") {
+  struct Case {
+    int64_t m, n, k;
+  };
+  // More than one task of columns of A, more than one chain, odd depths; rows for several threads.
+  const Case c = GENERATE(Case{300, 17, 700}, Case{64, 16, 33}, Case{777, 48, 130}, Case{5, 1, 9});
+  const float beta = GENERATE(0.0f, 1.0f, 0.5f), alpha = GENERATE(1.0f, 0.75f);
+  const graft_transpose tb = GENERATE(GRAFT_N, GRAFT_T);
+  const auto a = narrow(random_floats(c.m * c.k, 1)), b = narrow(random_floats(c.n * c.k, 2));
+  std::vector<uint16_t> turned(a.size());
+  for (int64_t i = 0; i < c.m; ++i) {
+    for (int64_t p = 0; p < c.k; ++p) turned[at(p * c.m + i)] = a[at(i * c.k + p)];
+  }
+  const auto before = random_floats(c.m * c.n, 3);
+  const auto product = [&](graft_transpose ta) {
+    graft_product p = dense(ta, tb, c.m, c.n, c.k);
+    p.type = GRAFT_BF16;
+    p.alpha = alpha;
+    p.beta = beta;
+    return same_everywhere([&] {
+      Guarded<uint16_t> rows(ta == GRAFT_N ? a : turned), other(b);
+      Guarded<float> out(before);
+      p.a = rows.data();
+      p.b = other.data();
+      p.c = out.data();
+      REQUIRE(graft_multiply(&p) == GRAFT_OK);
+      REQUIRE(out.intact());
+      return out.values();
+    });
+  };
+  const std::vector<float> plain = product(GRAFT_N);
+  CHECK(same_bits(product(GRAFT_T), plain));
+}
+
 TEST_CASE("multiply_chain: products of another C are refused", "[kernels][gemm]") {
   float x[4] = {}, c[4] = {1, 2, 3, 4};
   std::array<graft_product, 2> products;

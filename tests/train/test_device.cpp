@@ -142,16 +142,19 @@ TEST_CASE("device: in float32 a run on the emulated GPU ends with the processor'
 
 TEST_CASE("device: a plan and a bench know the device", "[train][job][emu]") {
   const Fixture fixture;
-  const auto plan_on = [&](const char* device) {
-    const RunResult plan = test::run(
-        {"graft", "plan", fixture.config(), "output_dir=x", "--device", device, "--json"});
+  const auto plan_on = [&](const char* device, const char* compute) {
+    const RunResult plan = test::run({"graft", "plan", fixture.config(), "output_dir=x", compute,
+                                      "--device", device, "--json"});
     INFO(plan.err);
     REQUIRE(plan.exit_code == 0);
     return parse_json(plan.out, "plan");
   };
   // Narrow: activations of half the size.
-  CHECK(plan_on("emu").at("buffers_by_phase").at("forward").as_int() <
-        plan_on("cpu").at("buffers_by_phase").at("forward").as_int());
+  for (const char* device : {"cpu", "emu"}) {
+    CAPTURE(device);
+    CHECK(plan_on(device, "compute=bf16").at("buffers_by_phase").at("forward").as_int() <
+          plan_on(device, "compute=fp32").at("buffers_by_phase").at("forward").as_int());
+  }
 }
 
 TEST_CASE("device: under the least memory a run keeps the embedding on the host, to the same end",

@@ -215,7 +215,8 @@ TEST_CASE("doctor: documents that see their neighbours are found", "[train][doct
       return input_gradient(model, joined, scale);
     };
   }
-  check_finds(fixture.run({}, engine), "packing");
+  // Rounded to bfloat16, queries and keys hide so small a turn.
+  check_finds(fixture.run({"compute=fp32"}, engine), "packing");
 }
 
 TEST_CASE("doctor: an adapter that does not begin as the base is found", "[train][doctor]") {

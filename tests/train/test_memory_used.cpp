@@ -49,7 +49,7 @@ const Shape kShapes[] = {
      R"({"model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 16,
          "num_key_value_heads": 4, "intermediate_size": 12288, "vocab_size": 512})",
      {"--batch", "1", "--seq", "16", "--lora-r", "4", "--load-in-4bit"},
-     "head and loss"},
+     "backward of block 2, MLP"},
 };
 
 }  // namespace

@@ -381,7 +381,6 @@ TEST_CASE("narrow: the emulated GPU gives the processor's gradients to the bit",
     const Step emulated = run(*dense, {.device = {GRAFT_EMU}}, 2);
     // The host's dense weights are there again.
     CHECK_FALSE(dense->layers[0].o.base.extended.defined());
-    extend_weights(*dense);
     check_same(*dense, emulated, run(*dense, {}, 2));
     const Step decoded = run(*quantized, {.device = {GRAFT_EMU}}, 2);
     check_same(*quantized, decoded, run(*quantized, {}, 2));
@@ -400,7 +399,6 @@ TEST_CASE("narrow: neither threads, micro-batches, heads nor plans change a bit"
   for (const test::TinyFamily& family : {kFamilies[5], kFamilies[6]}) {  // gemma3, phi3
     CAPTURE(family.name, decodes);
     const auto model = narrow_model(test::RoughBase(family), precision);
-    extend_weights(*model);
     const Step expected = run(*model, {});
     const std::vector<LayerPlan> mixed = {{LayerMemory::kOffloadInput, false},
                                           {LayerMemory::kRecomputeBlock, decodes},
@@ -457,7 +455,6 @@ TEST_CASE("narrow: adapters in some places, and trained tables", "[train][narrow
   const Step emulated = run(*model, {.device = {GRAFT_EMU}}, 2);
   const Batch batch = rows_of(0, 2);
   const auto same = test::reference(*model, batch, 0.01, at::kDouble);
-  extend_weights(*model);
   check_same(*model, emulated, run(*model, {}, 2));
   if (!alone) return;
   const auto plain = base.load(GRAFT_F32, Precision::kFull);
@@ -516,12 +513,9 @@ TEST_CASE("narrow: each of its conditions is asked for", "[train][narrow]") {
   model->layers[0].mlps[0].down.in -= 4;
   CHECK_FALSE(can_be_narrow(*model));
   model->layers[0].mlps[0].down.in += 4;
-  // Chosen for every device but the processor.
-  choose_width(*model, {});
-  CHECK_FALSE(model->narrow);
-  choose_width(*model, {GRAFT_EMU});
+  choose_width(*model);
   CHECK(model->narrow);
   model->layers[0].o.lora.dropout = 0.1F;
-  choose_width(*model, {GRAFT_EMU});
+  choose_width(*model);
   CHECK_FALSE(model->narrow);
 }

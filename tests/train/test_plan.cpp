@@ -185,7 +185,7 @@ std::unique_ptr<Model> shapes_of_8b(int layers = 32) {
   auto model = empty_model(read_model_config(dir.path()));
   round_operands(*model, {});
   add_lora_shapes(*model, {.rank = 16, .alpha = 32, .targets = {"all-linear"}}, Precision::kNf4);
-  choose_width(*model, {GRAFT_CUDA});
+  choose_width(*model);
   REQUIRE(model->narrow);
   return model;
 }

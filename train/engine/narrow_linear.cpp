@@ -2,6 +2,7 @@
 
 #include "core/error.h"
 #include "kernels/product_add.h"
+#include "kernels/product_decode.h"
 #include "train/engine/batch.h"
 #include "train/engine/tensor.h"
 #include "train/model/extended.h"
@@ -15,18 +16,21 @@ struct Operand {
   int64_t stride;
 };
 
-// M of the group.
+// M of the group; what is in 4 bits on the processor is in `packed` alone.
 class Extended {
  public:
-  Extended(const uint16_t* values, int64_t stride) : values_(values), stride_(stride) {}
+  Extended(const uint16_t* values, int64_t stride, const ExtendedTargets& packed = {})
+      : values_(values), stride_(stride), packed_(packed) {}
   // What begins at [row, column].
   Operand part(graft_transpose transpose, int64_t row, int64_t column) const {
     return {transpose, values_ + row * stride_ + column, stride_};
   }
+  const ExtendedTargets& packed() const { return packed_; }
 
  private:
   const uint16_t* values_;
   int64_t stride_;
+  ExtendedTargets packed_;
 };
 
 Extended weight_of(LinearGroup group, const LinearWorkspace& workspace) {
@@ -34,6 +38,13 @@ Extended weight_of(LinearGroup group, const LinearWorkspace& workspace) {
   const at::Tensor& extended = group[0].base.extended;
   if (extended.defined()) return {bf16(extended), stride};
   auto* const made = reinterpret_cast<uint16_t*>(workspace.weight);
+  // A processor decodes into its caches, for each product with the rows of W: it is made of float
+  // work that takes longer than that, and memory is slow.
+  if (workspace.device.is_host()) {
+    const ExtendedTargets packed = make_all_but_packed(group, made);
+    workspace.clock->lap(Work::kDecode);
+    return {made, stride, packed};
+  }
   make_extended(group, workspace.device, made);
   workspace.clock->lap(Work::kDecode);
   return {made, stride};
@@ -60,7 +71,8 @@ void multiply(const LinearWorkspace& workspace,
               const Operand& b,
               const Added& added,
               const NarrowResult& result,
-              Work work) {
+              Work work,
+              const ExtendedTargets& packed = {}) {
   graft_product product{};
   product.ta = a.transpose;
   product.tb = b.transpose;
@@ -78,7 +90,9 @@ void multiply(const LinearWorkspace& workspace,
   product.type = GRAFT_BF16;
   product.c_type = result.type;
   const Device& device = workspace.device;
-  check(added.values == nullptr
+  check(packed.count > 0 ? graft_multiply_decoding(&product, added.values, size.n,
+                                                   packed.target.data(), packed.count)
+        : added.values == nullptr
             ? graft_multiply(&product, device.kind, device.stream)
             : graft_multiply_add(&product, added.values, size.n, device.kind, device.stream));
   workspace.clock->lap(work);
@@ -142,7 +156,7 @@ void narrow_forward(LinearGroup group,
              kNothing, {x.values + shape.in, GRAFT_BF16, x.stride}, Work::kAdapters);
   }
   multiply(workspace, {tokens, shape.out, shape.stride()}, sum.scale, rows,
-           weight.part(GRAFT_T, 0, 0), {sum.values}, y, Work::kProducts);
+           weight.part(GRAFT_T, 0, 0), {sum.values}, y, Work::kProducts, weight.packed());
 }
 
 void narrow_backward(LinearGroup group,
@@ -163,7 +177,7 @@ void narrow_backward(LinearGroup group,
   }
   if (!needs_dx) return;
   multiply(workspace, {tokens, shape.in, shape.wide()}, 1, rows, weight.part(GRAFT_N, 0, 0),
-           kNothing, dx, Work::kProducts);
+           kNothing, dx, Work::kProducts, weight.packed());
 }
 
 }  // namespace graft::train

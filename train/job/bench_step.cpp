@@ -329,7 +329,7 @@ int run_bench_step(const Args& args) {
   } else {
     train_everything(*model);
   }
-  choose_width(*model, device);
+  choose_width(*model);
   PlanRequest request;
   request.device = device.kind;
   request.moments = moments_of(args);

@@ -25,9 +25,9 @@ constexpr ConfigKey kKeys[] = {
      "start"},
     {"compute", "auto | fp32 | bf16", "auto",
      "operands of the products with frozen weights. bf16: rounded to bfloat16, sums in float32; "
-     "frozen matrices are held in it, and 4-bit ones decoded to it. Norms, attention, loss, "
-     "routers and all that is trained stay float32; on a GPU, where the model and its adapters "
-     "allow it, what lies between the norms is bfloat16 too. auto: bf16 on a GPU, and where the "
+     "frozen matrices are held in it, and 4-bit ones decoded to it. Norms, scores, loss, routers "
+     "and all that is trained stay float32; where the model and its adapters allow it (no experts, "
+     "biases, dropout or DoRA, ranks in eights), what lies between the norms is bfloat16 too. auto: bf16 on a GPU, and where the "
      "processor has bfloat16 instructions, but fp32 with adapter: none, and with pissa on adapter: "
      "lora, which have no other"},
     {"lora_r", "1..512", "16", "rank of A and B"},

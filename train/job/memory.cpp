@@ -242,7 +242,7 @@ std::unique_ptr<Model> shapes_of(const TrainConfig& config, const ModelConfig& m
   auto shapes = empty_model(model);
   if (config.operands == GRAFT_BF16) round_operands(*shapes, config.lora.saved);
   if (config.method != Method::kFull) add_lora_shapes(*shapes, config.lora, config.precision());
-  choose_width(*shapes, config.device);
+  choose_width(*shapes);
   return shapes;
 }
 

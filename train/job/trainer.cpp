@@ -167,7 +167,7 @@ void Training::prepare_model() {
   } else {
     add_lora(*model_, config_.lora, config_.seed, config_.base_model);
   }
-  choose_width(*model_, config_.device);
+  choose_width(*model_);
   model_->embeds_on_host = plan_.memory.training.embeds_on_host;
   placed_ = std::make_unique<PlacedModel>(*model_, config_.device);
   text_ = load_run_text(config_, vocabulary, path("tokenizer"));
@@ -293,7 +293,7 @@ void Training::print_plan() {
   if (model_->embeds_on_host) {
     std::fprintf(stderr, "tables  the embedding stays in the host's memory\n");
   }
-  if (model_->narrow) {
+  if (model_->narrow && !config_.device.is_host()) {
     std::fprintf(stderr, "attention  %s\n", decoder_->attention_text().c_str());
   }
   for (const data::RefusedRecord& refused : train_->summary.refused) {

@@ -12,8 +12,6 @@
 namespace graft::train {
 namespace {
 
-// q, k and v are the most that share an input.
-constexpr size_t kMostLinears = 3;
 static_assert(kMostLinears <= GRAFT_LORA_PAIRS && kMostLinears <= GRAFT_DECODE_TARGETS);
 
 // A and scale * B of each linear, rounded, in their places, and zeros in the places of none.
@@ -27,6 +25,26 @@ void put_pairs(LinearGroup group, const Device& device, uint16_t* weight) {
   }
   check(graft_lora_place_pairs(pairs.data(), static_cast<int64_t>(group.size()), shape.in, weight,
                                shape.stride(), device.kind, device.stream));
+}
+
+// The group's dense weights in out, and where those in 4 bits belong.
+ExtendedTargets make_dense(LinearGroup group, const Device& device, uint16_t* out) {
+  const int64_t stride = shape_of(group).stride();
+  ExtendedTargets targets{};
+  for (const Linear& linear : group) {
+    if (linear.base.quantized()) {
+      graft_decode_target& target = targets.target.at(static_cast<size_t>(targets.count++));
+      target.weight = linear.base.nf4();
+      target.columns = linear.in;
+      target.row_stride = stride;
+      target.out = out;
+    } else {
+      check(graft_convert(bf16(linear.base.dense), GRAFT_BF16, linear.in, out, GRAFT_BF16, stride,
+                          linear.out, linear.in, 1, device.kind, device.stream));
+    }
+    out += linear.out * stride;
+  }
+  return targets;
 }
 
 }  // namespace
@@ -44,8 +62,8 @@ bool can_be_narrow(const Model& model) {
   });
 }
 
-void choose_width(Model& model, const Device& device) {
-  model.narrow = !device.is_host() && can_be_narrow(model);
+void choose_width(Model& model) {
+  model.narrow = can_be_narrow(model);
 }
 
 GroupShape shape_of(LinearGroup group) {
@@ -82,27 +100,38 @@ void extend_weights(Model& model) {
   }
 }
 
-void make_extended(LinearGroup group, const Device& device, uint16_t* out) {
-  const int64_t stride = shape_of(group).stride();
-  std::array<graft_decode_target, kMostLinears> targets{};
-  size_t count = 0;
-  uint16_t* rows = out;
-  for (const Linear& linear : group) {
-    if (linear.base.quantized()) {
-      graft_decode_target& target = targets.at(count++);
-      target.weight = linear.base.nf4();
-      target.columns = linear.in;
-      target.row_stride = stride;
-      target.out = rows;
-    } else {
-      check(graft_convert(bf16(linear.base.dense), GRAFT_BF16, linear.in, rows, GRAFT_BF16, stride,
-                          linear.out, linear.in, 1, device.kind, device.stream));
+void separate_weights(Model& model) {
+  for (Layer& layer : model.layers) {
+    for (const std::span<Linear> group : layer.groups()) {
+      at::Tensor& extended = group[0].base.extended;
+      if (is_quantized(group) || !extended.defined()) continue;
+      const int64_t stride = shape_of(group).stride();
+      const Device device = place_of(extended);
+      const uint16_t* rows = bf16(extended);
+      for (Linear& linear : group) {
+        at::Tensor dense = empty_on(device, at::kBFloat16, {linear.out, linear.in});
+        check(graft_convert(rows, GRAFT_BF16, stride, bf16(dense), GRAFT_BF16, linear.in,
+                            linear.out, linear.in, 1, device.kind, device.stream));
+        linear.base.dense = std::move(dense);
+        rows += linear.out * stride;
+      }
+      extended = at::Tensor();
     }
-    rows += linear.out * stride;
   }
-  check(graft_nf4_decode_rows_bf16(targets.data(), static_cast<int64_t>(count), device.kind,
-                                   device.stream));
+}
+
+void make_extended(LinearGroup group, const Device& device, uint16_t* out) {
+  const ExtendedTargets targets = make_dense(group, device, out);
+  check(
+      graft_nf4_decode_rows_bf16(targets.target.data(), targets.count, device.kind, device.stream));
   put_pairs(group, device, out);
+}
+
+ExtendedTargets make_all_but_packed(LinearGroup group, uint16_t* out) {
+  const Device host;
+  const ExtendedTargets targets = make_dense(group, host, out);
+  put_pairs(group, host, out);
+  return targets;
 }
 
 void refresh_extended(Model& model) {

@@ -13,8 +13,10 @@
 // never read.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
+#include "kernels/decode_rows.h"
 #include "train/engine/device.h"
 #include "train/model/model.h"
 
@@ -25,8 +27,11 @@ namespace graft::train {
 // no experts, whose router must see what was not rounded; no norm inside a head that is trained.
 bool can_be_narrow(const Model& model);
 
-// Lets a model with adapters be narrow where it can be and the device is not the processor.
-void choose_width(Model& model, const Device& device);
+// Lets a model with adapters be narrow where it can be.
+void choose_width(Model& model);
+
+// q, k and v are the most that share an input.
+constexpr size_t kMostLinears = 3;
 
 // What the linears of a group have together.
 struct GroupShape {
@@ -49,8 +54,19 @@ bool is_quantized(LinearGroup group);
 // group with a weight in 4 bits is left as it is.
 void extend_weights(Model& model);
 
+// Gives the dense weights of extend_weights() back, bit for bit.
+void separate_weights(Model& model);
+
 // The extended weight of a group in out [N + R, K + R], in the device's memory.
 void make_extended(LinearGroup group, const Device& device, uint16_t* out);
+
+// The parts of out [N + R, K + R] whose weights are in 4 bits, and the rest of it in the
+// processor's memory, for a product that decodes on its way (kernels/product_decode.h).
+struct ExtendedTargets {
+  std::array<graft_decode_target, kMostLinears> target;
+  int64_t count = 0;
+};
+ExtendedTargets make_all_but_packed(LinearGroup group, uint16_t* out);
 
 // Brings A and B in every extended weight to the present ones.
 void refresh_extended(Model& model);

@@ -136,7 +136,7 @@ struct TableRows {
 struct Model {
   ModelConfig config;
   // Whether a block's activations between the residual stream and what joins it are bfloat16, and
-  // A and B too in products: what a GPU's matrix units want. Masters, gradients of what is trained
+  // A and B too in products: what matrix units and bfloat16 instructions want. Masters, gradients of what is trained
   // and the residual stream are float32 in any case. Of models that can be
   // (train/model/extended.h).
   bool narrow = false;

@@ -94,7 +94,12 @@ at::Tensor copy_part(const Device& device, const at::Tensor& host, Wholes& whole
 }  // namespace
 
 void PlacedModel::place() {
-  if (device_.is_host() || placed_) return;
+  if (placed_) return;
+  if (device_.is_host()) {
+    if (model_.narrow) extend_weights(model_);
+    placed_ = true;
+    return;
+  }
   if (model_.embeds_on_host && !model_.can_embed_on_host()) {
     fail(ExitCode::kBug, "an embedding that is trained, tied or grown cannot stay on the host");
   }
@@ -141,6 +146,8 @@ void PlacedModel::place() {
 
 void PlacedModel::take_back() {
   if (!placed_) return;
+  placed_ = false;
+  if (device_.is_host()) return separate_weights(model_);
   for (const Pair& pair : pairs_) {
     if (pair.changes) copy_values(pair.host, pair.device);
   }
@@ -159,7 +166,6 @@ void PlacedModel::take_back() {
       }
     }
   }
-  placed_ = false;
 }
 
 }  // namespace graft::train

@@ -15,7 +15,7 @@ namespace graft::train {
 // not the embedding of a model that embeds_on_host, whose rows a decoder gathers on the host. The
 // host keeps its tensors, and take_back() gives them to the model again, with the trained values,
 // their gradients and what follows from them as the device left them. For the processor all of it
-// is nothing.
+// is nothing, but that a narrow model's dense weights are extended meanwhile (extended.h).
 //
 // While a model is placed, its host tensors must not be replaced, and only kernels may follow its
 // pointers. What is bound to the pointers (AdamW) is made after it; place() gives the same ones
