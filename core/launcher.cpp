@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/error.h"
+#include "core/idle_threads.h"
 #include "core/progress.h"
 
 namespace {
@@ -91,7 +92,7 @@ void print_help() {
   pointers.push_back(nullptr);
   // What the programs with OpenMP otherwise set by starting themselves once more: LibTorch would be
   // loaded twice.
-  ::setenv("OMP_WAIT_POLICY", "passive", 0);
+  graft::let_idle_threads_sleep();
   ::execv(program.c_str(), pointers.data());
   graft::fail(graft::ExitCode::kUsage,
               "\"graft " + std::string(route.verb) + "\" needs the program " +

@@ -14,6 +14,10 @@ namespace graft::kernels {
 // Columns of one task: 256 x 512 decoded and as many packed values are half of a 1 MiB second-level
 // cache.
 constexpr int64_t kBf16TaskColumns = 256;
+// Packed values of a whole task that leave room for kBf16BlockRows of A and of C beside them, and
+// those rows.
+constexpr int64_t kBf16WholeValues = 256 * 1024;
+constexpr int64_t kBf16BlockRows = 132;
 
 // So few columns that they are one task, and the least rows that are worth packing them for.
 constexpr int64_t kBf16FewColumns = 64;
@@ -59,10 +63,11 @@ void bf16_product_swapped(const Bf16Operands& operands,
 // C = beta C.
 void bf16_scale_only(const Bf16Operands& o);
 
-// panels_of(j, width, p, depth, scratch) gives op(B)'s rows p.. and columns j.. as bf16_pack does,
-// in `scratch` (scratch_floats of it) or elsewhere. op(B) of width 0 never comes.
+// panels_of(j, width, p, depth, piece, panels) gives op(B)'s rows p.. and columns j.. as bf16_pack
+// does: in `panels`, which has room for them, or elsewhere. `piece` is scratch of piece_floats.
+// op(B) of width 0 never comes.
 template <class PanelsOf>
-void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf& panels_of) {
+void bf16_product(const Bf16Operands& o, int64_t piece_floats, const PanelsOf& panels_of) {
   const Table& isa = table();
   if (o.k == 0 || o.alpha == 0.0f) return bf16_scale_only(o);
   const Bf16Rows a = bf16_rows(o);
@@ -78,34 +83,51 @@ void bf16_product(const Bf16Operands& o, int64_t scratch_floats, const PanelsOf&
   }
   const int64_t row_tasks = (o.m + rows - 1) / rows;
   const int64_t tasks = (o.n + columns - 1) / columns * row_tasks;
+  // All chains of a task are packed before the first row, where they fit: then C's rows are in the
+  // caches until they are done.
+  const int64_t panel_columns =
+      (columns + kBf16PanelColumns - 1) / kBf16PanelColumns * kBf16PanelColumns;
+  const bool whole = (o.k + 1) * panel_columns <= kBf16WholeValues;
+  const int64_t panel_floats = (whole ? (o.k + 1) : kBf16Depth) * panel_columns / 2;
   // A bfloat16 C is summed in float32 and rounded once at the end.
   const bool rounds = o.c_type == GRAFT_BF16;
   for_tasks(tasks, threads > 1, [&](int64_t task) {
     const int64_t j = task / row_tasks * columns, width = std::min(columns, o.n - j);
-    const int64_t i = task % row_tasks * rows, height = std::min(rows, o.m - i);
-    const int64_t sum_floats = rounds ? height * width : 0;
-    float* const scratch = thread_scratch(scratch_floats + sum_floats);
-    void* const c = static_cast<char*>(o.c) + (i * o.ldc + j) * size_of(o.c_type);
+    const int64_t begin = task % row_tasks * rows, end = std::min(begin + rows, o.m);
+    const int64_t most = whole ? std::min(kBf16BlockRows, end - begin) : end - begin;
+    float* const scratch =
+        thread_scratch(piece_floats + panel_floats + (rounds ? most * width : 0));
+    auto* const piece = reinterpret_cast<uint16_t*>(scratch);
+    auto* const panels = reinterpret_cast<uint16_t*>(scratch + piece_floats);
+    float* const sums = scratch + piece_floats + panel_floats;
+    const auto panels_at = [&](int64_t p) {
+      return panels_of(j, width, p, std::min(kBf16Depth, o.k - p), piece,
+                       whole ? panels + p * panel_columns : panels);
+    };
+    const uint16_t* chain[kBf16WholeValues / (kBf16PanelColumns * kBf16Depth) + 1];
+    for (int64_t p = 0; whole && p < o.k; p += kBf16Depth) chain[p / kBf16Depth] = panels_at(p);
     Bf16Block block;
-    block.c = rounds ? scratch + scratch_floats : static_cast<float*>(c);
-    block.ldc = rounds ? width : o.ldc;
-    if (rounds && o.beta != 0.0f) {
-      isa.conversion({c, block.c, GRAFT_BF16, GRAFT_F32, width, o.ldc, width, 1.0f}, 0, height);
-    }
-    for (int64_t p = 0; p < o.k; p += kBf16Depth) {
-      const int64_t depth = std::min(kBf16Depth, o.k - p);
-      block.a = a.values + i * a.row + p;
-      block.a_row = a.row;
-      block.panels = panels_of(j, width, p, depth, reinterpret_cast<uint16_t*>(scratch));
-      block.m = height;
-      block.n = width;
-      block.depth = depth;
-      block.alpha = o.alpha;
-      block.beta = p == 0 ? o.beta : 1.0f;
-      isa.weights->bf16_block(block);
-    }
-    if (rounds) {
-      isa.conversion({block.c, c, GRAFT_F32, GRAFT_BF16, width, width, o.ldc, 1.0f}, 0, height);
+    block.n = width;
+    block.alpha = o.alpha;
+    block.a_row = a.row;
+    for (int64_t i = begin; i < end; i += most) {
+      block.m = std::min(most, end - i);
+      void* const c = static_cast<char*>(o.c) + (i * o.ldc + j) * size_of(o.c_type);
+      block.c = rounds ? sums : static_cast<float*>(c);
+      block.ldc = rounds ? width : o.ldc;
+      if (rounds && o.beta != 0.0f) {
+        isa.conversion({c, sums, GRAFT_BF16, GRAFT_F32, width, o.ldc, width, 1.0f}, 0, block.m);
+      }
+      for (int64_t p = 0; p < o.k; p += kBf16Depth) {
+        block.a = a.values + i * a.row + p;
+        block.panels = whole ? chain[p / kBf16Depth] : panels_at(p);
+        block.depth = std::min(kBf16Depth, o.k - p);
+        block.beta = p == 0 ? o.beta : 1.0f;
+        isa.weights->bf16_block(block);
+      }
+      if (rounds) {
+        isa.conversion({sums, c, GRAFT_F32, GRAFT_BF16, width, width, o.ldc, 1.0f}, 0, block.m);
+      }
     }
   });
 }

@@ -95,11 +95,12 @@ void bf16_product_of(const Bf16Operands& operands,
   if (bf16_swaps(operands)) return bf16_product_swapped(operands, tb, b, ldb);
   const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
   const WeightTable& isa = *table().weights;
-  bf16_product(operands, kBf16TaskColumns * kBf16Depth / 2,
-               [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch) {
-                 isa.bf16_pack(b + p * b_row + j * b_col, b_row, b_col, depth, width, scratch);
-                 return scratch;
-               });
+  bf16_product(
+      operands, 0,
+      [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t*, uint16_t* panels) {
+        isa.bf16_pack(b + p * b_row + j * b_col, b_row, b_col, depth, width, panels);
+        return panels;
+      });
 }
 
 bool bf16_swaps(const Bf16Operands& o) {
@@ -225,8 +226,9 @@ extern "C" graft_status graft_gemm_bf16_packed(int64_t m,
     if (const graft_status status = check_pointers(kName, {{"packed", packed}})) return status;
   }
   const int64_t columns = round_up(n, kBf16PanelColumns);
-  bf16_product(operands, 0, [&](int64_t j, int64_t, int64_t p, int64_t depth, uint16_t*) {
-    return packed + p * columns + j * round_up(depth, 2);
-  });
+  bf16_product(operands, 0,
+               [&](int64_t j, int64_t, int64_t p, int64_t depth, uint16_t*, uint16_t*) {
+                 return packed + p * columns + j * round_up(depth, 2);
+               });
   return GRAFT_OK;
 }

@@ -89,15 +89,14 @@ Piece<Value> decode_piece(const Linear& linear,
 void product_bf16(const Linear& linear) {
   const WeightTable& isa = *table().weights;
   constexpr int64_t kValues = kBf16TaskColumns * kBf16Depth;
-  // The pieces first, the panels behind them; half a float each.
-  bf16_product(linear.operands, kValues,
-               [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch) {
-                 const Piece<uint16_t> piece =
-                     decode_piece(linear, j, width, p, depth, isa.quant4_decode_bf16, scratch);
-                 uint16_t* const panels = scratch + kValues;
-                 isa.bf16_pack(piece.values, piece.op_row, piece.op_col, depth, width, panels);
-                 return panels;
-               });
+  bf16_product(
+      linear.operands, kValues / 2,
+      [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch, uint16_t* panels) {
+        const Piece<uint16_t> piece =
+            decode_piece(linear, j, width, p, depth, isa.quant4_decode_bf16, scratch);
+        isa.bf16_pack(piece.values, piece.op_row, piece.op_col, depth, width, panels);
+        return panels;
+      });
 }
 
 void product_f32(const Linear& linear) {

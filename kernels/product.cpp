@@ -119,21 +119,20 @@ class PartlyPacked {
 void multiply_decoding(const graft_product& p, const PartlyPacked& b) {
   constexpr int64_t kValues = kBf16TaskColumns * kBf16Depth;
   const bool rows_are_columns = p.tb == GRAFT_T;  // b's rows are those of op(B)^T
-  // The piece of b first, the panels behind it; half a float each.
-  bf16_product(bf16_operands(p), kValues,
-               [&](int64_t j, int64_t width, int64_t q, int64_t depth, uint16_t* piece) {
-                 const int64_t row = rows_are_columns ? j : q;
-                 const int64_t rows = rows_are_columns ? width : depth;
-                 const int64_t column = rows_are_columns ? q : j;
-                 const int64_t columns = rows_are_columns ? depth : width;
-                 for (int64_t r = 0; r < rows; ++r) {
-                   b.read(row + r, column, column + columns, piece + r * columns);
-                 }
-                 uint16_t* const panels = piece + kValues;
-                 table().weights->bf16_pack(piece, rows_are_columns ? 1 : columns,
-                                            rows_are_columns ? columns : 1, depth, width, panels);
-                 return panels;
-               });
+  bf16_product(
+      bf16_operands(p), kValues / 2,
+      [&](int64_t j, int64_t width, int64_t q, int64_t depth, uint16_t* piece, uint16_t* panels) {
+        const int64_t row = rows_are_columns ? j : q;
+        const int64_t rows = rows_are_columns ? width : depth;
+        const int64_t column = rows_are_columns ? q : j;
+        const int64_t columns = rows_are_columns ? depth : width;
+        for (int64_t r = 0; r < rows; ++r) {
+          b.read(row + r, column, column + columns, piece + r * columns);
+        }
+        table().weights->bf16_pack(piece, rows_are_columns ? 1 : columns,
+                                   rows_are_columns ? columns : 1, depth, width, panels);
+        return panels;
+      });
 }
 
 }  // namespace

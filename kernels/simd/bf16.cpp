@@ -70,18 +70,23 @@ void multiply(const PairTile& tile, int64_t columns) {
       if constexpr (kVectors > 1) sum[i][1] = _mm512_dpbf16_ps(sum[i][1], row, b1);
     }
   };
-#pragma GCC unroll 12
-  for (int i = 0; i < kHeight; ++i) {
-    __builtin_prefetch(tile.c + i * tile.ldc, 1);
-    __builtin_prefetch(tile.c + i * tile.ldc + kLanes, 1);
-  }
+  // C's lines and those of the next rows of A, a few at a time: a miss waits for a free buffer, and
+  // so do B's lines then.
   int64_t p = 0;
-  for (; p + kLinePairs <= tile.pairs; p += kLinePairs) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kHeight; ++i) {
-      __builtin_prefetch(tile.next_a + (group[i / 4] - tile.a) + stride[i % 4] + 2 * p);
+  for (int64_t row = 0; p + kLinePairs <= tile.pairs; p += kLinePairs, ++row) {
+    if (row < kHeight) {
+      __builtin_prefetch(tile.c + row * tile.ldc, 1);
+      __builtin_prefetch(tile.c + row * tile.ldc + kLanes, 1);
     }
-    for (int64_t q = 0; q < kLinePairs; ++q) add(p + q);
+    for (int64_t q = 0; q < kLinePairs; q += kLinePairs / 4) {
+#pragma GCC unroll 3
+      for (int i = 0; i < (kHeight + 3) / 4; ++i) {
+        __builtin_prefetch(tile.next_a + (group[i] - tile.a) + stride[q / (kLinePairs / 4)] + 2 * p,
+                           0, 2);
+      }
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kLinePairs / 4; ++r) add(p + q + r);
+    }
   }
   for (; p < tile.pairs; ++p) add(p);
   const int64_t first = smaller_of(columns, kLanes), second = columns - first;

@@ -9,6 +9,7 @@
 
 #include "core/args.h"
 #include "core/error.h"
+#include "core/idle_threads.h"
 #include "core/json.h"
 #include "core/progress.h"
 #include "tests/bench/duel.h"
@@ -233,10 +234,7 @@ int run_kernels(const graft::Args& args) {
 int main(int argc, char** argv) {
   // As in graft-train: OpenMP reads the setting when it is loaded, and threads that spin while they
   // wait take the processors from what is being measured.
-  if (std::getenv("OMP_WAIT_POLICY") == nullptr) {
-    ::setenv("OMP_WAIT_POLICY", "passive", 0);
-    ::execv("/proc/self/exe", argv);
-  }
+  if (graft::let_idle_threads_sleep()) ::execv("/proc/self/exe", argv);
   const std::vector<graft::Command> commands = {
       {"run",
        "",

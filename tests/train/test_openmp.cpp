@@ -36,7 +36,8 @@ TEST_CASE("OpenMP: the launcher starts a program once, with idle threads asleep"
   const std::string before = policy != nullptr ? policy : "";
   ::unsetenv("OMP_WAIT_POLICY");
   // The runtime prints its settings each time that a program loads it.
-  const auto result = graft::test::run({"graft", "train", "--help"}, "", {"OMP_DISPLAY_ENV=true"});
+  const auto result =
+      graft::test::run({"graft", "train", "--help"}, "", {"OMP_DISPLAY_ENV=verbose"});
   if (!before.empty()) ::setenv("OMP_WAIT_POLICY", before.c_str(), 1);
   REQUIRE(result.exit_code == 0);
   const std::string begins = "OPENMP DISPLAY ENVIRONMENT BEGIN";
@@ -44,4 +45,10 @@ TEST_CASE("OpenMP: the launcher starts a program once, with idle threads asleep"
   REQUIRE(first != std::string::npos);
   CHECK(result.err.find(begins, first + 1) == std::string::npos);
   CHECK(result.err.find("OMP_WAIT_POLICY = 'PASSIVE'") != std::string::npos);
+  CHECK(result.err.find("GOMP_SPINCOUNT = '2000'") != std::string::npos);
+  // What the user has set stays, and is not added to.
+  const auto active = graft::test::run({"graft", "train", "--help"}, "",
+                                       {"OMP_DISPLAY_ENV=verbose", "OMP_WAIT_POLICY=active"});
+  CHECK(active.err.find("OMP_WAIT_POLICY = 'ACTIVE'") != std::string::npos);
+  CHECK(active.err.find("GOMP_SPINCOUNT = '2000'") == std::string::npos);
 }
