@@ -63,6 +63,17 @@ void bf16_product_swapped(const Bf16Operands& operands,
 // C = beta C.
 void bf16_scale_only(const Bf16Operands& o);
 
+// How C is cut into tasks. No cut changes a value.
+struct Bf16Cut {
+  int64_t rows, columns;  // of a task, the last ones shorter
+  int64_t row_tasks, tasks;
+  int64_t panel_columns;  // columns in whole panels
+  // Whether all chains of a task are packed before its first row, so that rows of C are in the
+  // caches until they are done.
+  bool packs_all;
+};
+Bf16Cut bf16_cut(int64_t m, int64_t n, int64_t k, int64_t threads);
+
 // panels_of(j, width, p, depth, piece, panels) gives op(B)'s rows p.. and columns j.. as bf16_pack
 // does: in `panels`, which has room for them, or elsewhere. `piece` is scratch of piece_floats.
 // op(B) of width 0 never comes.
@@ -72,46 +83,33 @@ void bf16_product(const Bf16Operands& o, int64_t piece_floats, const PanelsOf& p
   if (o.k == 0 || o.alpha == 0.0f) return bf16_scale_only(o);
   const Bf16Rows a = bf16_rows(o);
   const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
-  // Narrower tasks where there are more threads than tasks; a column's value does not change. A few
-  // columns are one task for each share of the rows.
-  int64_t columns = std::min(o.n, kBf16TaskColumns), rows = o.m;
-  const int64_t share = (o.n + 3 * threads - 1) / (3 * threads);
-  if (threads > 1 && o.n <= kBf16FewColumns && o.m >= kBf16ShareRows * threads) {
-    rows = (o.m / threads + kBf16ShareRows - 1) / kBf16ShareRows * kBf16ShareRows;
-  } else if (threads > 1 && share < columns) {
-    columns = (share + kBf16PanelColumns - 1) / kBf16PanelColumns * kBf16PanelColumns;
-  }
-  const int64_t row_tasks = (o.m + rows - 1) / rows;
-  const int64_t tasks = (o.n + columns - 1) / columns * row_tasks;
-  // All chains of a task are packed before the first row, where they fit: then C's rows are in the
-  // caches until they are done.
-  const int64_t panel_columns =
-      (columns + kBf16PanelColumns - 1) / kBf16PanelColumns * kBf16PanelColumns;
-  const bool whole = (o.k + 1) * panel_columns <= kBf16WholeValues;
-  const int64_t panel_floats = (whole ? (o.k + 1) : kBf16Depth) * panel_columns / 2;
+  const Bf16Cut cut = bf16_cut(o.m, o.n, o.k, threads);
+  const int64_t panel_floats = (cut.packs_all ? o.k + 1 : kBf16Depth) * cut.panel_columns / 2;
   // A bfloat16 C is summed in float32 and rounded once at the end.
   const bool rounds = o.c_type == GRAFT_BF16;
-  for_tasks(tasks, threads > 1, [&](int64_t task) {
-    const int64_t j = task / row_tasks * columns, width = std::min(columns, o.n - j);
-    const int64_t begin = task % row_tasks * rows, end = std::min(begin + rows, o.m);
-    const int64_t most = whole ? std::min(kBf16BlockRows, end - begin) : end - begin;
+  for_tasks(cut.tasks, threads > 1, [&](int64_t task) {
+    const int64_t j = task / cut.row_tasks * cut.columns, width = std::min(cut.columns, o.n - j);
+    const int64_t begin = task % cut.row_tasks * cut.rows, end = std::min(begin + cut.rows, o.m);
+    const int64_t rows = cut.packs_all ? std::min(kBf16BlockRows, end - begin) : end - begin;
     float* const scratch =
-        thread_scratch(piece_floats + panel_floats + (rounds ? most * width : 0));
-    auto* const piece = reinterpret_cast<uint16_t*>(scratch);
-    auto* const panels = reinterpret_cast<uint16_t*>(scratch + piece_floats);
+        thread_scratch(piece_floats + panel_floats + (rounds ? rows * width : 0));
     float* const sums = scratch + piece_floats + panel_floats;
     const auto panels_at = [&](int64_t p) {
-      return panels_of(j, width, p, std::min(kBf16Depth, o.k - p), piece,
-                       whole ? panels + p * panel_columns : panels);
+      auto* const panels = reinterpret_cast<uint16_t*>(scratch + piece_floats);
+      return panels_of(j, width, p, std::min(kBf16Depth, o.k - p),
+                       reinterpret_cast<uint16_t*>(scratch),
+                       panels + (cut.packs_all ? p * cut.panel_columns : 0));
     };
-    const uint16_t* chain[kBf16WholeValues / (kBf16PanelColumns * kBf16Depth) + 1];
-    for (int64_t p = 0; whole && p < o.k; p += kBf16Depth) chain[p / kBf16Depth] = panels_at(p);
+    const uint16_t* packed[kBf16WholeValues / (kBf16PanelColumns * kBf16Depth) + 1];
+    for (int64_t p = 0; cut.packs_all && p < o.k; p += kBf16Depth) {
+      packed[p / kBf16Depth] = panels_at(p);
+    }
     Bf16Block block;
     block.n = width;
     block.alpha = o.alpha;
     block.a_row = a.row;
-    for (int64_t i = begin; i < end; i += most) {
-      block.m = std::min(most, end - i);
+    for (int64_t i = begin; i < end; i += rows) {
+      block.m = std::min(rows, end - i);
       void* const c = static_cast<char*>(o.c) + (i * o.ldc + j) * size_of(o.c_type);
       block.c = rounds ? sums : static_cast<float*>(c);
       block.ldc = rounds ? width : o.ldc;
@@ -120,7 +118,7 @@ void bf16_product(const Bf16Operands& o, int64_t piece_floats, const PanelsOf& p
       }
       for (int64_t p = 0; p < o.k; p += kBf16Depth) {
         block.a = a.values + i * a.row + p;
-        block.panels = whole ? chain[p / kBf16Depth] : panels_at(p);
+        block.panels = cut.packs_all ? packed[p / kBf16Depth] : panels_at(p);
         block.depth = std::min(kBf16Depth, o.k - p);
         block.beta = p == 0 ? o.beta : 1.0f;
         isa.weights->bf16_block(block);

@@ -88,6 +88,23 @@ Bf16Rows bf16_rows(const Bf16Operands& o) {
   return {values, row};
 }
 
+Bf16Cut bf16_cut(int64_t m, int64_t n, int64_t k, int64_t threads) {
+  Bf16Cut cut{m, std::min(n, kBf16TaskColumns), 1, 0, 0, false};
+  // Narrower tasks where there are more threads than tasks. A few columns are one task for each
+  // share of the rows.
+  const int64_t share = (n + 3 * threads - 1) / (3 * threads);
+  if (threads > 1 && n <= kBf16FewColumns && m >= kBf16ShareRows * threads) {
+    cut.rows = round_up(m / threads, kBf16ShareRows);
+  } else if (threads > 1 && share < cut.columns) {
+    cut.columns = round_up(share, kBf16PanelColumns);
+  }
+  cut.row_tasks = (m + cut.rows - 1) / cut.rows;
+  cut.tasks = (n + cut.columns - 1) / cut.columns * cut.row_tasks;
+  cut.panel_columns = round_up(cut.columns, kBf16PanelColumns);
+  cut.packs_all = (k + 1) * cut.panel_columns <= kBf16WholeValues;
+  return cut;
+}
+
 void bf16_product_of(const Bf16Operands& operands,
                      graft_transpose tb,
                      const uint16_t* b,

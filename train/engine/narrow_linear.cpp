@@ -38,8 +38,8 @@ Extended weight_of(LinearGroup group, const LinearWorkspace& workspace) {
   const at::Tensor& extended = group[0].base.extended;
   if (extended.defined()) return {bf16(extended), stride};
   auto* const made = reinterpret_cast<uint16_t*>(workspace.weight);
-  // A processor decodes into its caches, for each product with the rows of W: it is made of float
-  // work that takes longer than that, and memory is slow.
+  // A processor decodes what a product reads next: its sums take longer than that, and memory is
+  // slower.
   if (workspace.device.is_host()) {
     const ExtendedTargets packed = make_all_but_packed(group, made);
     workspace.clock->lap(Work::kDecode);
@@ -90,11 +90,14 @@ void multiply(const LinearWorkspace& workspace,
   product.type = GRAFT_BF16;
   product.c_type = result.type;
   const Device& device = workspace.device;
-  check(packed.count > 0 ? graft_multiply_decoding(&product, added.values, size.n,
-                                                   packed.target.data(), packed.count)
-        : added.values == nullptr
-            ? graft_multiply(&product, device.kind, device.stream)
-            : graft_multiply_add(&product, added.values, size.n, device.kind, device.stream));
+  if (packed.count > 0) {
+    check(graft_multiply_decoding(&product, added.values, size.n, packed.target.data(),
+                                  packed.count));
+  } else if (added.values != nullptr) {
+    check(graft_multiply_add(&product, added.values, size.n, device.kind, device.stream));
+  } else {
+    check(graft_multiply(&product, device.kind, device.stream));
+  }
   workspace.clock->lap(work);
 }
 
