@@ -50,13 +50,17 @@ std::unique_ptr<Flash> Flash::load(const Device& device,
     *reason = "the model's scores are capped, or its heads not a multiple of 8 up to 256 wide";
     return nullptr;
   }
-  const auto agrees = [&](const std::unique_ptr<Flash>& flash) {
-    return flash != nullptr && flash_agrees(*flash, device, extent, reason);
+  const auto checked = [&](const auto& load_for) -> std::unique_ptr<Flash> {
+    const FlashExtent small = check_extent(extent);
+    const std::unique_ptr<Flash> trial = load_for(small);
+    if (trial == nullptr || !flash_agrees(*trial, device, small, reason)) return nullptr;
+    return load_for(extent);
   };
-  std::unique_ptr<Flash> flash = load_cudnn_flash(device, extent, deterministic, reason);
-  if (agrees(flash)) return flash;
-  flash = load_torch_flash(device, deterministic, reason);
-  return agrees(flash) ? std::move(flash) : nullptr;
+  std::unique_ptr<Flash> flash = checked(
+      [&](const FlashExtent& of) { return load_cudnn_flash(device, of, deterministic, reason); });
+  if (flash != nullptr) return flash;
+  return checked(
+      [&](const FlashExtent&) { return load_torch_flash(device, deterministic, reason); });
 }
 
 int64_t longest_document(const Batch& batch) {

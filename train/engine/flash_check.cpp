@@ -167,6 +167,13 @@ class Problem {
 
 }  // namespace
 
+FlashExtent check_extent(const FlashExtent& extent) {
+  FlashExtent small = extent;
+  small.longest = std::min(extent.longest, kSecond);
+  small.tokens = std::min(extent.tokens, kFirst + kSecond);
+  return small;
+}
+
 bool flash_agrees(Flash& flash,
                   const Device& device,
                   const FlashExtent& extent,

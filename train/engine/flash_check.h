@@ -9,6 +9,10 @@
 
 namespace graft::train {
 
+// The extent of that batch in a model of `extent`: of a library that is only there to be checked,
+// as what it allocates stays for its life.
+FlashExtent check_extent(const FlashExtent& extent);
+
 // False, with the reason, where results or gradients differ by more than roundings to bfloat16 do
 // or the library refuses. Waits for the device and uses memory of its own, released at the end.
 bool flash_agrees(Flash& flash,
