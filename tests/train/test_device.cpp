@@ -143,8 +143,8 @@ TEST_CASE("device: in float32 a run on the emulated GPU ends with the processor'
 TEST_CASE("device: a plan and a bench know the device", "[train][job][emu]") {
   const Fixture fixture;
   const auto plan_on = [&](const char* device, const char* compute) {
-    const RunResult plan = test::run({"graft", "plan", fixture.config(), "output_dir=x", compute,
-                                      "--device", device, "--json"});
+    const RunResult plan = test::run(
+        {"graft", "plan", fixture.config(), "output_dir=x", compute, "--device", device, "--json"});
     INFO(plan.err);
     REQUIRE(plan.exit_code == 0);
     return parse_json(plan.out, "plan");
