@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/decode_rows.h"
 #include "kernels/float16.h"
 #include "kernels/gemm_bf16.h"
 #include "kernels/parallel.h"
@@ -14,10 +15,8 @@ namespace graft::kernels {
 // Columns of one task: 256 x 512 decoded and as many packed values are half of a 1 MiB second-level
 // cache.
 constexpr int64_t kBf16TaskColumns = 256;
-// Packed values of a whole task that leave room for kBf16BlockRows of A and of C beside them, and
-// those rows.
+// Packed values of a whole task that leave room for kBf16BlockRows of A and of C beside them.
 constexpr int64_t kBf16WholeValues = 256 * 1024;
-constexpr int64_t kBf16BlockRows = 132;
 
 // So few columns that they are one task, and the least rows that are worth packing them for.
 constexpr int64_t kBf16FewColumns = 64;
@@ -52,13 +51,21 @@ void bf16_product_of(const Bf16Operands& operands,
                      const uint16_t* b,
                      int64_t ldb);
 
-// The same where A is stored [k, m] and has many more columns than B, with the operands in each
-// other's place: no column of A is read alone, and no lane is idle. Float32 C, beta 0 or 1.
-bool bf16_swaps(const Bf16Operands& operands);
-void bf16_product_swapped(const Bf16Operands& operands,
-                          graft_transpose tb,
-                          const uint16_t* b,
-                          int64_t ldb);
+// Rows of B of which parts are in 4 bits, where the targets say (product_decode.h).
+struct PartlyPacked {
+  const uint16_t* values;
+  int64_t stride;
+  const graft_decode_target* targets;
+  int64_t count;
+
+  // The first row of a target; negative where it is not a row's beginning.
+  int64_t first_row(const graft_decode_target& target) const;
+  // Columns [begin, end) of a row.
+  void read(int64_t row, int64_t begin, int64_t end, uint16_t* out) const;
+};
+
+// The product with such a B, decoded and packed piece by piece; operands and targets are checked.
+void bf16_product_decoding(const Bf16Operands& operands, graft_transpose tb, const PartlyPacked& b);
 
 // C = beta C.
 void bf16_scale_only(const Bf16Operands& o);

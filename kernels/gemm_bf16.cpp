@@ -1,5 +1,7 @@
 #include "kernels/gemm_bf16.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 
@@ -41,6 +43,47 @@ graft_status check_b(
     return status;
   }
   return check_pointers(function, {{"b", b}});
+}
+
+// The product where A is stored [k, m] and has many more columns than B, with the operands in each
+// other's place: no column of A is read alone, and no lane is idle. Float32 C, beta 0 or 1.
+bool swaps(const Bf16Operands& o) {
+  return o.ta == GRAFT_T && o.a_type == GRAFT_BF16 && o.c_type == GRAFT_F32 &&
+         o.n <= kBf16FewColumns && o.m >= 4 * o.n && o.k > 0 && o.alpha != 0.0f &&
+         (o.beta == 0.0f || o.beta == 1.0f);
+}
+
+void product_swapped(const Bf16Operands& o, graft_transpose tb, const uint16_t* b, int64_t ldb) {
+  const WeightTable& isa = *table().weights;
+  // op(B)^T as rows.
+  const int64_t row = o.k + o.k % 2;
+  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
+  uint16_t* const rows = rows_scratch(o.n * row);
+  for (int64_t j = 0; j < o.n; ++j) {
+    for (int64_t p = 0; p < o.k; ++p) rows[j * row + p] = b[p * b_row + j * b_col];
+    if (row > o.k) rows[j * row + o.k] = 0;
+  }
+  constexpr int64_t kPanels = kBf16TaskColumns * kBf16Depth / 2;  // floats
+  const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
+  const int64_t tasks = (o.m + kBf16TaskColumns - 1) / kBf16TaskColumns;
+  for_tasks(tasks, threads > 1 && o.m * o.n * o.k > kParallelWork, [&](int64_t task) {
+    const int64_t i = task * kBf16TaskColumns, width = std::min(kBf16TaskColumns, o.m - i);
+    float* const sums = thread_scratch(kPanels + o.n * width) + kPanels;
+    auto* const panels = reinterpret_cast<uint16_t*>(sums - kPanels);
+    float* const c = static_cast<float*>(o.c) + i * o.ldc;
+    for (int64_t p = 0; p < o.k; p += kBf16Depth) {
+      const int64_t depth = std::min(kBf16Depth, o.k - p);
+      isa.bf16_pack(static_cast<const uint16_t*>(o.a) + p * o.lda + i, o.lda, 1, depth, width,
+                    panels);
+      isa.bf16_block({rows + p, row, panels, o.n, width, depth, sums, width, o.alpha, 0.0f});
+      const bool adds = p > 0 || o.beta != 0.0f;
+      for (int64_t q = 0; q < width; ++q) {
+        for (int64_t j = 0; j < o.n; ++j) {
+          c[q * o.ldc + j] = adds ? sums[j * width + q] + c[q * o.ldc + j] : sums[j * width + q];
+        }
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -109,7 +152,7 @@ void bf16_product_of(const Bf16Operands& operands,
                      graft_transpose tb,
                      const uint16_t* b,
                      int64_t ldb) {
-  if (bf16_swaps(operands)) return bf16_product_swapped(operands, tb, b, ldb);
+  if (swaps(operands)) return product_swapped(operands, tb, b, ldb);
   const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
   const WeightTable& isa = *table().weights;
   bf16_product(
@@ -120,46 +163,43 @@ void bf16_product_of(const Bf16Operands& operands,
       });
 }
 
-bool bf16_swaps(const Bf16Operands& o) {
-  return o.ta == GRAFT_T && o.a_type == GRAFT_BF16 && o.c_type == GRAFT_F32 &&
-         o.n <= kBf16FewColumns && o.m >= 4 * o.n && o.k > 0 && o.alpha != 0.0f &&
-         (o.beta == 0.0f || o.beta == 1.0f);
+int64_t PartlyPacked::first_row(const graft_decode_target& target) const {
+  const std::ptrdiff_t at = static_cast<const uint16_t*>(target.out) - values;
+  return at >= 0 && at % stride == 0 ? at / stride : -1;
 }
 
-void bf16_product_swapped(const Bf16Operands& o,
-                          graft_transpose tb,
-                          const uint16_t* b,
-                          int64_t ldb) {
-  const WeightTable& isa = *table().weights;
-  // op(B)^T as rows.
-  const int64_t row = o.k + o.k % 2;
-  const int64_t b_row = tb == GRAFT_N ? ldb : 1, b_col = tb == GRAFT_N ? 1 : ldb;
-  uint16_t* const rows = rows_scratch(o.n * row);
-  for (int64_t j = 0; j < o.n; ++j) {
-    for (int64_t p = 0; p < o.k; ++p) rows[j * row + p] = b[p * b_row + j * b_col];
-    if (row > o.k) rows[j * row + o.k] = 0;
+void PartlyPacked::read(int64_t row, int64_t begin, int64_t end, uint16_t* out) const {
+  int64_t column = begin;
+  for (int64_t i = 0; i < count; ++i) {
+    const graft_decode_target& target = targets[i];
+    const int64_t inside = row - first_row(target);
+    if (inside < 0 || inside * target.columns >= target.weight.count) continue;
+    column = std::clamp(target.columns, begin, end);
+    table().weights->quant4_decode_bf16(target.weight, inside * target.columns + begin,
+                                        inside * target.columns + column, out, Stores::kCached);
+    break;
   }
-  constexpr int64_t kPanels = kBf16TaskColumns * kBf16Depth / 2;  // floats
-  const int64_t threads = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
-  const int64_t tasks = (o.m + kBf16TaskColumns - 1) / kBf16TaskColumns;
-  for_tasks(tasks, threads > 1 && o.m * o.n * o.k > kParallelWork, [&](int64_t task) {
-    const int64_t i = task * kBf16TaskColumns, width = std::min(kBf16TaskColumns, o.m - i);
-    float* const sums = thread_scratch(kPanels + o.n * width) + kPanels;
-    auto* const panels = reinterpret_cast<uint16_t*>(sums - kPanels);
-    float* const c = static_cast<float*>(o.c) + i * o.ldc;
-    for (int64_t p = 0; p < o.k; p += kBf16Depth) {
-      const int64_t depth = std::min(kBf16Depth, o.k - p);
-      isa.bf16_pack(static_cast<const uint16_t*>(o.a) + p * o.lda + i, o.lda, 1, depth, width,
-                    panels);
-      isa.bf16_block({rows + p, row, panels, o.n, width, depth, sums, width, o.alpha, 0.0f});
-      const bool adds = p > 0 || o.beta != 0.0f;
-      for (int64_t q = 0; q < width; ++q) {
-        for (int64_t j = 0; j < o.n; ++j) {
-          c[q * o.ldc + j] = adds ? sums[j * width + q] + c[q * o.ldc + j] : sums[j * width + q];
+  if (column < end) std::copy_n(values + row * stride + column, end - column, out + column - begin);
+}
+
+void bf16_product_decoding(const Bf16Operands& operands,
+                           graft_transpose tb,
+                           const PartlyPacked& b) {
+  constexpr int64_t kValues = kBf16TaskColumns * kBf16Depth;
+  const bool rows_are_columns = tb == GRAFT_T;  // b's rows are those of op(B)^T
+  bf16_product(
+      operands, kValues / 2,
+      [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* piece, uint16_t* panels) {
+        const int64_t row = rows_are_columns ? j : p, column = rows_are_columns ? p : j;
+        const int64_t rows = rows_are_columns ? width : depth;
+        const int64_t columns = rows_are_columns ? depth : width;
+        for (int64_t r = 0; r < rows; ++r) {
+          b.read(row + r, column, column + columns, piece + r * columns);
         }
-      }
-    }
-  });
+        table().weights->bf16_pack(piece, rows_are_columns ? 1 : columns,
+                                   rows_are_columns ? columns : 1, depth, width, panels);
+        return panels;
+      });
 }
 
 void bf16_scale_only(const Bf16Operands& o) {

@@ -63,40 +63,31 @@ graft_status check(const char* function, const Linear& linear) {
 }
 
 // op(W)'s rows p.. and columns j.., decoded row by row of W as [rows of W, columns of W].
-template <class Value>
 struct Piece {
-  const Value* values;
+  const float* values;
   int64_t op_row, op_col;  // strides of op(W)
 };
-template <class Value, class Decode>
-Piece<Value> decode_piece(const Linear& linear,
-                          int64_t j,
-                          int64_t width,
-                          int64_t p,
-                          int64_t depth,
-                          const Decode& decode,
-                          Value* scratch) {
+Piece decode_piece(
+    const Linear& linear, int64_t j, int64_t width, int64_t p, int64_t depth, float* scratch) {
   const bool forward = linear.direction == Direction::kForward;
   const int64_t row = forward ? j : p, rows = forward ? width : depth;
   const int64_t column = forward ? p : j, columns = forward ? depth : width;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t begin = (row + r) * linear.in_features + column;
-    decode(*linear.weight, begin, begin + columns, scratch + r * columns, Stores::kCached);
+    table().weights->quant4_decode_f32(*linear.weight, begin, begin + columns,
+                                       scratch + r * columns, Stores::kCached);
   }
   return {scratch, forward ? 1 : columns, forward ? columns : 1};
 }
 
+// A B that is one weight, all of it in 4 bits.
 void product_bf16(const Linear& linear) {
-  const WeightTable& isa = *table().weights;
-  constexpr int64_t kValues = kBf16TaskColumns * kBf16Depth;
-  bf16_product(
-      linear.operands, kValues / 2,
-      [&](int64_t j, int64_t width, int64_t p, int64_t depth, uint16_t* scratch, uint16_t* panels) {
-        const Piece<uint16_t> piece =
-            decode_piece(linear, j, width, p, depth, isa.quant4_decode_bf16, scratch);
-        isa.bf16_pack(piece.values, piece.op_row, piece.op_col, depth, width, panels);
-        return panels;
-      });
+  graft_decode_target target{};
+  target.weight = *linear.weight;
+  target.columns = target.row_stride = linear.in_features;
+  bf16_product_decoding(linear.operands,
+                        linear.direction == Direction::kForward ? GRAFT_T : GRAFT_N,
+                        {nullptr, linear.in_features, &target, 1});
 }
 
 void product_f32(const Linear& linear) {
@@ -115,8 +106,7 @@ void product_f32(const Linear& linear) {
     float* const scratch = thread_scratch(kF32Depth * kF32Columns + product_floats);
     for (int64_t p = 0; p < o.k; p += kF32Depth) {
       const int64_t depth = std::min(kF32Depth, o.k - p);
-      const Piece<float> piece = decode_piece(
-          linear, j, width, p, depth, isa.weights->quant4_decode_f32, scratch + product_floats);
+      const Piece piece = decode_piece(linear, j, width, p, depth, scratch + product_floats);
       GemmBlock block;
       block.m = o.m;
       block.n = width;

@@ -1,6 +1,5 @@
 #include "kernels/product.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "kernels/bf16_product.h"
@@ -80,59 +79,6 @@ graft_status multiply(const graft_product& p,
   }
   bf16_product_of(bf16_operands(p), p.tb, static_cast<const uint16_t*>(p.b), p.ldb);
   return GRAFT_OK;
-}
-
-// Rows of b, some of them in 4 bits.
-class PartlyPacked {
- public:
-  PartlyPacked(const graft_product& p, const graft_decode_target* targets, int64_t count)
-      : b_(static_cast<const uint16_t*>(p.b)), ldb_(p.ldb), targets_(targets), count_(count) {}
-
-  // The first row of a target in b; negative where it is not a row's beginning.
-  int64_t first_row(const graft_decode_target& target) const {
-    const std::ptrdiff_t at = static_cast<const uint16_t*>(target.out) - b_;
-    return at >= 0 && at % ldb_ == 0 ? at / ldb_ : -1;
-  }
-
-  // b's row `row`, columns [begin, end).
-  void read(int64_t row, int64_t begin, int64_t end, uint16_t* out) const {
-    int64_t column = begin;
-    for (int64_t i = 0; i < count_; ++i) {
-      const graft_decode_target& target = targets_[i];
-      const int64_t inside = row - first_row(target);
-      if (inside < 0 || inside * target.columns >= target.weight.count) continue;
-      column = std::clamp(target.columns, begin, end);
-      table().weights->quant4_decode_bf16(target.weight, inside * target.columns + begin,
-                                          inside * target.columns + column, out, Stores::kCached);
-      break;
-    }
-    std::copy_n(b_ + row * ldb_ + column, end - column, out + column - begin);
-  }
-
- private:
-  const uint16_t* b_;
-  int64_t ldb_;
-  const graft_decode_target* targets_;
-  int64_t count_;
-};
-
-void multiply_decoding(const graft_product& p, const PartlyPacked& b) {
-  constexpr int64_t kValues = kBf16TaskColumns * kBf16Depth;
-  const bool rows_are_columns = p.tb == GRAFT_T;  // b's rows are those of op(B)^T
-  bf16_product(
-      bf16_operands(p), kValues / 2,
-      [&](int64_t j, int64_t width, int64_t q, int64_t depth, uint16_t* piece, uint16_t* panels) {
-        const int64_t row = rows_are_columns ? j : q;
-        const int64_t rows = rows_are_columns ? width : depth;
-        const int64_t column = rows_are_columns ? q : j;
-        const int64_t columns = rows_are_columns ? depth : width;
-        for (int64_t r = 0; r < rows; ++r) {
-          b.read(row + r, column, column + columns, piece + r * columns);
-        }
-        table().weights->bf16_pack(piece, rows_are_columns ? 1 : columns,
-                                   rows_are_columns ? columns : 1, depth, width, panels);
-        return panels;
-      });
 }
 
 }  // namespace
@@ -220,7 +166,7 @@ extern "C" graft_status graft_multiply_decoding(const graft_product* product,
     return status;
   }
   if (p.m == 0 || p.n == 0) return GRAFT_OK;
-  const PartlyPacked b(p, targets, target_count);
+  const PartlyPacked b{static_cast<const uint16_t*>(p.b), p.ldb, targets, target_count};
   const int64_t rows = p.tb == GRAFT_T ? p.n : p.k;
   for (int64_t i = 0; i < target_count; ++i) {
     const graft_decode_target& target = targets[i];
@@ -236,6 +182,6 @@ extern "C" graft_status graft_multiply_decoding(const graft_product* product,
     }
   }
   if (d != nullptr && p.beta != 0.0f) copy_rows(p, {d, ldd});
-  multiply_decoding(p, b);
+  bf16_product_decoding(bf16_operands(p), p.tb, b);
   return GRAFT_OK;
 }

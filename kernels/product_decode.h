@@ -15,7 +15,7 @@ extern "C" {
 //                           its row_stride is ldb, it has no tail; no two share a row. What lies
 //                           there in b is neither read nor written; the rest of b is read as ever
 //   d                       NULL: C is added to itself
-// Scratch is kept per thread: 512 KiB. Errors: as graft_multiply_add and graft_nf4_decode_rows, and
+// Scratch is kept per thread: 1 MiB. Errors: as graft_multiply_add and graft_nf4_decode_rows, and
 // GRAFT_BAD_ARGUMENT for other types, GRAFT_BAD_SHAPE for a target that lies elsewhere.
 graft_status graft_multiply_decoding(const graft_product* product,
                                      const void* d,

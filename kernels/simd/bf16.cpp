@@ -292,13 +292,12 @@ void bf16_pack(
 
 #if defined(__AVX512BF16__)
 
-// Rows of A that stay in the second-level cache while all columns pass.
-constexpr int64_t kBlockRows = 11 * kRows;
+static_assert(kBf16BlockRows % kRows == 0);
 
 void bf16_block(const Bf16Block& block) {
   const int64_t pairs = ceil_div(block.depth, 2);
-  for (int64_t i0 = 0; i0 < block.m; i0 += kBlockRows) {
-    const int64_t end = smaller_of(block.m, i0 + kBlockRows);
+  for (int64_t i0 = 0; i0 < block.m; i0 += kBf16BlockRows) {
+    const int64_t end = smaller_of(block.m, i0 + kBf16BlockRows);
     for (int64_t j = 0; j < block.n; j += kColumns) {
       const int64_t width = smaller_of(kColumns, block.n - j);
       for (int64_t i = i0; i < end; i += kRows) {

@@ -42,6 +42,9 @@ struct SmallProduct {
 // definition. 512 x 32 values of B are 32 KiB, two thirds of a 48 KiB first-level cache.
 constexpr int64_t kBf16Depth = 512;
 constexpr int64_t kBf16PanelColumns = 32;
+// Rows of A that stay in the second-level cache while all columns of a task pass: whole tiles
+// of 12.
+constexpr int64_t kBf16BlockRows = 132;
 
 // C [m, n] = alpha A [m, depth] B [depth, n] + beta C for one chain.
 struct Bf16Block {
