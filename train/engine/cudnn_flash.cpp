@@ -139,23 +139,14 @@ class CudnnFlash final : public Flash {
 
   std::string name() const override;
   void begin(const Batch& batch) override;
-  void forward(const graft_attention_shape& shape,
-               const uint16_t* q,
-               const uint16_t* k,
-               const uint16_t* v,
-               uint16_t* out,
-               float* lse) override;
+  void forward(const graft_attention_shape& shape, const FlashArrays& arrays) override;
   void backward(const graft_attention_shape& shape,
-                const FlashGradients& gradients,
-                const uint16_t* q,
-                const uint16_t* k,
-                const uint16_t* v,
-                const uint16_t* out,
-                const float* lse,
-                const uint16_t* dout) override;
+                const FlashArrays& arrays,
+                const uint16_t* dout,
+                const FlashGradients& gradients) override;
 
  private:
-  using Arrays = std::unordered_map<int64_t, void*>;
+  using Bindings = std::unordered_map<int64_t, void*>;
 
   // Arrays without gaps, [tokens, kv_heads, head_dim], and cuDNN's own workspace behind them.
   struct Dense {
@@ -178,14 +169,10 @@ class CudnnFlash final : public Flash {
   // for 0.
   void* ends_of(const Group& group, int64_t stride);
   // What both passes are given.
-  Arrays arrays_of(const graft_attention_shape& shape,
-                   const Group& group,
-                   const uint16_t* q,
-                   const uint16_t* k,
-                   const uint16_t* v,
-                   const uint16_t* out,
-                   const float* lse);
-  void run(const Graph& graph, Arrays& arrays, std::byte* workspace, int64_t bytes);
+  Bindings bindings_of(const graft_attention_shape& shape,
+                       const Group& group,
+                       const FlashArrays& arrays);
+  void run(const Graph& graph, Bindings& bindings, std::byte* workspace, int64_t bytes);
 
   Device device_;
   cudnnHandle_t handle_;
@@ -412,27 +399,23 @@ const Graph& CudnnFlash::graph_of(std::map<Key, Graph>& known,
   return found->second;
 }
 
-void CudnnFlash::run(const Graph& graph, Arrays& arrays, std::byte* workspace, int64_t bytes) {
+void CudnnFlash::run(const Graph& graph, Bindings& bindings, std::byte* workspace, int64_t bytes) {
   std::byte* const at = graph.workspace <= bytes ? workspace : room_.get(graph.workspace);
-  check_cudnn(graph.graph->execute(handle_, arrays, at), "execution");
+  check_cudnn(graph.graph->execute(handle_, bindings, at), "execution");
 }
 
 void* plain(const void* values) {
   return const_cast<void*>(values);
 }
 
-CudnnFlash::Arrays CudnnFlash::arrays_of(const graft_attention_shape& shape,
-                                         const Group& group,
-                                         const uint16_t* q,
-                                         const uint16_t* k,
-                                         const uint16_t* v,
-                                         const uint16_t* out,
-                                         const float* lse) {
-  return {{kQ, plain(q)},
-          {kK, plain(k)},
-          {kV, plain(v)},
-          {kOut, plain(out)},
-          {kSums, plain(lse)},
+CudnnFlash::Bindings CudnnFlash::bindings_of(const graft_attention_shape& shape,
+                                             const Group& group,
+                                             const FlashArrays& arrays) {
+  return {{kQ, plain(arrays.q)},
+          {kK, plain(arrays.k)},
+          {kV, plain(arrays.v)},
+          {kOut, arrays.out},
+          {kSums, arrays.lse},
           {kLengths, ends_of(group, 0)},
           {kQEnds, ends_of(group, shape.q_stride)},
           {kKEnds, ends_of(group, shape.k_stride)},
@@ -441,16 +424,11 @@ CudnnFlash::Arrays CudnnFlash::arrays_of(const graft_attention_shape& shape,
           {kSumsEnds, ends_of(group, shape.heads)}};
 }
 
-void CudnnFlash::forward(const graft_attention_shape& shape,
-                         const uint16_t* q,
-                         const uint16_t* k,
-                         const uint16_t* v,
-                         uint16_t* out,
-                         float* lse) {
-  if (defers_) return in_order_->forward(shape, q, k, v, out, lse);
+void CudnnFlash::forward(const graft_attention_shape& shape, const FlashArrays& arrays) {
+  if (defers_) return in_order_->forward(shape, arrays);
   for (const Group& group : groups_) {
-    Arrays arrays = arrays_of(shape, group, q, k, v, out, lse);
-    run(graph_of(forward_, key_of(shape, group), &CudnnFlash::build_forward), arrays, nullptr, 0);
+    Bindings bindings = bindings_of(shape, group, arrays);
+    run(graph_of(forward_, key_of(shape, group), &CudnnFlash::build_forward), bindings, nullptr, 0);
   }
 }
 
@@ -469,14 +447,10 @@ CudnnFlash::Dense CudnnFlash::dense_of(const FlashGradients& gradients) {
 }
 
 void CudnnFlash::backward(const graft_attention_shape& shape,
-                          const FlashGradients& gradients,
-                          const uint16_t* q,
-                          const uint16_t* k,
-                          const uint16_t* v,
-                          const uint16_t* out,
-                          const float* lse,
-                          const uint16_t* dout) {
-  if (defers_) return in_order_->backward(shape, gradients, q, k, v, out, lse, dout);
+                          const FlashArrays& arrays,
+                          const uint16_t* dout,
+                          const FlashGradients& gradients) {
+  if (defers_) return in_order_->backward(shape, arrays, dout, gradients);
   const Dense dense = dense_of(gradients);
   // Keys, values and their gradients without gaps. cuDNN's sums of all query heads have the
   // gradients' gaps, as many times as heads share a key; and gradients have to lie as the keys do:
@@ -487,12 +461,15 @@ void CudnnFlash::backward(const graft_attention_shape& shape,
     check(graft_convert(from, GRAFT_BF16, from_stride, to, GRAFT_BF16, stride, shape.tokens,
                         packed.k_stride, 1, device_.kind, device_.stream));
   };
-  copy(k, shape.k_stride, dense.k, packed.k_stride);
-  copy(v, shape.v_stride, dense.v, packed.v_stride);
+  copy(arrays.k, shape.k_stride, dense.k, packed.k_stride);
+  copy(arrays.v, shape.v_stride, dense.v, packed.v_stride);
+  FlashArrays without_gaps = arrays;
+  without_gaps.k = dense.k;
+  without_gaps.v = dense.v;
   for (const Group& group : groups_) {
-    Arrays arrays = arrays_of(packed, group, q, dense.k, dense.v, out, lse);
-    arrays.insert({{kDOut, plain(dout)}, {kDQ, gradients.dq}, {kDK, dense.dk}, {kDV, dense.dv}});
-    run(graph_of(backward_, key_of(packed, group), &CudnnFlash::build_backward), arrays,
+    Bindings bindings = bindings_of(packed, group, without_gaps);
+    bindings.insert({{kDOut, plain(dout)}, {kDQ, gradients.dq}, {kDK, dense.dk}, {kDV, dense.dv}});
+    run(graph_of(backward_, key_of(packed, group), &CudnnFlash::build_backward), bindings,
         dense.workspace, dense.workspace_bytes);
   }
   copy(dense.dk, packed.k_stride, gradients.dk, shape.k_stride);

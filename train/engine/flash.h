@@ -34,6 +34,16 @@ struct FlashExtent {
   int64_t workspace_bytes(bool deterministic) const;
 };
 
+// What the forward pass reads and gives, with the shape's strides, as the backward pass reads it.
+// lse [tokens * heads] is the library's own.
+struct FlashArrays {
+  const uint16_t* q = nullptr;
+  const uint16_t* k = nullptr;
+  const uint16_t* v = nullptr;
+  uint16_t* out = nullptr;
+  float* lse = nullptr;
+};
+
 // dq, dk, dv [tokens, heads or kv_heads, head_dim] with the strides of q, k and v; any workspace,
 // aligned to 64 bytes: with less than FlashExtent asks for, the library allocates its own.
 struct FlashGradients {
@@ -50,7 +60,8 @@ class Flash {
   // a multiple of 8 up to 256.
   static bool takes(const ModelConfig& config);
   // One that flash_agrees with (flash_check.h). nullptr, with the reason, where none can be had: no
-  // GPU, no library, a model that they do not take. `deterministic`: the backward pass adds in a fixed order.
+  // GPU, no library, a model that they do not take. `deterministic`: the backward pass adds in a
+  // fixed order.
   static std::unique_ptr<Flash> load(const Device& device,
                                      const ModelConfig& config,
                                      const FlashExtent& extent,
@@ -62,22 +73,13 @@ class Flash {
 
   // Before the first call with a batch. May wait for the device and allocate.
   virtual void begin(const Batch& batch) = 0;
-  // As graft_attention_forward, of type bfloat16; lse [tokens * heads] is the library's own.
-  virtual void forward(const graft_attention_shape& shape,
-                       const uint16_t* q,
-                       const uint16_t* k,
-                       const uint16_t* v,
-                       uint16_t* out,
-                       float* lse) = 0;
+  // As graft_attention_forward, of type bfloat16.
+  virtual void forward(const graft_attention_shape& shape, const FlashArrays& arrays) = 0;
   // As graft_attention_backward.
   virtual void backward(const graft_attention_shape& shape,
-                        const FlashGradients& gradients,
-                        const uint16_t* q,
-                        const uint16_t* k,
-                        const uint16_t* v,
-                        const uint16_t* out,
-                        const float* lse,
-                        const uint16_t* dout) = 0;
+                        const FlashArrays& arrays,
+                        const uint16_t* dout,
+                        const FlashGradients& gradients) = 0;
 };
 
 // Tokens of the batch's longest document.

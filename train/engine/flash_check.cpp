@@ -109,9 +109,10 @@ class Problem {
   Results library(Flash& flash) const {
     return run(static_cast<size_t>(64), [&](const Outputs& to, const OnDevice& workspace) {
       flash.begin(batch_);
-      flash.forward(shape_, q_.as(), k_.as(), v_.as(), to.out.as(), to.lse.as<float>());
-      flash.backward(shape_, {to.dq.as(), to.dk.as(), to.dv.as(), workspace.as<std::byte>(), 64},
-                     q_.as(), k_.as(), v_.as(), to.out.as(), to.lse.as<float>(), dout_.as());
+      const FlashArrays arrays{q_.as(), k_.as(), v_.as(), to.out.as(), to.lse.as<float>()};
+      flash.forward(shape_, arrays);
+      flash.backward(shape_, arrays, dout_.as(),
+                     {to.dq.as(), to.dk.as(), to.dv.as(), workspace.as<std::byte>(), 64});
     });
   }
 

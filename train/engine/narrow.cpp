@@ -123,7 +123,7 @@ void narrow_attention_forward(const Pass& pass,
   const graft_attention_shape shape = narrow_shape(pass, layer, index);
   const NarrowRows attended = attended_of(layer, state);
   if (pass.flash != nullptr) {
-    pass.flash->forward(shape, q, k, own.v, attended.values, state.lse);
+    pass.flash->forward(shape, {q, k, own.v, attended.values, state.lse});
   } else {
     check(graft_attention_forward(&shape, q, k, own.v, attended.values, state.lse, pass.device.kind,
                                   pass.device.stream));
@@ -156,10 +156,10 @@ void narrow_attention_backward(const Pass& pass,
   uint16_t* const d_q = q.norm.size > 0 ? scratch.d_q : d_own.q;
   uint16_t* const d_k = k.norm.size > 0 ? scratch.d_k : d_own.k;
   if (pass.flash != nullptr) {
-    pass.flash->backward(shape,
+    pass.flash->backward(shape, {turned_q, turned_k, own.v, attended.values, state.lse},
+                         scratch.d_attended,
                          {d_q, d_k, d_own.v, pass.scratch.attention_workspace,
-                          pass.scratch.attention_workspace_bytes},
-                         turned_q, turned_k, own.v, attended.values, state.lse, scratch.d_attended);
+                          pass.scratch.attention_workspace_bytes});
   } else {
     check(graft_attention_backward(&shape, turned_q, turned_k, own.v, attended.values, state.lse,
                                    scratch.d_attended, d_q, d_k, d_own.v,

@@ -70,20 +70,11 @@ class TorchFlash final : public Flash {
 
   std::string name() const override { return "LibTorch's flash attention"; }
   void begin(const Batch& batch) override { longest_ = longest_document(batch); }
-  void forward(const graft_attention_shape& shape,
-               const uint16_t* q,
-               const uint16_t* k,
-               const uint16_t* v,
-               uint16_t* out,
-               float* lse) override;
+  void forward(const graft_attention_shape& shape, const FlashArrays& arrays) override;
   void backward(const graft_attention_shape& shape,
-                const FlashGradients& gradients,
-                const uint16_t* q,
-                const uint16_t* k,
-                const uint16_t* v,
-                const uint16_t* out,
-                const float* lse,
-                const uint16_t* dout) override;
+                const FlashArrays& arrays,
+                const uint16_t* dout,
+                const FlashGradients& gradients) override;
 
  private:
   void put(const void* from, void* to, int64_t to_stride, int64_t rows, int64_t columns) const;
@@ -99,37 +90,28 @@ void TorchFlash::put(
                       device_.kind, device_.stream));
 }
 
-void TorchFlash::forward(const graft_attention_shape& shape,
-                         const uint16_t* q,
-                         const uint16_t* k,
-                         const uint16_t* v,
-                         uint16_t* out,
-                         float* lse) {
+void TorchFlash::forward(const graft_attention_shape& shape, const FlashArrays& arrays) {
   const auto result = call_torch([&] {
     const at::Tensor ends = ends_of(shape);
     return at::_flash_attention_forward(
-        heads_of(q, shape, shape.heads, shape.q_stride),
-        heads_of(k, shape, shape.kv_heads, shape.k_stride),
-        heads_of(v, shape, shape.kv_heads, shape.v_stride), ends, ends, longest_, longest_, 0.0,
-        true, false, static_cast<double>(shape.scale), left_of(shape), right_of(shape));
+        heads_of(arrays.q, shape, shape.heads, shape.q_stride),
+        heads_of(arrays.k, shape, shape.kv_heads, shape.k_stride),
+        heads_of(arrays.v, shape, shape.kv_heads, shape.v_stride), ends, ends, longest_, longest_,
+        0.0, true, false, static_cast<double>(shape.scale), left_of(shape), right_of(shape));
   });
-  put(std::get<0>(result).data_ptr(), out, shape.out_stride, shape.tokens,
+  put(std::get<0>(result).data_ptr(), arrays.out, shape.out_stride, shape.tokens,
       shape.heads * shape.head_dim);
   const at::Tensor& sums = std::get<1>(result);
   if (sums.numel() != shape.heads * shape.tokens || !sums.is_contiguous()) {
     fail(ExitCode::kBug, "LibTorch's flash attention keeps other sums than this build expects");
   }
-  device_.copy(lse, sums.data_ptr(), sums.nbytes());
+  device_.copy(arrays.lse, sums.data_ptr(), sums.nbytes());
 }
 
 void TorchFlash::backward(const graft_attention_shape& shape,
-                          const FlashGradients& gradients,
-                          const uint16_t* q,
-                          const uint16_t* k,
-                          const uint16_t* v,
-                          const uint16_t* out,
-                          const float* lse,
-                          const uint16_t* dout) {
+                          const FlashArrays& arrays,
+                          const uint16_t* dout,
+                          const FlashGradients& gradients) {
   const int64_t q_width = shape.heads * shape.head_dim;
   at::globalContext().setDeterministicAlgorithms(deterministic_, /*warn_only=*/false);
   const auto result = call_torch([&] {
@@ -139,13 +121,13 @@ void TorchFlash::backward(const graft_attention_shape& shape,
     const at::Tensor unused = at::empty({}, at::TensorOptions().dtype(at::kUInt64).device(kGpu));
     return at::_flash_attention_backward(
         heads_of(dout, shape, shape.heads, shape.out_stride),
-        heads_of(q, shape, shape.heads, shape.q_stride),
-        heads_of(k, shape, shape.kv_heads, shape.k_stride),
-        heads_of(v, shape, shape.kv_heads, shape.v_stride),
-        heads_of(out, shape, shape.heads, shape.out_stride),
-        view(lse, at::kFloat, {shape.heads, shape.tokens}, {shape.tokens, 1}), ends, ends, longest_,
-        longest_, 0.0, true, state, unused, static_cast<double>(shape.scale), left_of(shape),
-        right_of(shape));
+        heads_of(arrays.q, shape, shape.heads, shape.q_stride),
+        heads_of(arrays.k, shape, shape.kv_heads, shape.k_stride),
+        heads_of(arrays.v, shape, shape.kv_heads, shape.v_stride),
+        heads_of(arrays.out, shape, shape.heads, shape.out_stride),
+        view(arrays.lse, at::kFloat, {shape.heads, shape.tokens}, {shape.tokens, 1}), ends, ends,
+        longest_, longest_, 0.0, true, state, unused, static_cast<double>(shape.scale),
+        left_of(shape), right_of(shape));
   });
   const int64_t kv_width = shape.kv_heads * shape.head_dim;
   put(std::get<0>(result).data_ptr(), gradients.dq, shape.q_stride, shape.tokens, q_width);

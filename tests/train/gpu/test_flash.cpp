@@ -131,9 +131,9 @@ void run_library(Flash& flash,
   const OnGpu<std::byte> workspace(std::vector<std::byte>(static_cast<size_t>(room)));
   shape.cu_seqlens = gpu_ends.get();
   flash.begin(batch);
-  flash.forward(shape, q.get(), k.get(), v.get(), out.get(), lse.get());
-  flash.backward(shape, {dq.get(), dk.get(), dv.get(), workspace.get(), room}, q.get(), k.get(),
-                 v.get(), out.get(), lse.get(), dout.get());
+  const FlashArrays arrays{q.get(), k.get(), v.get(), out.get(), lse.get()};
+  flash.forward(shape, arrays);
+  flash.backward(shape, arrays, dout.get(), {dq.get(), dk.get(), dv.get(), workspace.get(), room});
   kGpu.wait();
   a.out = out.values();
   a.dq = dq.values();
@@ -237,28 +237,21 @@ class Faulty final : public Flash {
   explicit Faulty(Fault fault) : fault_(fault) {}
   std::string name() const override { return "another's attention"; }
   void begin(const Batch& /*batch*/) override {}
-  void forward(const graft_attention_shape& shape,
-               const uint16_t* q,
-               const uint16_t* k,
-               const uint16_t* v,
-               uint16_t* out,
-               float* lse) override {
+  void forward(const graft_attention_shape& shape, const FlashArrays& arrays) override {
     if (fault_ == Fault::kError) fail(ExitCode::kDevice, "no such graph");
-    check(graft_attention_forward(&shape, q, k, v, out, lse, kEmulated.kind));
+    check(graft_attention_forward(&shape, arrays.q, arrays.k, arrays.v, arrays.out, arrays.lse,
+                                  kEmulated.kind));
   }
   void backward(const graft_attention_shape& shape,
-                const FlashGradients& gradients,
-                const uint16_t* q,
-                const uint16_t* k,
-                const uint16_t* v,
-                const uint16_t* out,
-                const float* lse,
-                const uint16_t* dout) override {
+                const FlashArrays& arrays,
+                const uint16_t* dout,
+                const FlashGradients& gradients) override {
     const size_t bytes = graft_attention_workspace_bytes(&shape, kEmulated.kind);
     void* workspace = nullptr;
     check(graft_device_allocate(bytes, kEmulated.kind, &workspace));
-    check(graft_attention_backward(&shape, q, k, v, out, lse, dout, gradients.dq, gradients.dk,
-                                   gradients.dv, workspace, bytes, kEmulated.kind));
+    check(graft_attention_backward(&shape, arrays.q, arrays.k, arrays.v, arrays.out, arrays.lse,
+                                   dout, gradients.dq, gradients.dk, gradients.dv, workspace, bytes,
+                                   kEmulated.kind));
     graft_device_release(workspace, kEmulated.kind);
     // The host does not reach into a device's memory.
     const auto change = [&](uint16_t* values, const std::function<void(Values&)>& body) {
